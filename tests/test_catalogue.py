@@ -40,8 +40,7 @@ COVERED: dict[str, list[str]] = {
     "K05": [
         f"{BOUNDS}::test_a_flood_of_callers_fills_no_more_memory_than_the_store_may_have",
         f"{BOUNDS}::test_a_flood_of_callers_fills_no_more_disk_than_the_store_may_have",
-        "store/test_lmdb_bounds.py::"
-        "test_a_flood_of_new_callers_costs_a_full_store_no_more_than_a_look_each",
+        "store/test_lmdb_bounds.py::test_each_new_caller_costs_a_full_store_one_lookup",
     ],
     "K06": [f"{ATTACKS}::test_k06_whatever_a_client_sends_is_no_name_in_the_store"],
     "K07": [
@@ -85,12 +84,12 @@ COVERED: dict[str, list[str]] = {
     "P01": [f"{KILLED}::test_a_writer_killed_at_any_moment_has_written_what_it_reported"],
     "P02": [
         "store/test_lmdb_faults.py::"
-        "test_a_writer_killed_inside_its_transaction_blocks_nobody_and_leaves_nothing"
+        "test_a_writer_killed_inside_its_transaction_blocks_no_other_and_writes_nothing"
     ],
     "P03": [
-        f"{DISK}::test_a_disk_that_runs_full_refuses_what_is_new_and_keeps_the_rest_until_there_is_room",
+        f"{DISK}::test_a_full_disk_rejects_new_values_and_keeps_the_others",
         f"{DISK}::test_a_limiter_follows_on_store_error_while_the_disk_is_full",
-        "store/test_lmdb_faults.py::test_a_folder_that_cannot_be_written_is_refused",
+        "store/test_lmdb_faults.py::test_a_folder_that_cannot_be_written_is_rejected",
     ],
     "P04": [
         f"{VERIFY}::test_no_damage_kills_a_process_that_uses_the_file",
@@ -102,7 +101,7 @@ COVERED: dict[str, list[str]] = {
     "P06": ["test_catalogue.py::test_p06_nothing_is_unpickled_but_by_the_test_suite"],
     "P07": [
         f"{LMDB}::test_the_folder_and_its_files_are_for_their_owner_only",
-        "store/test_private_folder.py::test_a_runtime_folder_with_something_unsafe_in_it_is_not_used",
+        "store/test_private_folder.py::test_an_unsafe_runtime_folder_is_not_used",
     ],
     "P08": [
         f"{FAULTS}::test_a_server_that_never_answered_is_paused_as_well",

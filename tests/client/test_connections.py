@@ -1,4 +1,4 @@
-"""How long connections live, who gets them, and which requests may be sent again over another.
+"""The lifetime and reuse of connections, and which requests may be sent again.
 
 Ids such as N01 are those of a catalogue of attacks and faults.
 """

@@ -1,4 +1,4 @@
-"""Where an instance may be: H01 to H05 of the attacks on registries, however it is written."""
+"""The allowed addresses of instances, in every form (H01 to H05)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_loopback_and_private_addresses_are_allowed(address: str) -> None:
 @pytest.mark.parametrize(
     "address", ["8.8.8.8", "172.32.0.1", "100.64.0.1", "192.0.2.1", "2001:db8::1", "fec0::1"]
 )
-def test_all_others_are_not_unless_it_is_said(address: str) -> None:
+def test_other_addresses_are_allowed_only_if_configured(address: str) -> None:
     assert "allowed networks" in refused(Destinations(), address)
     everywhere = Destinations(["0.0.0.0/0", "::/0"])
     assert refused(everywhere, address) == ""
@@ -88,13 +88,13 @@ def test_all_others_are_not_unless_it_is_said(address: str) -> None:
         ("::ffff:224.0.0.1", "multicast"),
     ],
 )
-def test_some_are_never_allowed(address: str, why: str) -> None:
+def test_some_addresses_are_never_allowed(address: str, why: str) -> None:
     for destinations in (Destinations(), Destinations(["0.0.0.0/0", "::/0", address])):
         assert why in refused(destinations, address)
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_no_form_of_an_address_is_judged_otherwise_than_the_address(bits: int) -> None:
+def test_every_form_of_an_address_has_the_same_verdict(bits: int) -> None:
     four = ip_address(bits)
     destinations = Destinations(["0.0.0.0/0", "::/0"])
     plain = refused(destinations, str(four))
@@ -108,7 +108,7 @@ def test_no_form_of_an_address_is_judged_otherwise_than_the_address(bits: int) -
         assert refused(destinations, str(form)) == plain
 
 
-def test_the_gateway_itself_is_no_instance() -> None:  # H04
+def test_the_address_of_the_gateway_is_forbidden() -> None:  # H04
     here = Destinations(own=[("127.0.0.1", 3000), ("::1", 3001)])
     assert "gateway" in refused(here, "127.0.0.1", 3000)
     assert "gateway" in refused(here, "::ffff:127.0.0.1", 3000)
@@ -118,7 +118,9 @@ def test_the_gateway_itself_is_no_instance() -> None:  # H04
 
 
 @pytest.mark.parametrize("unspecified", ["0.0.0.0", "::"])
-def test_one_that_listens_at_all_addresses_is_at_each_of_this_machine(unspecified: str) -> None:
+def test_a_gateway_that_listens_on_all_addresses_forbids_each_address_of_the_machine(
+    unspecified: str,
+) -> None:
     mine = {"10.0.0.7", "fd00::7"}
     destinations = Destinations(own=[(unspecified, 3000)], is_own=lambda each: str(each) in mine)
     assert "gateway" in refused(destinations, "10.0.0.7", 3000)
@@ -127,7 +129,7 @@ def test_one_that_listens_at_all_addresses_is_at_each_of_this_machine(unspecifie
     assert refused(destinations, "10.0.0.8", 3000) == ""
 
 
-def test_the_machine_is_asked_which_addresses_it_has() -> None:
+def test_the_addresses_of_the_machine_are_detected() -> None:
     destinations = Destinations(own=[("0.0.0.0", 3000)])
     assert "gateway" in refused(destinations, "127.0.0.1", 3000)
     assert "gateway" in refused(destinations, "127.3.2.1", 3000)
@@ -149,7 +151,7 @@ class Names:
         return [(0, type, 6, "", (address, port)) for address in self.names[host]]
 
 
-def test_a_name_is_as_good_as_all_of_its_addresses() -> None:  # H03
+def test_a_name_is_allowed_if_all_of_its_addresses_are() -> None:  # H03
     names = Names(
         good=["10.0.0.5", "fd00::5"], bad=["10.0.0.5", METADATA], none=[], zone=["fe80::1%eth0"]
     )
@@ -163,7 +165,7 @@ def test_a_name_is_as_good_as_all_of_its_addresses() -> None:  # H03
             destinations.resolve(host, 80)
 
 
-def test_an_address_needs_no_look_up() -> None:
+def test_an_address_is_not_resolved() -> None:
     names = Names()
     assert [str(each) for each in Destinations(lookup=names).resolve("10.0.0.5", 80)] == [
         "10.0.0.5"
@@ -171,18 +173,18 @@ def test_an_address_needs_no_look_up() -> None:
     assert names.asked == []
 
 
-def test_a_name_that_nobody_can_look_up_is_no_error_of_ours() -> None:
+def test_a_name_that_cannot_be_resolved_raises_the_error_of_the_resolver() -> None:
     with pytest.raises(OSError, match="name"):
         Destinations().resolve("a" * 64 + ".example", 80)
 
 
 @pytest.mark.parametrize("entry", ["unix", "10.0.0.1/8", "somewhere", ""])
-def test_what_is_no_network_is_refused_at_once(entry: str) -> None:
+def test_an_invalid_network_is_rejected_by_the_constructor(entry: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - each says its own
         Destinations([entry])
 
 
-def test_an_address_has_to_be_in_the_list_of_everyone_who_vouches() -> None:
+def test_an_address_must_be_allowed_by_all_lists() -> None:
     vouched = CombinedDestinations(
         Destinations(["10.0.0.0/8"]), Destinations(["10.1.0.0/16", "127.0.0.1"])
     )

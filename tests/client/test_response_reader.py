@@ -1,4 +1,4 @@
-"""The reader of responses as a table: bytes in, what they are out, without a socket."""
+"""The response parser as a table, without a socket."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ HEADS: list[tuple[bytes, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("data", "wanted"), HEADS)
-def test_a_response_is_what_its_head_says(data: bytes, wanted: dict[str, Any]) -> None:
+def test_a_response_has_the_status_fields_and_body_of_its_input(
+    data: bytes, wanted: dict[str, Any]
+) -> None:
     reader = ResponseReader("GET")
     assert reader.feed_head(data)
     fields = [field for field in reader.fields if field[0] != "Content-Length"]
@@ -65,7 +67,7 @@ def test_a_response_is_what_its_head_says(data: bytes, wanted: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("more", [b"", FINAL])
-def test_another_protocol_is_for_those_who_asked(more: bytes) -> None:
+def test_an_unrequested_101_is_rejected(more: bytes) -> None:
     """G24: what follows would be taken for the answer."""
     asked = ResponseReader("GET", upgrade=True)
     assert asked.feed_head(SWITCHED + more)
@@ -74,7 +76,7 @@ def test_another_protocol_is_for_those_who_asked(more: bytes) -> None:
         ResponseReader("GET").feed_head(SWITCHED + more)
 
 
-def test_ten_interim_answers_are_enough() -> None:
+def test_more_than_ten_interim_responses_are_rejected() -> None:
     """G23"""
     hints = b"HTTP/1.1 103 Hints\r\n\r\n"
     assert ResponseReader("GET").feed_head(hints * 10 + FINAL)
@@ -93,7 +95,9 @@ def test_ten_interim_answers_are_enough() -> None:
         (OK + b"\r\nok", None),
     ],
 )
-def test_the_end_is_the_end_where_the_framing_says_so(data: bytes, error: str | None) -> None:
+def test_the_end_of_the_input_is_the_end_only_if_the_framing_allows_it(
+    data: bytes, error: str | None
+) -> None:
     """G01 to G06"""
     reader = ResponseReader("GET")
     reader.feed_head(data)
@@ -107,7 +111,7 @@ def test_the_end_is_the_end_where_the_framing_says_so(data: bytes, error: str | 
         assert not reader.complete
 
 
-def test_what_came_before_a_malformed_chunk_is_told_first() -> None:
+def test_data_before_a_malformed_chunk_is_returned_first() -> None:
     reader = ResponseReader("GET")
     assert reader.feed_head(CHUNKED)
     assert reader.feed_body(b"2\r\nok\r\nzz\r\n") == b"ok"
@@ -119,7 +123,7 @@ def test_what_came_before_a_malformed_chunk_is_told_first() -> None:
         alone.feed_body(b"zz\r\n")
 
 
-def test_what_comes_behind_the_end_is_not_the_answers_fault() -> None:
+def test_bytes_after_the_end_leave_the_response_valid() -> None:
     """G13"""
     reader = ResponseReader("GET")
     assert reader.feed_head(CHUNKED)
@@ -128,7 +132,7 @@ def test_what_comes_behind_the_end_is_not_the_answers_fault() -> None:
     assert (reader.complete, reader.keep, reader.error) == (True, False, None)
 
 
-def test_much_between_chunks_is_too_much_and_much_in_all_is_not() -> None:
+def test_framing_between_chunks_is_limited_and_the_total_is_not() -> None:
     extended = b"2;" + b"x" * 8000 + b"\r\n"
     reader = ResponseReader("GET")
     reader.feed_head(CHUNKED)
@@ -143,7 +147,7 @@ def test_much_between_chunks_is_too_much_and_much_in_all_is_not() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
-def test_a_head_in_pieces_is_read_without_looking_at_any_of_it_twice(step: int) -> None:
+def test_a_head_in_pieces_is_scanned_once(step: int) -> None:
     head = OK + b"X: " + b"y" * 30_000 + b"\r\nContent-Length: 2\r\n\r\n"
     reader = ResponseReader("GET")
     held = set()
@@ -167,7 +171,7 @@ def test_a_head_in_pieces_is_read_without_looking_at_any_of_it_twice(step: int) 
         [b"HTTP/1.", b"1 200 OK\r\n" + b"x" * 65_536],
     ],
 )
-def test_what_cannot_become_a_head_is_refused_before_its_end(pieces: list[bytes]) -> None:
+def test_input_that_cannot_become_a_head_is_rejected_early(pieces: list[bytes]) -> None:
     reader = ResponseReader("GET")
     for piece in pieces[:-1]:
         try:
@@ -178,7 +182,7 @@ def test_what_cannot_become_a_head_is_refused_before_its_end(pieces: list[bytes]
         reader.feed_head(pieces[-1])
 
 
-def test_names_are_remembered_within_bounds() -> None:
+def test_the_cache_of_field_names_is_bounded() -> None:
     """Few and short ones, whatever an instance sends; the answer is the same for the others."""
     response_reader._framing.cache_clear()
     long = b"X-" + b"y" * 5000 + b": z\r\n"
@@ -232,7 +236,7 @@ def read_slowly(head: bytes) -> list[tuple[str, str]] | None:
 @example([b"Transfer-Encoding: chunked\xa0\r\n"])
 @example([b"Content-Length: 5\xa0\r\n"])
 @given(st.lists(st.one_of(LINES, st.binary(max_size=12)), max_size=5))
-def test_what_passes_is_what_a_slow_reader_reads(lines: list[bytes]) -> None:
+def test_accepted_responses_equal_those_of_a_simple_reader(lines: list[bytes]) -> None:
     """The fields are not the parser's own report: both must be sure to see the same ones."""
     head, end, _ = (OK + b"".join(lines) + b"\r\n\r\n").partition(b"\r\n\r\n")
     reader = ResponseReader("GET")

@@ -1,4 +1,4 @@
-"""Instances by Consul's health API, asked of a fake of it."""
+"""Instances by Consul's health API, with a fake Consul."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def later(source: Consul, change: Callable[[], object], server: FakeConsul) -> F
     return found[0]
 
 
-def test_who_passes_is_there_and_a_change_comes_at_once(server: FakeConsul) -> None:
+def test_passing_instances_are_found_and_changes_are_returned_at_once(server: FakeConsul) -> None:
     server.register("10.0.0.2", 8001)
     source = Consul("web", server.url)
     assert pairs(source.find(NEVER)) == [("http://10.0.0.2:8001", 1)]
@@ -51,7 +51,7 @@ def test_who_passes_is_there_and_a_change_comes_at_once(server: FakeConsul) -> N
     ]
 
 
-def test_checks_and_weights_decide_who_gets_what(server: FakeConsul) -> None:
+def test_checks_and_weights_determine_the_share_of_an_instance(server: FakeConsul) -> None:
     weights = {"Passing": 10, "Warning": 2}
     server.register("10.0.0.1", weights=weights)
     server.register("10.0.0.2", status="warning", weights=weights)
@@ -74,7 +74,7 @@ def test_tags_and_a_token_are_sent(server: FakeConsul) -> None:
     assert "s3cret" not in source.name
 
 
-def test_an_index_that_goes_back_has_all_asked_anew(server: FakeConsul) -> None:
+def test_an_index_that_decreases_resets_the_query(server: FakeConsul) -> None:
     server.index = 500
     server.register("10.0.0.1")
     source = Consul("web", server.url)
@@ -87,7 +87,9 @@ def test_an_index_that_goes_back_has_all_asked_anew(server: FakeConsul) -> None:
 
 
 @pytest.mark.parametrize("index", [0, None])
-def test_without_an_index_it_is_asked_every_second(server: FakeConsul, index: int | None) -> None:
+def test_without_an_index_consul_is_queried_every_second(
+    server: FakeConsul, index: int | None
+) -> None:
     server.register("10.0.0.1")
     server.index = index
     source = Consul("web", server.url)
@@ -96,7 +98,7 @@ def test_without_an_index_it_is_asked_every_second(server: FakeConsul, index: in
 
 
 @pytest.mark.parametrize("status", [403, 404, 429, 500, 301])
-def test_an_error_is_one_and_then_all_is_asked_anew(server: FakeConsul, status: int) -> None:
+def test_after_an_error_the_query_starts_anew(server: FakeConsul, status: int) -> None:
     server.register("10.0.0.1")
     source = Consul("web", server.url)
     source.find(NEVER)
@@ -107,18 +109,18 @@ def test_an_error_is_one_and_then_all_is_asked_anew(server: FakeConsul, status: 
     assert server.asked[-1] == "/v1/health/service/web"
 
 
-def test_a_service_that_nobody_knows_is_empty_and_not_certain(server: FakeConsul) -> None:
+def test_an_unknown_service_is_an_uncertain_empty_list(server: FakeConsul) -> None:
     found = Consul("other", server.url).find(NEVER)
     assert (found.instances, found.certain) == ((), False)
 
 
-def test_an_instance_that_is_none_is_an_error(server: FakeConsul) -> None:
+def test_an_invalid_instance_is_an_error(server: FakeConsul) -> None:
     server.register("10.0.0.1", 0)
     with pytest.raises(SourceError, match="no valid port"):
         Consul("web", server.url).find(NEVER)
 
 
-def test_a_question_that_waits_ends_when_it_is_told_to(server: FakeConsul) -> None:
+def test_a_waiting_query_ends_when_the_source_is_stopped(server: FakeConsul) -> None:
     server.register("10.0.0.1")
     source = Consul("web", server.url)
     stopping = threading.Event()
@@ -152,7 +154,7 @@ def test_a_question_that_waits_ends_when_it_is_told_to(server: FakeConsul) -> No
         ({"Meta": {"zone": 7}, "Locality": "x"}, {"Meta": None}, ""),
     ],
 )
-def test_a_service_or_its_node_says_in_which_zone_it_is(
+def test_the_zone_is_that_of_the_service_or_its_node(
     service: dict[str, object], node: dict[str, object], zone: str
 ) -> None:
     entry = {

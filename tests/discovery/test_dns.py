@@ -1,4 +1,4 @@
-"""Instances by DNS, asked of a real name server on loopback."""
+"""Instances by DNS, with a real name server on loopback."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_each_address_of_a_name_is_an_instance(server: NameServer) -> None:
     assert urls(find(addresses(server, "one.test", scheme="https"))) == ["https://10.0.1.1:8000"]
 
 
-def test_instances_are_asked_by_the_name_that_was_looked_up(server: NameServer) -> None:
+def test_instances_get_the_looked_up_name_as_host(server: NameServer) -> None:
     def names(found: Found) -> set[str]:
         return {instance.authority for instance in found.instances}
 
@@ -86,24 +86,22 @@ def test_instances_are_asked_by_the_name_that_was_looked_up(server: NameServer) 
         ("slow", 3600),
     ],
 )
-def test_an_answer_holds_for_its_ttl(name: str, seconds: float, server: NameServer) -> None:
+def test_an_answer_is_valid_for_its_ttl(name: str, seconds: float, server: NameServer) -> None:
     assert find(addresses(server, f"{name}.test")).again_in == seconds
 
 
 @pytest.mark.parametrize("name", ["nobody", "empty"])
-def test_a_name_without_addresses_is_an_empty_list_that_is_not_certain(
-    name: str, server: NameServer
-) -> None:
+def test_a_name_without_addresses_is_an_uncertain_empty_list(name: str, server: NameServer) -> None:
     assert find(addresses(server, f"{name}.test")) == Found((), 5.0, certain=False)
 
 
-def test_what_the_servers_do_not_know_is_an_error(server: NameServer) -> None:
+def test_a_name_unknown_to_the_servers_is_an_error(server: NameServer) -> None:
     server.failing.add("all")
     with pytest.raises(SourceError, match="no name server has an answer"):
         find(addresses(server, "a.test"))
 
 
-def test_a_server_that_is_not_there_is_an_error() -> None:
+def test_an_unreachable_name_server_is_an_error() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("127.0.0.1", 0))  # it hears and says nothing
         resolver = Resolver([f"127.0.0.1:{taken.getsockname()[1]}"], patience=0.1)
@@ -111,7 +109,7 @@ def test_a_server_that_is_not_there_is_an_error() -> None:
             find(DnsAddresses("a.test", 80, resolver=resolver))
 
 
-def test_who_is_not_asked_about_for_a_moment_stays(server: NameServer) -> None:
+def test_a_failed_lookup_of_one_family_keeps_its_addresses(server: NameServer) -> None:
     source = addresses(server, "a.test")
     before = urls(find(source))
     server.failing.add("AAAA")
@@ -127,12 +125,12 @@ def test_who_is_not_asked_about_for_a_moment_stays(server: NameServer) -> None:
     assert before != urls(found)
 
 
-def test_only_one_kind_of_address_can_be_had_from_the_beginning(server: NameServer) -> None:
+def test_one_failing_address_family_leaves_the_other_usable(server: NameServer) -> None:
     server.failing.add("AAAA")
     assert urls(find(addresses(server, "one.test"))) == ["http://10.0.1.1:8000"]
 
 
-def test_a_long_answer_comes_over_tcp(server: NameServer) -> None:
+def test_a_truncated_answer_is_requested_over_tcp(server: NameServer) -> None:
     server.serve("".join(f"many 30 IN A 10.0.{n // 250}.{n % 250 + 1}\n" for n in range(300)))
     assert len(find(addresses(server, "many.test")).instances) == 300
     assert ("many.test. A", "udp") in server.asked
@@ -151,11 +149,11 @@ def test_targets_are_instances_with_weights_and_priorities_are_tiers(server: Nam
     assert found.again_in == 20
 
 
-def test_targets_without_an_address_are_not_there(server: NameServer) -> None:
+def test_targets_without_an_address_are_omitted(server: NameServer) -> None:
     assert urls(find(service(server, "_http._tcp.next.test"))) == ["http://10.0.1.1:8000"]
 
 
-def test_over_https_targets_have_their_names(server: NameServer) -> None:
+def test_targets_over_https_keep_their_names(server: NameServer) -> None:
     found = find(service(server, "_http._tcp.web.test", scheme="https"))
     assert urls(found) == [
         "https://a.test:8003",
@@ -165,13 +163,13 @@ def test_over_https_targets_have_their_names(server: NameServer) -> None:
     assert {text for text, _ in server.asked} == {"_http._tcp.web.test. SRV"}
 
 
-def test_a_service_that_is_said_not_to_be_there_is_certainly_not(server: NameServer) -> None:
+def test_a_service_declared_unavailable_is_a_certain_empty_list(server: NameServer) -> None:
     assert find(service(server, "_http._tcp.off.test")) == Found((), 60.0, certain=True)
     for name in ("_http._tcp.gone.test", "_http._tcp.never.test"):
         assert not find(service(server, name)).certain
 
 
-def test_one_target_that_can_not_be_looked_up_stays_where_it_was(server: NameServer) -> None:
+def test_a_target_that_cannot_be_resolved_keeps_its_addresses(server: NameServer) -> None:
     source = service(server, "_http._tcp.web.test")
     before = urls(find(source))
     server.failing.add("two.test. A")
@@ -180,7 +178,7 @@ def test_one_target_that_can_not_be_looked_up_stays_where_it_was(server: NameSer
     assert found.trouble
 
 
-def test_what_was_known_is_forgotten_when_it_is_closed(server: NameServer) -> None:
+def test_closing_the_source_drops_its_cached_addresses(server: NameServer) -> None:
     source = addresses(server, "a.test")
     find(source)
     source.close()
@@ -190,7 +188,7 @@ def test_what_was_known_is_forgotten_when_it_is_closed(server: NameServer) -> No
 
 
 @pytest.mark.parametrize("text", ["ns.test", "10.0.0.53:0", "10.0.0.53:x", "", "[::1", "1.2.3"])
-def test_a_name_server_is_an_address(text: str) -> None:
+def test_a_name_server_must_be_an_address(text: str) -> None:
     with pytest.raises(ValueError, match="a name server must be an address"):
         Resolver([text])
 

@@ -1,4 +1,4 @@
-"""Several registries that know the same: one is asked, the next one while it does not answer."""
+"""Several equivalent registries: the next one is queried when one fails."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def some(*instances: Instance, certain: bool = True) -> Found:
         ([some(A)], (A,), [1]),
     ],
 )
-def test_who_is_asked_and_who_is_believed(
+def test_registries_are_queried_in_order_until_one_answers(
     says: list[Found | SourceError], found: tuple[Instance, ...], asked: list[int]
 ) -> None:
     sources = [Told(f"r{number}") for number in range(len(says))]
@@ -67,7 +67,7 @@ def test_who_is_asked_and_who_is_believed(
         ([DOWN, some()], False),
     ],
 )
-def test_that_no_instance_is_left_is_certain_when_all_of_them_say_so(
+def test_an_empty_list_is_certain_when_all_registries_return_it(
     says: list[Found | SourceError], certain: bool
 ) -> None:
     sources = [Told(f"r{number}") for number in range(2)]
@@ -78,7 +78,7 @@ def test_that_no_instance_is_left_is_certain_when_all_of_them_say_so(
     assert found.again_in > 0, "all of them are not asked without a pause"
 
 
-def test_it_stays_with_the_one_that_answers() -> None:
+def test_failover_stays_with_the_registry_that_answered() -> None:
     one, other = sources = [Told("one"), Told("other")]
     several = Failover(sources)
     other.says = some(A)
@@ -93,7 +93,7 @@ def test_it_stays_with_the_one_that_answers() -> None:
     assert several.find(NEVER).instances == (B,)
 
 
-def test_one_that_was_not_asked_for_long_answers_at_once() -> None:
+def test_a_source_is_reset_before_it_is_queried_after_a_failover() -> None:
     one, other = sources = [Told("one"), Told("other")]
     several = Failover(sources)
     one.says = some(A)
@@ -104,7 +104,7 @@ def test_one_that_was_not_asked_for_long_answers_at_once() -> None:
     assert other.closed > before, "else it would wait for a change of what it said long ago"
 
 
-def test_when_none_answers_each_says_why() -> None:
+def test_when_all_fail_the_error_has_the_reason_of_each() -> None:
     sources = [Told("registry:http://a"), Told("registry:http://b")]
     sources[1].says = SourceError("there was no answer in time")
     with pytest.raises(SourceError) as raised:
@@ -115,7 +115,7 @@ def test_when_none_answers_each_says_why() -> None:
     )
 
 
-def test_a_source_that_was_stopped_is_the_last_that_is_asked() -> None:
+def test_no_further_registry_is_queried_after_stop() -> None:
     stopping = threading.Event()
     sources = [Told("one"), Told("other")]
     stopping.set()
@@ -124,6 +124,6 @@ def test_a_source_that_was_stopped_is_the_last_that_is_asked() -> None:
     assert sources[1].asked == 0
 
 
-def test_none_is_too_few() -> None:
+def test_an_empty_list_of_sources_is_rejected() -> None:
     with pytest.raises(ValueError, match="must not be empty"):
         Failover([])

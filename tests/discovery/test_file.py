@@ -1,4 +1,4 @@
-"""Instances in a file: replaced, written in place, half-written, broken and gone."""
+"""Instances in a file that is replaced, written in place, incomplete, invalid or missing."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def path(tmp_path: Path) -> Path:
         ("a.yml", f"instances:\n- {A}\n- {{url: '{B}', weight: 3}}\n", parse_yaml),
     ],
 )
-def test_a_list_has_many_forms(
+def test_each_form_of_a_list_is_read(
     name: str, text: str, parse: Callable[[str], object] | None, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_text(text)
     assert find(WatchedFile(tmp_path / name, parse=parse)) == [(A, 1), (B, 3)]
 
 
-def test_another_kind_of_file_needs_somebody_to_read_it(tmp_path: Path) -> None:
+def test_a_file_of_another_format_requires_a_parser(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must end in \.json or \.toml"):
         WatchedFile(tmp_path / "users.ini")
 
 
-def test_a_replaced_file_counts_at_the_next_look(path: Path) -> None:
+def test_a_replaced_file_is_read_at_the_next_check(path: Path) -> None:
     path.write_text(f'["{A}"]')
     source = WatchedFile(path)
     assert find(source) == [(A, 1)]
@@ -72,7 +72,7 @@ def test_a_replaced_file_counts_at_the_next_look(path: Path) -> None:
     assert find(source) == [(B, 1)]
 
 
-def test_one_written_in_place_counts_when_it_has_settled(path: Path) -> None:
+def test_a_file_written_in_place_is_read_once_it_stops_changing(path: Path) -> None:
     """Half of a YAML list is a list."""
     source = WatchedFile(path, parse=parse_yaml)
     write(path, f"- {A}\n- {B}\n", at=1)
@@ -84,7 +84,7 @@ def test_one_written_in_place_counts_when_it_has_settled(path: Path) -> None:
     assert find(source) == [(B, 1), (A, 1)]
 
 
-def test_one_written_while_it_is_read_does_not_count(path: Path) -> None:
+def test_a_file_that_changes_during_reading_is_ignored(path: Path) -> None:
     write(path, f'["{A}"]', at=1)
     source = WatchedFile(path)
 
@@ -142,7 +142,9 @@ def test_a_file_that_did_not_change_is_not_read_again(path: Path) -> None:
         (" " * 2_000_000, "larger than 1 MiB"),
     ],
 )
-def test_what_is_no_list_is_an_error_until_it_is_one(path: Path, text: str, said: str) -> None:
+def test_an_invalid_list_is_an_error_until_it_is_corrected(
+    path: Path, text: str, said: str
+) -> None:
     replace(path, f'["{A}"]')
     source = WatchedFile(path)
     find(source)
@@ -155,7 +157,7 @@ def test_what_is_no_list_is_an_error_until_it_is_one(path: Path, text: str, said
     assert find(source) == [(B, 1)]
 
 
-def test_a_file_that_is_gone_is_an_error_and_no_empty_list(path: Path) -> None:
+def test_a_missing_file_is_an_error_and_no_empty_list(path: Path) -> None:
     source = WatchedFile(path)
     with pytest.raises(SourceError, match="No such file"):
         source.find(NEVER)
@@ -166,23 +168,23 @@ def test_a_file_that_is_gone_is_an_error_and_no_empty_list(path: Path) -> None:
         source.find(NEVER)
 
 
-def test_bytes_that_are_no_text_are_an_error(path: Path) -> None:
+def test_a_file_that_is_not_utf_8_is_an_error(path: Path) -> None:
     path.write_bytes(b'["\xff"]')
     with pytest.raises(SourceError, match="cannot be parsed"):
         WatchedFile(path).find(NEVER)
 
 
-def test_an_empty_list_is_meant(path: Path) -> None:
+def test_an_empty_list_is_certain(path: Path) -> None:
     path.write_text("[]")
     assert WatchedFile(path).find(NEVER) == Found((), LOOK_EVERY, certain=True)
 
 
-def test_a_list_has_an_end() -> None:
+def test_the_size_of_a_list_is_limited() -> None:
     with pytest.raises(SourceError, match="at most 10000"):
         read_list([A] * 10_001)
 
 
-def test_a_list_says_in_which_zone_an_instance_is(path: Path) -> None:
+def test_an_instance_of_a_list_may_have_a_zone(path: Path) -> None:
     path.write_text(f'[{{"url": "{A}", "zone": "eu-1a"}}, "{B}"]')
     found = WatchedFile(path).find(threading.Event())
     assert [instance.zone for instance in found.instances] == ["eu-1a", ""]

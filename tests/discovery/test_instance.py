@@ -1,4 +1,4 @@
-"""The name that an instance is asked by, beside where it is."""
+"""The ``Host`` of an instance, besides its address."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from wsgigate.discovery import Instance
         ("http+unix://%2Frun%2Fapp.sock", "", "localhost"),
     ],
 )
-def test_it_is_asked_by_its_name_and_stays_where_it_is(url: str, host: str, authority: str) -> None:
+def test_an_instance_has_a_host_besides_its_address(url: str, host: str, authority: str) -> None:
     instance = Instance(url, host=host)
     assert instance.authority == authority
     assert (instance.url, instance.address, instance.origin) == (
@@ -39,10 +39,10 @@ def test_it_is_asked_by_its_name_and_stays_where_it_is(url: str, host: str, auth
         *("-shop", "user@shop.example", "a\r\nX: y", "[::1", "[zz]", "shöp.example", "x" * 300),
     ],
 )
-def test_what_is_no_host_is_refused(host: str) -> None:
+def test_an_invalid_host_is_rejected(host: str) -> None:
     with pytest.raises(ValueError, match="host must be a name such as"):
         Instance("http://10.0.0.5", host=host)
 
 
-def test_instances_of_two_names_are_not_the_same() -> None:
+def test_instances_with_different_hosts_are_not_equal() -> None:
     assert Instance("http://a", host="x") != Instance("http://a", host="y")

@@ -1,4 +1,4 @@
-"""Instances by EndpointSlices, asked of a fake of the Kubernetes API."""
+"""Instances by EndpointSlices, with a fake Kubernetes API."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_endpoints_are_listed_and_then_watched(server: FakeKubernetes, source: K
     assert "allowWatchBookmarks=true" in server.asked[1]
 
 
-def test_a_watch_that_ends_goes_on_where_it_was(server: FakeKubernetes, source: Kubernetes) -> None:
+def test_a_watch_continues_at_its_resource_version(
+    server: FakeKubernetes, source: Kubernetes
+) -> None:
     server.put("web-a", endpoint("10.0.0.1"))
     source.find(NEVER)
     server.bookmark()
@@ -71,7 +73,9 @@ def test_a_watch_that_ends_goes_on_where_it_was(server: FakeKubernetes, source: 
     assert "resourceVersion=102" in server.asked[-1]  # the bookmark's
 
 
-def test_what_is_forgotten_is_listed_anew(server: FakeKubernetes, source: Kubernetes) -> None:
+def test_an_expired_resource_version_causes_a_new_list(
+    server: FakeKubernetes, source: Kubernetes
+) -> None:
     server.put("web-a", endpoint("10.0.0.1"))
     source.find(NEVER)
     del server.slices["web-a"]
@@ -82,7 +86,7 @@ def test_what_is_forgotten_is_listed_anew(server: FakeKubernetes, source: Kubern
     assert "watch" not in server.asked[-1]
 
 
-def test_long_lists_come_in_pages(server: FakeKubernetes, source: Kubernetes) -> None:
+def test_long_lists_are_read_in_pages(server: FakeKubernetes, source: Kubernetes) -> None:
     server.page = 2
     for number in range(5):
         server.put(f"web-{number}", endpoint(f"10.0.0.{number}"))
@@ -90,7 +94,7 @@ def test_long_lists_come_in_pages(server: FakeKubernetes, source: Kubernetes) ->
     assert len(server.asked) == 3
 
 
-def test_a_410_instead_of_a_watch_is_listed_anew(
+def test_a_410_response_to_a_watch_causes_a_new_list(
     server: FakeKubernetes, source: Kubernetes
 ) -> None:
     server.put("web-a", endpoint("10.0.0.1"))
@@ -102,7 +106,7 @@ def test_a_410_instead_of_a_watch_is_listed_anew(
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])
-def test_what_is_refused_is_an_error(
+def test_a_rejected_request_is_an_error(
     server: FakeKubernetes, source: Kubernetes, status: int
 ) -> None:
     server.statuses = [status]
@@ -110,7 +114,9 @@ def test_what_is_refused_is_an_error(
         source.find(NEVER)
 
 
-def test_inside_of_a_cluster_all_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inside_a_cluster_server_and_token_are_read_from_the_pod(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = Kubernetes("shop", "web", "http", account=tmp_path)
     with pytest.raises(SourceError, match="not inside a cluster"):
         source.find(NEVER)
@@ -132,7 +138,7 @@ def test_inside_of_a_cluster_all_is_known(tmp_path: Path, monkeypatch: pytest.Mo
         assert server.tokens == ["Bearer first", "Bearer second"]
 
 
-def test_a_token_of_ones_own_is_sent(server: FakeKubernetes) -> None:
+def test_a_configured_token_is_sent(server: FakeKubernetes) -> None:
     source = Kubernetes("shop", "web", "http", server=server.url, token="t0ken")
     source.find(NEVER)
     assert server.tokens == ["Bearer t0ken"]
@@ -156,7 +162,7 @@ def slice_of(*endpoints: dict[str, Any], family: str = "IPv4", **more: Any) -> d
         ([{"ready": None, "serving": None, "terminating": None}], [0]),
     ],
 )
-def test_the_conditions_say_who_takes_requests(
+def test_endpoint_conditions_determine_which_instances_get_requests(
     conditions: list[dict[str, bool]], used: list[int]
 ) -> None:
     endpoints = [endpoint(f"10.0.0.{n}", **each) for n, each in enumerate(conditions)]
@@ -165,7 +171,7 @@ def test_the_conditions_say_who_takes_requests(
     assert not certain
 
 
-def test_a_pod_with_addresses_of_both_kinds_is_there_once() -> None:
+def test_a_dual_stack_pod_is_one_instance() -> None:
     both = [
         slice_of(endpoint("fd00::1"), family="IPv6"),
         slice_of(endpoint("10.0.0.1"), family="IPv4"),
@@ -187,7 +193,7 @@ def test_a_pod_with_addresses_of_both_kinds_is_there_once() -> None:
         ([slice_of(endpoint("10.0.0.1", ready=False))], False),
     ],
 )
-def test_that_there_are_none_is_certain_where_there_is_a_slice_of_none(
+def test_an_empty_list_is_certain_if_an_empty_slice_exists(
     slices: list[dict[str, Any]], certain: bool
 ) -> None:
     assert instances_of_slices(slices, "http", "http") == ([], certain)
@@ -208,7 +214,7 @@ def test_a_port_has_a_name_or_a_number(port: str, number: int | None) -> None:
 
 
 @pytest.mark.parametrize("broken", [{}, {"addressType": "IPv4", "endpoints": [{}]}, 7])
-def test_a_slice_that_is_none_is_an_error(broken: Any) -> None:
+def test_an_invalid_slice_is_an_error(broken: Any) -> None:
     if isinstance(broken, dict):
         broken = {"ports": [HTTP], "endpoints": [endpoint("10.0.0.1")], **broken}
     with pytest.raises(SourceError, match="an EndpointSlice is malformed"):

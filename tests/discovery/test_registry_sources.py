@@ -1,4 +1,4 @@
-"""Instances that have registered, with this gateway's own registry or over HTTP with another."""
+"""Registered instances, from this gateway's own registry or from another over HTTP."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def later(source: Source, change: Callable[[], object]) -> Found:
     return found[0]
 
 
-def test_who_registers_is_there_and_who_leaves_is_not(source: Source, registry: Registry) -> None:
+def test_registered_instances_are_found_until_they_deregister(
+    source: Source, registry: Registry
+) -> None:
     assert source.find(NEVER).instances == ()
     registry.register(entry(1))
     source.close()  # so that it is asked anew, whatever has been seen
@@ -104,7 +106,7 @@ def test_who_registers_is_there_and_who_leaves_is_not(source: Source, registry: 
     assert pairs(found) == [one(2)]
 
 
-def test_who_drains_gets_nothing_new_and_who_starts_nothing_yet(
+def test_draining_and_starting_instances_get_no_new_requests(
     source: Source, registry: Registry
 ) -> None:
     registry.register(entry(1, weight=5))
@@ -115,7 +117,7 @@ def test_who_drains_gets_nothing_new_and_who_starts_nothing_yet(
     assert pairs(source.find(NEVER)) == [one(1, 0), ("https://10.0.0.2:8000", 5)]
 
 
-def test_who_is_silent_is_left_out_unless_all_are(
+def test_silent_instances_are_omitted_unless_all_are_silent(
     source: Source, registry: Registry, clock: Clock
 ) -> None:
     registry.register(entry(1))
@@ -128,7 +130,7 @@ def test_who_is_silent_is_left_out_unless_all_are(
     assert pairs(source.find(NEVER)) == [one(1), one(2)]
 
 
-def test_that_nobody_is_left_is_certain_where_somebody_was(
+def test_an_empty_list_is_certain_if_the_service_had_instances(
     source: Source, registry: Registry
 ) -> None:
     assert not source.find(NEVER).certain
@@ -139,7 +141,7 @@ def test_that_nobody_is_left_is_certain_where_somebody_was(
     assert (found.instances, found.certain) == ((), True)
 
 
-def test_a_store_that_fails_makes_what_is_known_older(
+def test_a_failing_store_returns_cached_instances_with_their_age(
     source: Source, registry: Registry, store: Fickle, clock: Clock
 ) -> None:
     registry.register(entry(1))
@@ -152,15 +154,13 @@ def test_a_store_that_fails_makes_what_is_known_older(
     assert not found.certain
 
 
-def test_a_store_that_fails_from_the_beginning_is_an_error(source: Source, store: Fickle) -> None:
+def test_a_store_that_never_answered_is_an_error(source: Source, store: Fickle) -> None:
     store.broken = True
     with pytest.raises(SourceError, match=r"store fails|answered 503"):
         source.find(NEVER)
 
 
-def test_of_the_own_registry_a_store_that_fails_is_asked_again_soon(
-    registry: Registry, store: Fickle
-) -> None:
+def test_the_own_registry_retries_a_failing_store_soon(registry: Registry, store: Fickle) -> None:
     store.broken = True
     source = OwnRegistry(registry, "users")
     for _ in range(20):  # an outage may last; when it ends, nobody has an instance yet
@@ -169,7 +169,7 @@ def test_of_the_own_registry_a_store_that_fails_is_asked_again_soon(
         assert caught.value.again_in == 1.0
 
 
-def test_tags_are_asked_for(registry: Registry, serve: Serve) -> None:
+def test_instances_are_filtered_by_tags(registry: Registry, serve: Serve) -> None:
     registry.register(entry(1, tags=("v1",)))
     registry.register(entry(2, tags=("v2", "eu")))
     url = serve(RegistryApi(registry, Access(open_writes=True)))
@@ -191,7 +191,7 @@ def test_a_registry_names_the_networks_that_it_allows(store: Fickle, serve: Serv
     ("fields", "networks"),
     [([], None), ([("X-Registry-Networks", "10.0.0.0/8,127.0.0.1")], ("10.0.0.0/8", "127.0.0.1"))],
 )
-def test_another_registry_may_name_them_or_not(
+def test_a_remote_registry_may_omit_its_allowed_networks(
     fields: list[tuple[str, str]], networks: tuple[str, ...] | None, serve: Serve
 ) -> None:
     source = RemoteRegistry(serve(answer_with(b'{"instances": []}', fields)), "users")
@@ -199,7 +199,7 @@ def test_another_registry_may_name_them_or_not(
 
 
 @pytest.mark.parametrize("text", ["", "unix", "10.0.0.0/99", "10.0.0.0/8,"])
-def test_networks_that_are_none_are_an_error(text: str, serve: Serve) -> None:
+def test_invalid_allowed_networks_are_an_error(text: str, serve: Serve) -> None:
     app = answer_with(b'{"instances": []}', [("X-Registry-Networks", text)])
     with pytest.raises(SourceError, match="malformed networks"):
         RemoteRegistry(serve(app), "users").find(NEVER)
@@ -213,7 +213,7 @@ def answer_with(body: bytes, fields: list[tuple[str, str]]) -> WSGIApplication:
     return app
 
 
-def test_a_registry_that_is_not_open_wants_a_token(registry: Registry, serve: Serve) -> None:
+def test_a_registry_without_open_reads_requires_a_token(registry: Registry, serve: Serve) -> None:
     token = "a-token-of-more-than-sixteen-bytes"
     registry.register(entry(1))
     url = serve(RegistryApi(registry, Access(token, open_reads=False)))
@@ -224,7 +224,9 @@ def test_a_registry_that_is_not_open_wants_a_token(registry: Registry, serve: Se
     assert token not in source.name
 
 
-def test_a_source_that_waits_ends_when_it_is_told_to(source: Source, registry: Registry) -> None:
+def test_a_waiting_query_ends_when_the_source_is_stopped(
+    source: Source, registry: Registry
+) -> None:
     registry.register(entry(1))
     source.find(NEVER)
     stopping = threading.Event()
@@ -236,7 +238,7 @@ def test_a_source_that_waits_ends_when_it_is_told_to(source: Source, registry: R
             source.find(stopping)
 
 
-def test_a_registry_that_does_not_wait_is_not_asked_without_end() -> None:
+def test_a_registry_that_answers_at_once_is_not_queried_in_a_busy_loop() -> None:
     """As in a worker that stops."""
     waits: list[float | None] = []
 
@@ -286,7 +288,7 @@ def answering(document: object) -> WSGIApplication:
     return app
 
 
-def test_a_registry_that_cannot_wait_is_asked_every_second(serve: Serve) -> None:
+def test_a_registry_without_long_polling_is_queried_every_second(serve: Serve) -> None:
     """The lesson's own, for one."""
     source = RemoteRegistry(serve(answering(LESSON)), "users")
     for _ in range(2):
@@ -308,12 +310,14 @@ def test_a_registry_that_cannot_wait_is_asked_every_second(serve: Serve) -> None
         ({"instances": [{"host": "a", "port": 80, "scheme": "file"}]}, "neither http nor https"),
     ],
 )
-def test_what_no_registry_says_is_an_error(serve: Serve, document: Any, said: str) -> None:
+def test_an_invalid_response_of_a_registry_is_an_error(
+    serve: Serve, document: Any, said: str
+) -> None:
     with pytest.raises(SourceError, match=said):
         RemoteRegistry(serve(answering(document)), "users").find(NEVER)
 
 
-def test_an_instance_says_in_which_zone_it_is(source: Source, registry: Registry) -> None:
+def test_the_zone_is_that_of_the_registration(source: Source, registry: Registry) -> None:
     registry.register(entry(1, zone="eu-1a"))
     registry.register(entry(2, zone="eu-1b"))
     registry.register(entry(3))

@@ -1,4 +1,4 @@
-"""What becomes of a list of instances, as tables."""
+"""The rules for renewing a list of instances, as tables."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from wsgigate.discovery.watcher import EmptyGuard, pause
         [(0, True, False, False, False), (1, True, False, True, True)],
     ],
 )
-def test_an_empty_answer_is_believed_when_it_is_certain_or_lasts(
+def test_an_empty_answer_is_accepted_when_it_is_certain_or_lasts(
     steps: list[tuple[float, bool, bool, bool, bool]],
 ) -> None:
     emptiness = EmptyGuard(30.0)
@@ -44,7 +44,7 @@ def test_an_empty_answer_is_believed_when_it_is_certain_or_lasts(
         (9999, 0.0, 15.0),
     ],
 )
-def test_pauses_double_and_half_of_them_is_chance(
+def test_pauses_double_and_are_shortened_at_random_by_up_to_half(
     failures: int, chance: float, seconds: float
 ) -> None:
     assert pause(failures, chance) == seconds

@@ -1,4 +1,4 @@
-"""How health is told: the members of the JSON documents, case by case."""
+"""The status documents of health, member by member."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def test_a_moment_is_iso_8601_in_utc_with_milliseconds(seconds: float, text: str
         ),
     ],
 )
-def test_an_instance_tells_its_verdict_and_its_last_check(
+def test_an_instance_has_its_verdict_and_its_last_check(
     health: Health | None, told: dict[str, Any]
 ) -> None:
     assert instance_status(health) == told
     assert list(instance_status(health)) == list(told)
 
 
-def test_a_service_of_one_instance_is_told_as_that_instance() -> None:
+def test_a_service_of_one_instance_has_the_members_of_that_instance() -> None:
     health = Health(True, 0.0, 1, NEW_YEAR, OK)
     assert service_status({"http://a": health}) == instance_status(health)
     assert service_status({"http://a": None}) == not_checked()
@@ -104,7 +104,7 @@ def test_a_service_without_instances_is_not_healthy() -> None:
     assert service_status({}) == {"healthy": False, "error": "No instances"}
 
 
-def test_of_several_instances_a_healthy_one_speaks_and_all_are_told() -> None:
+def test_the_status_of_several_instances_is_that_of_a_healthy_one() -> None:
     well = Health(True, 0.0, 1, NEW_YEAR, OK)
     down = Health(False, 0.0, 3, NEW_YEAR + 5, REFUSED)
     assert service_status({"http://a": down, "http://b": well, "http://c": None}) == {
@@ -120,7 +120,7 @@ def test_of_several_instances_a_healthy_one_speaks_and_all_are_told() -> None:
     }
 
 
-def test_of_several_unhealthy_instances_the_last_one_checked_speaks() -> None:
+def test_the_status_of_unhealthy_instances_is_that_of_the_last_one_checked() -> None:
     first = Health(False, 0.0, 1, NEW_YEAR, BROKEN)
     later = Health(False, 0.0, 1, NEW_YEAR + 1, REFUSED)
     told = service_status({"http://a": later, "http://b": first})
@@ -131,7 +131,7 @@ def test_of_several_unhealthy_instances_the_last_one_checked_speaks() -> None:
     )
 
 
-def test_several_instances_none_of_them_checked_are_not_checked_yet() -> None:
+def test_a_service_without_any_checked_instance_is_not_checked_yet() -> None:
     told = service_status({"http://a": None, "http://b": None})
     assert told == {
         **not_checked(),
@@ -139,5 +139,5 @@ def test_several_instances_none_of_them_checked_are_not_checked_yet() -> None:
     }
 
 
-def test_a_service_without_a_check_is_taken_to_be_healthy_and_says_why() -> None:
+def test_a_service_without_a_check_is_reported_healthy_with_the_reason() -> None:
     assert not_monitored() == {"healthy": True, "status": "No health check"}

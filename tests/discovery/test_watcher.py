@@ -1,4 +1,4 @@
-"""A pool follows its source, whatever the source says or does not."""
+"""The watch of a source: updates of the pool, errors, logs and cached instances."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def urls(pool: Pool) -> list[str]:
     return [instance.url for instance in pool.instances]
 
 
-def test_the_pool_becomes_what_the_source_says(watch: Watch, pool: Pool, source: Told) -> None:
+def test_the_pool_has_the_instances_of_the_source(watch: Watch, pool: Pool, source: Told) -> None:
     assert watch.step(NEVER) == 7.0
     assert urls(pool) == [A, B]
     source.says = Found(made(B, C), 9.0)
@@ -80,7 +80,7 @@ def test_the_pool_becomes_what_the_source_says(watch: Watch, pool: Pool, source:
     assert urls(pool) == [B, C]
 
 
-def test_who_is_gone_is_forgotten_and_who_stays_is_not(source: Told, pool: Pool) -> None:
+def test_removed_instances_are_forgotten_once(source: Told, pool: Pool) -> None:
     gone: list[str] = []
     watch = Watch(pool, source, forget=gone.append)
     watch.step(NEVER)
@@ -90,7 +90,7 @@ def test_who_is_gone_is_forgotten_and_who_stays_is_not(source: Told, pool: Pool)
     assert gone == [A]
 
 
-def test_a_source_that_does_not_know_leaves_all_as_it_is(
+def test_a_failing_source_leaves_the_pool_unchanged(
     watch: Watch, pool: Pool, source: Told, clock: FakeClock
 ) -> None:
     watch.step(NEVER)
@@ -111,7 +111,7 @@ def test_a_source_that_does_not_know_leaves_all_as_it_is(
     assert watch.step(NEVER) == 0.5  # from the beginning
 
 
-def test_a_source_that_breaks_does_not_end_the_watch(
+def test_an_unexpected_exception_of_a_source_does_not_end_the_watch(
     watch: Watch, pool: Pool, source: Told, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch.step(NEVER)
@@ -122,12 +122,12 @@ def test_a_source_that_breaks_does_not_end_the_watch(
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_a_source_may_say_when_it_is_worth_asking_again(watch: Watch, source: Told) -> None:
+def test_a_source_may_set_the_pause_after_an_error(watch: Watch, source: Told) -> None:
     source.says = SourceError("half of a file", again_in=0.25)
     assert [watch.step(NEVER) for _ in range(3)] == [0.25] * 3
 
 
-def test_of_a_source_that_never_answered_no_age_is_told(watch: Watch, source: Told) -> None:
+def test_no_age_is_reported_for_a_source_that_never_answered(watch: Watch, source: Told) -> None:
     source.says = SourceError("no")
     watch.step(NEVER)
     assert watch.status() == {"source": "told", "instances": 0, "age": None, "error": "no"}
@@ -157,7 +157,7 @@ def test_an_empty_answer_that_is_certain_empties_it_at_once(
     assert urls(pool) == []
 
 
-def test_an_answer_that_is_partly_from_before_makes_nothing_younger(
+def test_an_answer_with_an_error_keeps_the_age(
     watch: Watch, pool: Pool, source: Told, clock: FakeClock
 ) -> None:
     watch.step(NEVER)
@@ -169,7 +169,7 @@ def test_an_answer_that_is_partly_from_before_makes_nothing_younger(
     assert watch.status()["error"] == "no name server has an answer"
 
 
-def test_forbidden_places_are_not_taken_in(
+def test_instances_at_forbidden_addresses_are_omitted(
     pool: Pool, source: Told, caplog: pytest.LogCaptureFixture
 ) -> None:
     source.says = Found(
@@ -198,7 +198,7 @@ def test_the_port_that_a_url_does_not_name_is_checked_too(pool: Pool) -> None:
     assert [port for _, port in asked] == [80, 443, 81]
 
 
-def test_the_same_trouble_is_logged_once_a_minute(
+def test_the_same_error_is_logged_once_a_minute(
     watch: Watch, source: Told, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     source.says = SourceError("no")
@@ -211,7 +211,7 @@ def test_the_same_trouble_is_logged_once_a_minute(
     ] * 2
 
 
-def test_what_came_and_went_is_logged(
+def test_added_and_removed_instances_are_logged(
     watch: Watch, source: Told, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -229,7 +229,7 @@ def test_what_came_and_went_is_logged(
     ]
 
 
-def test_the_log_tells_when_a_source_answers_again(
+def test_the_recovery_of_a_source_is_logged(
     watch: Watch, source: Told, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch.step(NEVER)
@@ -246,7 +246,7 @@ def test_the_log_tells_when_a_source_answers_again(
     ]
 
 
-def test_of_the_workers_of_a_machine_one_logs_what_all_of_them_see(
+def test_one_worker_of_a_machine_logs_events_that_all_observe(
     source: Told, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -290,7 +290,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-def test_a_worker_that_begins_while_the_source_is_silent_knows_what_others_knew(
+def test_a_worker_started_while_the_source_fails_uses_cached_instances(
     store: Store, source: Told, clock: FakeClock
 ) -> None:
     Watch(Pool("users", []), source, kept=InstanceCache(store, "i/users", "told")).step(NEVER)
@@ -306,7 +306,7 @@ def test_a_worker_that_begins_while_the_source_is_silent_knows_what_others_knew(
     assert urls(other) == []  # that was said by another source
 
 
-def test_and_so_does_one_whose_store_and_source_both_failed_when_it_began(
+def test_a_worker_started_while_store_and_source_fail_reads_the_cache_later(
     source: Told, clock: FakeClock
 ) -> None:
     store = Fickle(MemoryStore())
@@ -323,7 +323,7 @@ def test_and_so_does_one_whose_store_and_source_both_failed_when_it_began(
     assert urls(late) == [A, B]
 
 
-def test_weights_and_tiers_are_kept_too(store: Store) -> None:
+def test_weights_and_tiers_are_cached(store: Store) -> None:
     kept = InstanceCache(store, "i/users", "told")
     assert kept.recall() is None
     instances = (Instance(A, 3), Instance(B, 0, 2))
@@ -337,19 +337,19 @@ def test_weights_and_tiers_are_kept_too(store: Store) -> None:
 @pytest.mark.parametrize(
     "raw", [b"", b"{}", b'["told", 1]', b'["told",1,[["ftp://a",1]]]', b"\xff"]
 )
-def test_what_is_kept_and_damaged_is_nothing(raw: bytes) -> None:
+def test_a_damaged_cache_entry_is_ignored(raw: bytes) -> None:
     store = MemoryStore()
     store.swap("i/users", None, raw, 60)
     assert InstanceCache(store, "i/users", "told").recall() is None
 
 
-def test_too_many_to_be_kept_are_not(store: Store) -> None:
+def test_a_list_too_long_for_the_store_is_not_cached(store: Store) -> None:
     kept = InstanceCache(store, "i/users", "told")
     kept.keep([Instance(f"http://10.0.{n // 250}.{n % 250}:8000") for n in range(5000)])
     assert kept.recall() is None
 
 
-def test_forbidden_places_are_not_recalled_either() -> None:
+def test_cached_instances_at_forbidden_addresses_are_omitted() -> None:
     store = MemoryStore()
     kept = InstanceCache(store, "i/users", "told")
     kept.keep(made(A, "http://169.254.169.254"))
@@ -358,7 +358,7 @@ def test_forbidden_places_are_not_recalled_either() -> None:
     assert urls(pool) == [A]
 
 
-def test_a_store_that_fails_changes_nothing(
+def test_a_failing_store_leaves_the_pool_unchanged(
     pool: Pool, source: Told, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Fickle(MemoryStore())
@@ -371,7 +371,7 @@ def test_a_store_that_fails_changes_nothing(
     assert "cannot be written" in caplog.text
 
 
-def test_what_stays_the_same_is_kept_once_a_minute(
+def test_an_unchanged_list_is_cached_once_a_minute(
     pool: Pool, source: Told, clock: FakeClock
 ) -> None:
     class Counting(InstanceCache):
@@ -401,7 +401,7 @@ class Waiting(Told):
         self.finds = 0
 
 
-def test_after_the_start_the_first_answer_is_there() -> None:
+def test_start_waits_for_the_first_answer() -> None:
     pools = [Pool(name, []) for name in ("users", "orders")]
     sources = [Waiting(A), Waiting(B)]
     watcher = Watcher([Watch(*pair) for pair in zip(pools, sources, strict=True)])
@@ -418,7 +418,7 @@ def test_after_the_start_the_first_answer_is_there() -> None:
     assert not _threads()
 
 
-def test_the_start_does_not_wait_for_ever() -> None:
+def test_start_waits_for_a_bounded_time() -> None:
     source = Waiting()
     source.finds = 1
     watcher = Watcher([Watch(Pool("users", []), source)])
@@ -447,7 +447,7 @@ def _threads() -> list[threading.Thread]:
     return [each for each in threading.enumerate() if each.name.startswith("wsgigate-discovery")]
 
 
-def test_the_networks_that_a_source_names_hold_at_once_and_after_a_restart() -> None:
+def test_the_allowed_networks_of_a_source_apply_at_once_and_after_a_restart() -> None:
     store, pool = MemoryStore(), Pool("users", [])
     source, vouched = Told(A, "http://10.9.0.1:8000"), CombinedDestinations(Destinations())
     source.says = source.says._replace(networks=("10.0.0.0/24",))
@@ -461,7 +461,7 @@ def test_the_networks_that_a_source_names_hold_at_once_and_after_a_restart() -> 
         again.check(IPv4Address("127.0.0.1"), 80)  # what a name may resolve to by now
 
 
-def test_zones_are_kept_for_workers_that_begin_without_a_source(store: Store) -> None:
+def test_zones_are_cached(store: Store) -> None:
     kept = InstanceCache(store, "i/users", "told")
     kept.keep([Instance(A, zone="eu-1a"), Instance(B)])
     recalled = kept.recall()

@@ -1,6 +1,6 @@
-"""Another try when one has failed: where that is safe, and nowhere else.
+"""Retries: which requests may be sent again, and when.
 
-The backends record every byte they get, and die at every point of an exchange there is.
+The backends record every byte they get, and fail at every point of an exchange.
 """
 
 from __future__ import annotations

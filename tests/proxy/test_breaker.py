@@ -1,5 +1,4 @@
-"""A service that fails is left alone, by all the forwarders it has; what tells nothing of it is not
-counted."""
+"""The circuit breaker of a service: which outcomes count, and the forwarders that share it."""
 
 from __future__ import annotations
 
@@ -59,7 +58,7 @@ def counts(client: Client) -> tuple[str, int, int]:
     return state.value, failures, successes
 
 
-def test_failures_open_it_and_then_nothing_is_asked(
+def test_failures_open_the_circuit_and_no_request_is_sent(
     backend: Backend, make: Make, clock: FakeClock
 ) -> None:
     backend.answers = [BAD, BAD, reply(b"well")]
@@ -79,7 +78,9 @@ def test_failures_open_it_and_then_nothing_is_asked(
     assert client.get("/").data == b"well"
 
 
-def test_all_forwarders_of_a_service_know(backend: Backend, make: Make, sessions: Sessions) -> None:
+def test_all_forwarders_of_a_service_share_the_circuit(
+    backend: Backend, make: Make, sessions: Sessions
+) -> None:
     backend.answers = [BAD]
     client = make(backend.url)
     given = client.given  # type: ignore[attr-defined]
@@ -91,7 +92,7 @@ def test_all_forwarders_of_a_service_know(backend: Backend, make: Make, sessions
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
-def test_a_status_that_is_a_failure_counts(status: int, backend: Backend, make: Make) -> None:
+def test_a_failure_status_counts(status: int, backend: Backend, make: Make) -> None:
     backend.answers = [reply(b"", status=f"{status} No")]
     client = make(backend.url)
     client.get("/")
@@ -99,9 +100,7 @@ def test_a_status_that_is_a_failure_counts(status: int, backend: Backend, make: 
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 408, 409, 429, 499])
-def test_what_the_client_got_wrong_counts_nowhere(
-    status: int, backend: Backend, make: Make
-) -> None:
+def test_errors_of_the_client_do_not_count(status: int, backend: Backend, make: Make) -> None:
     backend.answers = [BAD, reply(b"", status=f"{status} No")]
     client = make(backend.url)
     client.get("/")
@@ -110,7 +109,7 @@ def test_what_the_client_got_wrong_counts_nowhere(
 
 
 @pytest.mark.parametrize("status", [200, 204, 304, 501])
-def test_any_other_answer_is_one(status: int, backend: Backend, make: Make) -> None:
+def test_any_other_response_is_a_success(status: int, backend: Backend, make: Make) -> None:
     backend.answers = [BAD, f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n".encode()]
     client = make(backend.url)
     client.get("/")
@@ -118,7 +117,7 @@ def test_any_other_answer_is_one(status: int, backend: Backend, make: Make) -> N
     assert counts(client) == ("CLOSED", 0, 1)
 
 
-def test_which_statuses_are_failures_can_be_said(backend: Backend, make: Make) -> None:
+def test_the_failure_statuses_can_be_configured(backend: Backend, make: Make) -> None:
     backend.answers = [BAD, reply(b"", status="501 No")]
     client = make(backend.url, guarded={"failures": [501]})
     client.get("/")
@@ -139,21 +138,23 @@ def test_which_statuses_are_failures_can_be_said(backend: Backend, make: Make) -
         (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nX: a\x01b\r\n\r\nx", 502),
     ],
 )
-def test_no_answer_is_a_failure(answer: Any, status: int, backend: Backend, make: Make) -> None:
+def test_a_missing_response_is_a_failure(
+    answer: Any, status: int, backend: Backend, make: Make
+) -> None:
     backend.answers = [answer]
     client = make(backend.url)
     assert client.get("/").status_code == status
     assert counts(client) == ("CLOSED", 1, 0)
 
 
-def test_a_late_answer_is_a_failure(backend: Backend, make: Make) -> None:
+def test_a_timeout_is_a_failure(backend: Backend, make: Make) -> None:
     backend.answers = [lambda connection, request: connection.recv(1) != b""]
     client = make(backend.url, read_timeout=0.05)
     assert client.get("/").status_code == 504
     assert counts(client) == ("CLOSED", 1, 0)
 
 
-def test_connections_that_do_not_come_about_have_a_rule_of_their_own(make: Make) -> None:
+def test_failed_connections_are_counted_by_their_own_rule(make: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     client = make(url, CircuitRules(connect_failures=3, failure_rate=None))
@@ -168,7 +169,7 @@ def test_connections_that_do_not_come_about_have_a_rule_of_their_own(make: Make)
         cut(CHUNKED + b"4\r\nhalf\r\n"),
     ],
 )
-def test_an_answer_that_is_cut_is_a_failure(answer: Any, backend: Backend, make: Make) -> None:
+def test_a_truncated_response_is_a_failure(answer: Any, backend: Backend, make: Make) -> None:
     backend.answers = [answer]
     client = make(backend.url)
     with pytest.raises(UpstreamCut):
@@ -176,7 +177,7 @@ def test_an_answer_that_is_cut_is_a_failure(answer: Any, backend: Backend, make:
     assert counts(client) == ("CLOSED", 1, 0)
 
 
-def test_an_answer_is_counted_at_its_end_and_that_of_a_probe_at_its_beginning(
+def test_a_response_counts_at_its_end_and_that_of_a_probe_at_its_head(
     backend: Backend, make: Make, clock: FakeClock
 ) -> None:
     def endless(connection: socket.socket, _request: Received) -> bool:
@@ -206,7 +207,7 @@ def test_an_answer_is_counted_at_its_end_and_that_of_a_probe_at_its_beginning(
         {"path": "/", "environ_overrides": {"SERVER_PROTOCOL": "HTTP/1.2"}},
     ],
 )
-def test_what_is_wrong_with_a_request_counts_nowhere_not_even_as_a_probe(
+def test_an_invalid_request_does_not_count_even_as_a_probe(
     options: dict[str, Any], backend: Backend, make: Make, clock: FakeClock
 ) -> None:
     backend.answers = [BAD, BAD, reply(b"well")]
@@ -221,14 +222,14 @@ def test_what_is_wrong_with_a_request_counts_nowhere_not_even_as_a_probe(
     assert counts(client)[0] == "CLOSED"
 
 
-def test_that_nobody_is_there_to_be_asked_counts_nowhere(backend: Backend, make: Make) -> None:
+def test_a_lack_of_instances_does_not_count(backend: Backend, make: Make) -> None:
     client = make(backend.url, pool=Pool("svc", []))
     for _ in range(4):
         assert client.get("/").get_json()["error"] == "No instance available"
     assert counts(client) == ("CLOSED", 0, 0)
 
 
-def test_a_full_pool_of_connections_is_our_own_limit(backend: Backend, clock: FakeClock) -> None:
+def test_a_full_connection_pool_does_not_count(backend: Backend, clock: FakeClock) -> None:
     def session() -> requests.Session:
         made = gateway_session()
         made.mount("http://", Adapter(max_open=1))
@@ -255,7 +256,7 @@ def test_a_full_pool_of_connections_is_our_own_limit(backend: Backend, clock: Fa
         sessions.close()
 
 
-def test_slow_answers_are_measured_by_when_they_began(backend: Backend, make: Make) -> None:
+def test_slow_responses_are_measured_until_their_head(backend: Backend, make: Make) -> None:
     ticks = iter(range(0, 10_000, 100))
     rules = CircuitRules(slow_after=50, slow_rate=1.0, minimum_calls=2, failure_rate=None)
     client = make(backend.url, rules)
@@ -265,7 +266,7 @@ def test_slow_answers_are_measured_by_when_they_began(backend: Backend, make: Ma
     assert counts(client)[0] == "OPEN"
 
 
-def test_nobody_holds_an_instance_after_all_that(backend: Backend, make: Make) -> None:
+def test_every_outcome_releases_the_instance(backend: Backend, make: Make) -> None:
     backend.answers = [BAD, cut(b""), reply(b"", status="404 No"), reply(b"well"), BAD, BAD]
     client = make(backend.url)
     for _ in range(8):

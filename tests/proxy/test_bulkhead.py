@@ -1,4 +1,4 @@
-"""No service holds more of a worker than it may, and no instance more than it is given."""
+"""The limits of requests in flight, per service and per instance."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ GIVEN: list[Callable[[], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("given", GIVEN, ids=["plain", "retry", "circuit"])
-def test_one_too_many_is_refused_at_once_and_the_next_one_served(
+def test_a_request_above_the_limit_is_rejected_at_once(
     given: Callable[[], dict[str, Any]], backend: Backend, sessions: Sessions
 ) -> None:
     gate = Gate()
@@ -113,7 +113,7 @@ def test_one_too_many_is_refused_at_once_and_the_next_one_served(
         (cut(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"), 0),
     ],
 )
-def test_a_place_is_given_up_however_it_ends(
+def test_a_request_frees_its_slot_however_it_ends(
     answer: Any,
     status: int,
     method: str,
@@ -133,7 +133,7 @@ def test_a_place_is_given_up_however_it_ends(
 
 
 @pytest.mark.parametrize("given", GIVEN, ids=["plain", "retry", "circuit"])
-def test_it_is_given_up_for_what_is_never_sent(
+def test_a_request_that_is_never_sent_frees_its_slot(
     given: Callable[[], dict[str, Any]], backend: Backend, sessions: Sessions
 ) -> None:
     app, bulkhead, _ = of(backend.url, sessions=sessions, most=1, **given())
@@ -147,7 +147,7 @@ def test_it_is_given_up_for_what_is_never_sent(
 
 
 @pytest.mark.parametrize("given", GIVEN, ids=["plain", "retry", "circuit"])
-def test_a_response_holds_its_place_until_its_end(
+def test_a_response_holds_its_slot_until_its_end(
     given: Callable[[], dict[str, Any]], sessions: Sessions
 ) -> None:
     gate = threading.Event()
@@ -169,7 +169,7 @@ def test_a_response_holds_its_place_until_its_end(
         gate.set()
 
 
-def test_what_is_refused_tells_the_circuit_nothing_and_is_not_tried_again(
+def test_a_rejected_request_is_not_retried_and_not_counted_by_the_circuit(
     backend: Backend, sessions: Sessions
 ) -> None:
     gate = Gate()
@@ -189,7 +189,7 @@ def test_what_is_refused_tells_the_circuit_nothing_and_is_not_tried_again(
         assert waiting.result(20).status_code == 200
 
 
-def test_a_retry_and_its_wait_keep_the_place(sessions: Sessions) -> None:
+def test_a_request_keeps_its_slot_during_retries(sessions: Sessions) -> None:
     held: list[int] = []
     with Backend(reply(b"", status="503 No")) as one, Backend(reply(b"well")) as other:
         app, bulkhead, _ = of(
@@ -206,7 +206,7 @@ def test_a_retry_and_its_wait_keep_the_place(sessions: Sessions) -> None:
     assert bulkhead.in_flight == 0
 
 
-def test_all_forwarders_of_a_service_count_together(backend: Backend, sessions: Sessions) -> None:
+def test_forwarders_of_a_service_share_the_limit(backend: Backend, sessions: Sessions) -> None:
     gate = Gate()
     backend.answers = [gate]
     app, bulkhead, pool = of(backend.url, sessions=sessions, most=1)
@@ -220,7 +220,7 @@ def test_all_forwarders_of_a_service_count_together(backend: Backend, sessions: 
     assert ask(other).status_code == 200
 
 
-def test_a_forked_worker_counts_its_own(in_child: InChild) -> None:
+def test_a_forked_worker_counts_its_own_requests(in_child: InChild) -> None:
     bulkhead = Bulkhead(1)
     bulkhead.enter()
     with pytest.raises(Refusal):
@@ -237,7 +237,7 @@ def test_a_forked_worker_counts_its_own(in_child: InChild) -> None:
 
 
 @pytest.mark.parametrize("most", [0, -1, 1.5, True])
-def test_a_bulkhead_that_lets_nobody_pass_is_none(most: Any) -> None:
+def test_a_bulkhead_of_zero_is_rejected(most: Any) -> None:
     with pytest.raises(ValueError, match="max_in_flight"):
         Bulkhead(most)
 
@@ -256,7 +256,7 @@ def limited(*urls: str, **options: Any) -> Pool:
 A, B, C = (f"http://127.0.0.1:{port}" for port in (3001, 3002, 3003))
 
 
-def test_an_instance_that_is_full_is_passed_over_and_when_all_are_nobody_is_asked() -> None:
+def test_full_instances_are_skipped_and_a_request_fails_when_all_are_full() -> None:
     pool = limited(A, B, C)
     leases = [pool.pick() for _ in range(3)]
     assert sorted(lease.instance.url for lease in leases if lease) == [A, B, C]
@@ -270,7 +270,7 @@ def test_an_instance_that_is_full_is_passed_over_and_when_all_are_nobody_is_aske
 
 @pytest.mark.parametrize("full", [A, B, C])
 @pytest.mark.parametrize("failed", [A, B, C])
-def test_one_that_is_full_is_never_asked_and_one_that_failed_only_when_nobody_is_left(
+def test_a_full_instance_is_never_used_and_a_failed_one_only_as_the_last(
     full: str, failed: str
 ) -> None:
     pool = limited(A, B, C, balance="random", random=Random(1).random)
@@ -292,7 +292,7 @@ def test_one_that_is_full_is_never_asked_and_one_that_failed_only_when_nobody_is
     assert picked(*others) == others
 
 
-def test_one_that_failed_the_request_is_better_than_one_that_is_full() -> None:
+def test_an_instance_that_failed_the_request_is_preferred_to_a_full_one() -> None:
     pool = limited(A, B)
     first = pool.pick()
     assert first is not None
@@ -306,7 +306,7 @@ def test_one_that_failed_the_request_is_better_than_one_that_is_full() -> None:
 
 
 @pytest.mark.parametrize("given", GIVEN, ids=["plain", "retry", "circuit"])
-def test_when_all_instances_are_full_a_request_is_refused_at_once(
+def test_a_request_is_rejected_at_once_when_all_instances_are_full(
     given: Callable[[], dict[str, Any]], backend: Backend, sessions: Sessions
 ) -> None:
     gate = Gate()
@@ -325,6 +325,6 @@ def test_when_all_instances_are_full_a_request_is_refused_at_once(
     assert set(pool.in_flight().values()) == {0}
 
 
-def test_a_limit_that_lets_nobody_pass_is_none() -> None:
+def test_an_instance_limit_of_zero_is_rejected() -> None:
     with pytest.raises(ValueError, match="instance_limit"):
         limited(A, instance_limit=0)

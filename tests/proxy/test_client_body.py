@@ -29,7 +29,7 @@ class Input:
         return taken
 
 
-def test_no_byte_behind_the_body_is_asked_for() -> None:
+def test_no_byte_after_the_body_is_read() -> None:
     """R04: some servers wait for it until the client leaves, others hand out the next request."""
     source = Input()
     body = ClientBody(source, 5)
@@ -37,7 +37,7 @@ def test_no_byte_behind_the_body_is_asked_for() -> None:
     assert source.asked == [3, 2]
 
 
-def test_a_body_that_ends_early_is_an_error_and_no_end() -> None:
+def test_a_truncated_body_is_an_error() -> None:
     """A15"""
     body = ClientBody(Input(b"xxx"), 5)
     assert body.read(9) == b"xxx"
@@ -58,7 +58,7 @@ CHUNKED = {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True}
         *(({"CONTENT_LENGTH": value}, 400) for value in ("x", "-1", "+1", "²", "1, 1", "9" * 19)),
     ],
 )
-def test_what_is_framed_in_another_way_is_refused(environ: dict[str, Any], status: int) -> None:
+def test_unsupported_framing_is_rejected(environ: dict[str, Any], status: int) -> None:
     """A03, A04, A09"""
     with pytest.raises(Refusal) as caught:
         client_body({**environ, "wsgi.input": Input()})
@@ -69,7 +69,9 @@ def test_what_is_framed_in_another_way_is_refused(environ: dict[str, Any], statu
     ("environ", "length"),
     [({"CONTENT_LENGTH": "003"}, 3), ({"CONTENT_LENGTH": "9" * 18}, 10**18 - 1), (CHUNKED, None)],
 )
-def test_a_body_is_as_long_as_it_says(environ: dict[str, Any], length: int | None) -> None:
+def test_a_body_has_the_length_of_content_length(
+    environ: dict[str, Any], length: int | None
+) -> None:
     """A05"""
     body = client_body({**environ, "wsgi.input": Input()})
     assert body is not None
@@ -77,7 +79,7 @@ def test_a_body_is_as_long_as_it_says(environ: dict[str, Any], length: int | Non
 
 
 @pytest.mark.parametrize("environ", [{}, {"CONTENT_LENGTH": ""}, {"CONTENT_LENGTH": "0"}])
-def test_no_length_is_no_body(environ: dict[str, Any]) -> None:
+def test_a_request_without_a_length_has_no_body(environ: dict[str, Any]) -> None:
     """R04"""
     assert client_body({**environ, "wsgi.input": Input()}) is None
 
@@ -99,7 +101,7 @@ FORM = "application/x-www-form-urlencoded"
         (lambda request: request.headers, "text/plain", False, False),
     ],
 )
-def test_a_body_that_the_app_has_read_is_not_waited_for(
+def test_a_body_that_the_app_has_read_causes_a_500(
     reads: Any, content_type: str, chunked: bool, was_read: bool, buffered: int
 ) -> None:
     environ = EnvironBuilder(
@@ -122,7 +124,7 @@ def test_a_body_that_the_app_has_read_is_not_waited_for(
     assert body.read(9) == b"[1]"
 
 
-def test_without_a_body_there_is_none_that_could_have_been_read() -> None:
+def test_reading_a_request_without_a_body_causes_no_error() -> None:
     environ = EnvironBuilder("/").get_environ()
     Request(environ).get_data()
     assert client_body(environ) is None

@@ -1,4 +1,4 @@
-"""Where a WebDAV client wants something copied or moved to: led to the instance, and bounded."""
+"""The ``Destination`` field of WebDAV: rewritten to the instance, and checked."""
 
 from __future__ import annotations
 
@@ -76,11 +76,13 @@ FRONT = {PEER_TRUSTED: True, "HTTP_HOST": "127.0.0.1:3000", "HTTP_X_FORWARDED_HO
         ("/elsewhere", "/elsewhere", {"REQUEST_METHOD": "GET"}),
     ],
 )
-def test_it_is_led_to_the_instance(destination: str, expected: str, more: Any) -> None:
+def test_destination_is_rewritten_to_the_instance(
+    destination: str, expected: str, more: Any
+) -> None:
     assert led(destination, **more) == expected
 
 
-def test_a_mounted_gateway_takes_off_its_mount() -> None:
+def test_the_mount_path_is_removed_from_destination() -> None:
     more = {"SCRIPT_NAME": "/gate", "PATH_INFO": "/dav/a", "path": "/gate/dav/a"}
     environ = environ_of("http://shop.test/gate/dav/b", **more) | {"PATH_INFO": "/dav/a"}
     request = RequestMaker(strip_prefix="/dav").make(environ, target_of(environ), INSTANCE)
@@ -99,7 +101,7 @@ def test_a_mounted_gateway_takes_off_its_mount() -> None:
         ("http://shop.test/dav/%zz", 400),
     ],
 )
-def test_what_is_not_beneath_the_prefix_or_has_no_single_meaning_is_refused(
+def test_a_destination_outside_of_the_prefix_or_ambiguous_is_rejected(
     destination: str, status: int
 ) -> None:
     with pytest.raises(Refusal) as refused:
@@ -133,13 +135,13 @@ def dispatched(destination: str, **more: Any) -> tuple[str, str]:
         ("http://shop.test/dav/a%2Fb", "400 Bad Request"),
     ],
 )
-def test_a_route_writes_to_no_other(destination: str, status: str) -> None:
+def test_a_destination_in_another_route_is_rejected(destination: str, status: str) -> None:
     assert dispatched(destination)[0] == status
     assert dispatched(destination, REQUEST_METHOD="COPY")[0] == status
     assert dispatched(destination, REQUEST_METHOD="PROPFIND")[0] == "201 Created"
 
 
-def test_below_a_mount_the_routes_are_those_below_it() -> None:
+def test_routes_below_a_mount_are_matched_without_the_mount() -> None:
     mounted = {"SCRIPT_NAME": "/gate", "RAW_URI": "/gate/dav/a"}
     assert dispatched("http://shop.test/gate/dav/b", **mounted)[0] == "201 Created"
     assert dispatched("http://shop.test/gate/dav/private", **mounted)[0] == "403 Forbidden"

@@ -1,4 +1,4 @@
-"""Clients that leave while an instance is at work, over real sockets and without a server."""
+"""Clients that disconnect while an instance handles their request."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def held(connection: socket.socket, _request: Received) -> bool:
 
 
 @pytest.mark.parametrize("ahead", [b"", b"GET /next HTTP/1.1\r\n\r\n"])
-def test_a_client_has_left_when_it_has_hung_up_and_not_before(
+def test_a_disconnect_is_detected_when_the_client_closes_and_not_before(
     pair: tuple[socket.socket, socket.socket], ahead: bytes
 ) -> None:
     ours, theirs = pair
@@ -56,7 +56,7 @@ def told(client: socket.socket) -> dict[str, object]:
     return {"gunicorn.socket": client, "SERVER_PROTOCOL": "HTTP/1.1"}
 
 
-def test_a_request_is_served_where_no_thread_is_to_be_had_to_look(
+def test_a_request_is_served_if_the_watching_thread_cannot_start(
     pair: tuple[socket.socket, socket.socket],
     threadless: Callable[[], AbstractContextManager[None]],
 ) -> None:
@@ -74,7 +74,7 @@ def test_a_request_is_served_where_no_thread_is_to_be_had_to_look(
     watch.close()
 
 
-def test_what_a_departure_has_let_go_is_left_alone(
+def test_a_released_connection_is_not_closed_on_disconnect(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
@@ -93,7 +93,7 @@ def test_what_a_departure_has_let_go_is_left_alone(
         assert instance.recv(100) == b""
 
 
-def test_who_is_to_be_connected_learns_whether_anybody_waits(
+def test_a_connection_attempt_can_check_whether_the_client_waits(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
@@ -107,7 +107,7 @@ def test_who_is_to_be_connected_learns_whether_anybody_waits(
 
 
 @pytest.mark.parametrize("protocol", ["HTTP/1.0", "HTTP/1.1"])
-def test_what_was_held_to_the_end_is_left_alone(
+def test_a_finished_request_does_not_close_its_connection(
     protocol: str, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     ours, _ = pair
@@ -124,7 +124,7 @@ def test_what_was_held_to_the_end_is_left_alone(
         assert instance.recv(100) == b"another request's"
 
 
-def test_a_forked_worker_looks_after_its_own(
+def test_a_forked_worker_watches_its_own_clients(
     pair: tuple[socket.socket, socket.socket], in_child: Callable[[Callable[[], bool]], bool]
 ) -> None:
     ours, _ = pair
@@ -139,7 +139,7 @@ def test_a_forked_worker_looks_after_its_own(
     watch.close()
 
 
-def test_a_closed_departure_is_looked_at_no_more(
+def test_a_finished_request_is_not_watched(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
@@ -155,7 +155,7 @@ def test_a_closed_departure_is_looked_at_no_more(
 @pytest.mark.parametrize(
     "environ", [{}, {"SERVER_PROTOCOL": "HTTP/2.0", "gunicorn.socket": object()}]
 )
-def test_without_a_socket_of_its_own_nobody_is_looked_at(environ: dict[str, object]) -> None:
+def test_a_request_without_a_client_socket_is_not_watched(environ: dict[str, object]) -> None:
     disconnects = Unhurried()
     watch = disconnects.watch(new_environ() | environ)
     disconnects.check()
@@ -163,7 +163,7 @@ def test_without_a_socket_of_its_own_nobody_is_looked_at(environ: dict[str, obje
     assert not watch.gone
 
 
-def test_the_instance_is_let_go_while_its_answer_is_waited_for(
+def test_a_disconnect_before_the_response_closes_the_upstream_connection(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
@@ -183,7 +183,7 @@ def test_the_instance_is_let_go_while_its_answer_is_waited_for(
         assert Server().serve(forwarder, new_environ()).chunks == [b"ok"]
 
 
-def test_the_instance_is_let_go_in_the_middle_of_its_answer(
+def test_a_disconnect_during_the_response_closes_the_upstream_connection(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair
@@ -205,7 +205,7 @@ def test_the_instance_is_let_go_in_the_middle_of_its_answer(
         backend.wait_until_closed()
 
 
-def test_a_kept_connection_is_let_go_before_it_serves_another(
+def test_a_disconnect_after_the_body_was_read_keeps_the_upstream_connection(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     ours, theirs = pair

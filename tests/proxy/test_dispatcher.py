@@ -1,4 +1,4 @@
-"""To each request its route's app, and what is refused before any route sees it."""
+"""The dispatcher: each request gets its route's app, or an error before any route."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def dispatcher(**options: Any) -> Client:
     return Client(Dispatcher(ROUTES, **options))
 
 
-def test_the_matching_route_serves_and_tells_its_name_and_parameters() -> None:
+def test_the_app_of_the_matching_route_gets_its_name_and_parameters() -> None:
     answer = dispatcher().get("/caf%C3%A9/7%208")
     assert answer.text == "cafe cafés {'id': '7 8'}"
 
 
-def test_what_no_route_matches_is_404_with_the_routes_there_are() -> None:
+def test_a_request_that_no_route_matches_gets_a_404_with_the_routes() -> None:
     answer = dispatcher(notes={"/api": "auth required"}).get("/nothing")
     assert answer.status_code == 404
     assert answer.json == {
@@ -62,11 +62,11 @@ def test_what_no_route_matches_is_404_with_the_routes_there_are() -> None:
     }
 
 
-def test_the_routes_need_not_be_told() -> None:
+def test_the_404_can_omit_the_routes() -> None:
     assert "availableRoutes" not in (dispatcher(list_routes=False).get("/x").json or {})
 
 
-def test_a_method_no_route_takes_is_405_with_those_they_do() -> None:
+def test_a_method_that_no_route_accepts_gets_a_405_with_allow() -> None:
     answer = dispatcher().delete("/api")
     assert answer.status_code == 405
     assert answer.headers["Allow"] == "GET, HEAD, POST"
@@ -92,7 +92,7 @@ def test_a_method_in_small_letters_reaches_the_route_of_the_method(
     assert isinstance(found, Match) is (served_by == "api")
 
 
-def test_options_of_the_server_itself_are_answered_here() -> None:
+def test_options_asterisk_is_answered_by_the_dispatcher() -> None:
     """F14"""
     environ = {"PATH_INFO": "*", "RAW_URI": "*", "REQUEST_URI": "*"}
     answer = dispatcher().open("/", method="OPTIONS", environ_overrides=environ)
@@ -100,13 +100,13 @@ def test_options_of_the_server_itself_are_answered_here() -> None:
     assert "GET" in answer.headers["Allow"]
 
 
-def test_everything_else_falls_through_to_the_app_around_which_it_is_mounted() -> None:
+def test_other_requests_go_to_the_fallback() -> None:
     client = dispatcher(fallback=app("old"))
     assert client.get("/old/page").headers["X-App"] == "old"
     assert client.get("/api/x").headers["X-App"] == "api"
 
 
-def test_an_app_around_which_it_is_mounted_serves_the_methods_that_no_route_takes() -> None:
+def test_the_fallback_serves_methods_that_no_route_accepts() -> None:
     client = dispatcher(fallback=app("old"))
     assert client.post("/api/x").headers["X-App"] == "api"
     assert client.delete("/api/x").headers["X-App"] == "old"
@@ -132,7 +132,7 @@ def test_an_app_around_which_it_is_mounted_serves_the_methods_that_no_route_take
         ("/login%2Fx", 400),
     ],
 )
-def test_the_app_gets_encoded_slashes_of_paths_that_are_no_routes(path: str, status: int) -> None:
+def test_the_fallback_gets_encoded_slashes_of_paths_without_a_route(path: str, status: int) -> None:
     """The app decodes them, so a path that would be a route's then is none of the app's."""
     given = {"RAW_URI": path, "REQUEST_URI": path, "PATH_INFO": EnvironBuilder(path).path}
     answer = dispatcher(fallback=app("old")).get("/", environ_overrides=given)
@@ -168,14 +168,14 @@ def test_a_route_may_keep_encoded_slashes() -> None:
     assert dispatcher().get("/files/%2E%2E%2Fapi").status_code == 400
 
 
-def test_why_a_target_was_refused_is_for_the_log_only() -> None:
+def test_the_reason_of_a_rejected_target_is_only_logged() -> None:
     environ = EnvironBuilder("/a/../b").get_environ()
     answered = b"".join(Dispatcher(ROUTES)(environ, lambda *_: lambda _: None))  # type: ignore[arg-type]
     assert environ[REASON] == "a dot segment in the path"
     assert b"segment" not in answered
 
 
-def test_fields_that_say_who_the_caller_is_are_removed_on_every_route() -> None:
+def test_identity_fields_of_clients_are_removed_on_every_route() -> None:
     """D01, D03: by environ key, so that no spelling survives."""
     client = dispatcher(identity_fields=["X-User-Id"], fallback=app("old"))
     for path in ("/api", "/old"):
@@ -183,7 +183,7 @@ def test_fields_that_say_who_the_caller_is_are_removed_on_every_route() -> None:
         assert "admin" not in answer.text
 
 
-def test_the_answers_can_be_replaced() -> None:
+def test_the_error_responses_can_be_replaced() -> None:
     def as_text(problem: Problem) -> WSGIApplication:
         def answer(_environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
             start_response(f"{problem.status} X", [("Content-Type", "text/plain")])
@@ -197,7 +197,7 @@ def test_the_answers_can_be_replaced() -> None:
     assert client.get("/a/../b").text == "Malformed request target."
 
 
-def test_a_route_can_be_found_without_serving_it() -> None:
+def test_a_route_can_be_matched_without_calling_its_app() -> None:
     table = Dispatcher(ROUTES)
     found = table.find(EnvironBuilder("/api/x").get_environ())
     assert isinstance(found, Match)
@@ -206,7 +206,7 @@ def test_a_route_can_be_found_without_serving_it() -> None:
         table.find(EnvironBuilder("/api%2Fx").get_environ())
 
 
-def test_conflicts_are_found_when_it_is_made() -> None:
+def test_conflicting_routes_are_rejected_by_the_constructor() -> None:
     with pytest.raises(RouteConflict):
         Dispatcher([*ROUTES, Route("/caf%c3%a9/{name}", app("again"))])
 
@@ -232,7 +232,7 @@ def test_only_allowed_hosts_are_served(host: str, status: int) -> None:
             assert (answer.json or {})["message"] == "Misdirected request."
 
 
-def test_a_request_without_any_host_is_for_none_of_the_allowed() -> None:
+def test_a_request_without_a_host_is_rejected_with_allowed_hosts() -> None:
     environ = EnvironBuilder("/api/x").get_environ() | {"SERVER_PROTOCOL": "HTTP/1.0"}
     del environ["HTTP_HOST"]
     _, status, _ = run_wsgi_app(Dispatcher(ROUTES, allowed_hosts=["api.test"]), environ)
@@ -240,12 +240,12 @@ def test_a_request_without_any_host_is_for_none_of_the_allowed() -> None:
 
 
 @pytest.mark.parametrize(("host", "status"), [("api.test", 204), ("b.test", 421), ("a b", 400)])
-def test_options_of_the_server_itself_are_for_a_host_too(host: str, status: int) -> None:
+def test_options_asterisk_requires_an_allowed_host(host: str, status: int) -> None:
     environ = {"PATH_INFO": "*", "RAW_URI": "*", "REQUEST_URI": "*", "HTTP_HOST": host}
     client = dispatcher(allowed_hosts=["api.test"])
     assert client.open("/", method="OPTIONS", environ_overrides=environ).status_code == status
 
 
-def test_an_allowed_host_that_is_none_is_told_when_it_is_made() -> None:
+def test_an_invalid_allowed_host_is_rejected_by_the_constructor() -> None:
     with pytest.raises(ValueError, match=r"got 'api\.test:80'"):
         Dispatcher(ROUTES, allowed_hosts=["api.test:80"])

@@ -1,4 +1,4 @@
-"""An instance that fails is left out for a while, and comes back."""
+"""Outlier detection: failing instances are ejected and return."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ask(of: Pool, outcome: Outcome = Outcome.OK) -> str:
     ("bad", "method"),
     [(BAD, "GET"), (BAD, "POST"), (cut(b""), "GET"), (cut(b"HTTP/1.1 200 OK\r\nX"), "GET")],
 )
-def test_one_that_fails_is_asked_no_more_until_its_time_is_over(
+def test_a_failing_instance_is_ejected_for_the_ejection_time(
     bad: Any, method: str, backend: Backend, sessions: Sessions, clock: FakeClock
 ) -> None:
     with Backend(bad) as ill:
@@ -68,7 +68,7 @@ def test_one_that_fails_is_asked_no_more_until_its_time_is_over(
 
 
 @pytest.mark.parametrize("status", ["404 No", "429 Slowly", "200 OK", "501 No"])
-def test_what_tells_nothing_of_an_instance_does_not_count(
+def test_outcomes_that_do_not_concern_the_instance_do_not_count(
     status: str, backend: Backend, sessions: Sessions, clock: FakeClock
 ) -> None:
     with Backend(reply(b"", status=status)) as other:
@@ -79,7 +79,7 @@ def test_what_tells_nothing_of_an_instance_does_not_count(
         assert both.ejected() == []
 
 
-def test_every_try_is_judged(backend: Backend, sessions: Sessions, clock: FakeClock) -> None:
+def test_every_attempt_counts(backend: Backend, sessions: Sessions, clock: FakeClock) -> None:
     with Backend(reply(b"", status="503 No")) as ill:
         both = pool(ill.url, backend.url, clock=clock)
         given = Resilience(retry=RetryRules(), clock=clock, sleep=lambda _: None)
@@ -89,7 +89,7 @@ def test_every_try_is_judged(backend: Backend, sessions: Sessions, clock: FakeCl
         assert len(ill.requests) == 2
 
 
-def test_no_more_are_left_out_than_may_be(clock: FakeClock) -> None:
+def test_the_share_of_ejected_instances_is_limited(clock: FakeClock) -> None:
     three = pool(clock=clock)
     for _ in range(12):
         ask(three, Outcome.FAILED)
@@ -100,7 +100,7 @@ def test_no_more_are_left_out_than_may_be(clock: FakeClock) -> None:
     assert alone.ejected() == []
 
 
-def test_a_check_that_finds_it_well_again_brings_it_back(clock: FakeClock) -> None:
+def test_a_health_check_that_recovers_ends_the_ejection(clock: FakeClock) -> None:
     both = pool(*URLS[:2], clock=clock)
     for _ in range(2):
         ask(both, Outcome.FAILED)
@@ -114,7 +114,7 @@ def test_a_check_that_finds_it_well_again_brings_it_back(clock: FakeClock) -> No
     assert {ask(both) for _ in range(4)} == set(URLS[:2])
 
 
-def test_who_answers_less_often_than_the_others_is_left_out(clock: FakeClock) -> None:
+def test_an_instance_with_a_lower_success_rate_is_ejected(clock: FakeClock) -> None:
     rules = OutlierRules(
         consecutive_failures=None,
         success_rate=True,
@@ -132,7 +132,7 @@ def test_who_answers_less_often_than_the_others_is_left_out(clock: FakeClock) ->
     assert three.ejected() == [URLS[0]]
 
 
-def test_one_that_comes_back_begins_with_less(clock: FakeClock) -> None:
+def test_an_instance_starts_slowly_after_its_ejection(clock: FakeClock) -> None:
     both = pool(*URLS[:2], clock=clock, balance="weighted", slow_start=100.0)
     for _ in range(2):
         ask(both, Outcome.FAILED)
@@ -142,7 +142,7 @@ def test_one_that_comes_back_begins_with_less(clock: FakeClock) -> None:
     assert [ask(both) for _ in range(22)].count(ill) == 2
 
 
-def test_the_file_says_when_and_services_tell_who() -> None:
+def test_the_file_sets_outlier_detection_and_services_list_the_ejected() -> None:
     with Backend(BAD) as ill, Backend() as well:
         text = f"""
             [store]
@@ -178,7 +178,7 @@ def test_the_file_says_when_and_services_tell_who() -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_told_at_its_key(outlier: str, path: str, said: str) -> None:
+def test_errors_are_reported_at_their_key(outlier: str, path: str, said: str) -> None:
     assert (
         said in dict(errors_of(f"[services.a]\ninstances = ['http://a.test']\n{outlier}\n"))[path]
     )

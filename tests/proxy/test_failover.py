@@ -140,7 +140,7 @@ def test_a_request_that_was_sent_is_not_repeated(
         assert (len(first.requests), len(backend.requests)) == (1, 0)
 
 
-def test_one_attempt_disables_it(sessions: Sessions, backend: Backend) -> None:
+def test_one_attempt_disables_failover(sessions: Sessions, backend: Backend) -> None:
     resilience = Resilience(retry=RetryRules(attempts=1))
     client = client_of([dead_url(), backend.url], sessions, resilience=resilience)
     assert [client.get("/").status_code for _ in range(2)] == [503, 200]

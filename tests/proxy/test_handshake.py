@@ -38,11 +38,13 @@ def asking(**changes: Any) -> dict[str, Any]:
         ({"HTTP_CONNECTION": ",".join(f"a{n}" for n in range(200))}, False),
     ],
 )
-def test_a_request_asks_for_a_websocket_in_both_fields(changes: dict[str, Any], asks: bool) -> None:
+def test_a_websocket_request_has_upgrade_and_connection(
+    changes: dict[str, Any], asks: bool
+) -> None:
     assert is_upgrade(asking(**changes)) is asks
 
 
-def test_a_proper_handshake_has_a_key() -> None:
+def test_a_valid_handshake_is_accepted_with_its_key() -> None:
     assert check_request(asking()) == KEY
 
 
@@ -61,7 +63,7 @@ def test_a_proper_handshake_has_a_key() -> None:
         ({"HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZ\xff=="}, 400),
     ],
 )
-def test_a_malformed_one_is_refused(changes: dict[str, Any], status: int) -> None:
+def test_a_malformed_handshake_is_rejected(changes: dict[str, Any], status: int) -> None:
     with pytest.raises(Refusal) as refused:
         check_request(asking(**changes))
     assert refused.value.problem.status == status
@@ -77,7 +79,7 @@ def answer(
     return [(name, value) for name, _, value in split]
 
 
-def test_what_the_client_gets_is_end_to_end_and_the_upgrade() -> None:
+def test_the_client_gets_end_to_end_fields_and_the_upgrade() -> None:
     fields = answer(
         "Sec-WebSocket-Protocol: chat",
         "Set-Cookie: a=1",
@@ -116,6 +118,6 @@ def test_what_the_client_gets_is_end_to_end_and_the_upgrade() -> None:
         answer("X: a\rb"),
     ],
 )
-def test_an_answer_that_opens_none_is_no_answer(fields: Headers) -> None:
+def test_an_invalid_handshake_response_is_rejected(fields: Headers) -> None:
     with pytest.raises(BadHandshake):
         check_response(fields, KEY, "chat", "")

@@ -1,4 +1,4 @@
-"""What is remembered of the names in a response's head, and what is not."""
+"""Cached plans for the field names of a response's head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wsgigate.proxy.response import BadResponse, content_length, plan_for, witho
 FEW = ("Date", "X-Color", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive")
 
 
-def test_a_plan_says_what_is_done_with_each_field() -> None:
+def test_a_plan_has_the_treatment_of_each_field() -> None:
     plan = plan_for(FEW)
     fields = [(name, str(at)) for at, name in enumerate(FEW)]
     assert list(plan.kept(fields)) == [("Date", "0"), ("X-Color", "1")]
@@ -19,24 +19,24 @@ def test_a_plan_says_what_is_done_with_each_field() -> None:
 
 
 @pytest.mark.parametrize("names", [(), ("Date",), ("Keep-Alive", "Date")])
-def test_a_plan_for_next_to_nothing(names: tuple[str, ...]) -> None:
+def test_heads_with_few_fields_have_a_plan(names: tuple[str, ...]) -> None:
     fields = [(name, "") for name in names]
     assert list(plan_for(names).kept(fields)) == [(name, "") for name in names if name == "Date"]
 
 
 @pytest.mark.parametrize("name", ["location", "Content-Location", "SET-COOKIE"])
-def test_what_the_instance_says_of_itself_is_known(name: str) -> None:
+def test_fields_with_the_address_of_the_instance_are_marked(name: str) -> None:
     plan = plan_for(("Date", name))
     assert plan.own
     assert list(plan.kept([("Date", ""), (name, "x")])) == [("Date", ""), (name, "x")]
 
 
 @pytest.mark.parametrize("name", ["", "X Y", "X:", "é"])
-def test_a_malformed_name_is_known(name: str) -> None:
+def test_a_malformed_name_is_marked(name: str) -> None:
     assert plan_for(("Date", name)).malformed
 
 
-def test_plans_are_remembered_within_bounds() -> None:
+def test_the_number_of_cached_plans_is_bounded() -> None:
     """An instance may send names that are new each time, and as long as a head can be."""
     remembered = response._plan_of
     remembered.cache_clear()
@@ -54,7 +54,7 @@ def test_plans_are_remembered_within_bounds() -> None:
     assert remembered.cache_info().currsize == 1024
 
 
-def test_what_connection_names_is_remembered_within_bounds() -> None:
+def test_the_cache_of_connection_options_is_bounded() -> None:
     remembered = response._named
     remembered.cache_clear()
     headers = [("X-A", "1"), ("X-B", "2"), ("Cache-Control", "no-store")]
@@ -69,7 +69,7 @@ def test_what_connection_names_is_remembered_within_bounds() -> None:
         without_named(headers, "x," * 100)
 
 
-def test_a_length_is_digits_and_nothing_else() -> None:
+def test_a_content_length_consists_of_digits_only() -> None:
     assert content_length(" 12\t") == 12
     assert content_length("9" * 18) == 10**18 - 1
     for value in ("1, 1", "+1", "1\xa0", "\xb2", "", "9" * 19, "1_0"):

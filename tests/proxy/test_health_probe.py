@@ -1,4 +1,4 @@
-"""Many checks in one thread: what hangs delays nobody, and what ends is cleared away."""
+"""Many health checks in one thread: hanging checks delay no other, and all is cleaned up."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if "health" in thread.name]
 
 
-def test_nothing_runs_before_the_first_check_and_after_the_end(
+def test_no_thread_runs_before_the_first_check_or_after_close(
     prober: Prober, backend: Backend
 ) -> None:
     assert threads() == []
@@ -113,7 +113,7 @@ def test_nothing_runs_before_the_first_check_and_after_the_end(
     prober.stop()
 
 
-def test_hundreds_that_hang_take_no_thread_and_delay_nobody(
+def test_hundreds_of_hanging_checks_use_one_thread_and_delay_no_other(
     prober: Prober, backend: Backend, silent: int
 ) -> None:
     found: Found = SimpleQueue()
@@ -134,7 +134,7 @@ def test_hundreds_that_hang_take_no_thread_and_delay_nobody(
     assert len(prober._thread._selector.get_map()) == 1
 
 
-def test_an_answer_that_came_while_the_thread_was_held_up_counts(prober: Prober) -> None:
+def test_a_response_that_arrived_while_the_thread_was_blocked_counts(prober: Prober) -> None:
     now, answered, held = 0.0, threading.Event(), threading.Event()
 
     def answer(connection: socket.socket, request: Received) -> None:
@@ -159,7 +159,7 @@ def test_an_answer_that_came_while_the_thread_was_held_up_counts(prober: Prober)
     assert brief(outcome) == (True, 200, "")
 
 
-def test_a_result_that_nobody_can_take_harms_no_other(
+def test_an_exception_of_a_callback_affects_no_other_check(
     prober: Prober, backend: Backend, caplog: pytest.LogCaptureFixture
 ) -> None:
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
@@ -179,7 +179,7 @@ def test_a_result_that_nobody_can_take_harms_no_other(
     ]
 
 
-def test_what_this_machine_lacks_is_no_fault_of_an_instance(backend: Backend) -> None:
+def test_a_lack_of_local_resources_is_no_failure_of_an_instance(backend: Backend) -> None:
     def lack(_address: object, _port: int) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -192,7 +192,7 @@ def test_what_this_machine_lacks_is_no_fault_of_an_instance(backend: Backend) ->
     prober.stop()
 
 
-def test_a_thread_that_has_ended_by_a_flaw_is_replaced(prober: Prober, backend: Backend) -> None:
+def test_a_thread_that_died_is_replaced(prober: Prober, backend: Backend) -> None:
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     prober.probe("shop", Instance(backend.url), CHECK, found.put)
     assert found.get(timeout=10)
@@ -202,7 +202,7 @@ def test_a_thread_that_has_ended_by_a_flaw_is_replaced(prober: Prober, backend: 
     assert brief(found.get(timeout=10)) == (True, 200, "")
 
 
-def test_checks_under_way_are_abandoned_and_their_sockets_closed(prober: Prober) -> None:
+def test_close_aborts_running_checks_and_closes_their_sockets(prober: Prober) -> None:
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     asked = threading.Event()
 
@@ -237,7 +237,7 @@ def test_a_forked_process_has_a_thread_of_its_own(prober: Prober, backend: Backe
     assert found.get(timeout=10)
 
 
-def test_a_forked_process_lets_go_of_what_is_its_parents(prober: Prober) -> None:
+def test_a_forked_process_closes_its_copies_of_the_parents_sockets(prober: Prober) -> None:
     """A child that asked nobody kept the instance's connection open for as long as it lived."""
     asked = threading.Event()
 
@@ -271,7 +271,7 @@ def test_a_forked_process_lets_go_of_what_is_its_parents(prober: Prober) -> None
         backend.wait_until_closed()
 
 
-def test_a_thousand_that_hang_keep_nobody_from_being_checked_nor_anyone_new(
+def test_a_thousand_hanging_checks_delay_neither_known_nor_new_instances(
     silent: int,
 ) -> None:
     """Over real sockets: none of the thousand is refused, and none is ever answered."""

@@ -1,6 +1,6 @@
-"""A second try beside a first one that is slow: the first answer counts, nothing is left of others.
+"""Hedged requests: the first response wins, and the other attempt is aborted.
 
-The backends answer when they are told to, so nothing here depends on how fast anything is.
+The backends answer on command, so no test depends on speed.
 """
 
 from __future__ import annotations

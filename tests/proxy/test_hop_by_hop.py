@@ -1,4 +1,4 @@
-"""Requests that end at the gateway: methods never passed on, and Max-Forwards."""
+"""Methods that are never forwarded, and ``Max-Forwards``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Forward = Callable[..., Client]
 
 
 @pytest.mark.parametrize("method", ["TRACE", "TRACK", "CONNECT"])
-def test_a_forwarder_alone_never_passes_these_on(
+def test_methods_that_must_not_be_forwarded_are_rejected(
     method: str, backend: Backend, forward: Forward
 ) -> None:
     """F13, F14"""
@@ -22,7 +22,7 @@ def test_a_forwarder_alone_never_passes_these_on(
 
 
 @pytest.mark.parametrize("hops", ["0", " 0 ", "000"])
-def test_options_that_may_go_no_further_are_answered_here(
+def test_options_with_max_forwards_0_is_answered_by_the_gateway(
     hops: str, backend: Backend, forward: Forward
 ) -> None:
     """F14"""
@@ -36,7 +36,7 @@ def test_options_that_may_go_no_further_are_answered_here(
     ("method", "before", "after"),
     [("OPTIONS", "1", "0"), ("OPTIONS", "10", "9"), ("GET", "0", "0"), ("GET", "x", "x")],
 )
-def test_each_hop_takes_one_off_for_options(
+def test_max_forwards_of_options_is_decremented(
     method: str, before: str, after: str, backend: Backend, forward: Forward
 ) -> None:
     forward(backend.url).open("/", method=method, headers={"Max-Forwards": before})
@@ -44,7 +44,7 @@ def test_each_hop_takes_one_off_for_options(
 
 
 @pytest.mark.parametrize("hops", ["-1", "x", "1,2", "", "9" * 19, "\xb2"])
-def test_hops_that_are_no_number_are_refused(hops: str, backend: Backend, forward: Forward) -> None:
+def test_an_invalid_max_forwards_is_rejected(hops: str, backend: Backend, forward: Forward) -> None:
     answer = forward(backend.url).options("/", headers={"Max-Forwards": hops})
     assert answer.status_code == 400
     assert backend.requests == []

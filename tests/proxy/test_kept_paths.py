@@ -1,4 +1,4 @@
-"""What a route keeps of a path that others refuse or merge, and how far: no reading leaves it."""
+"""Routes that keep parts of a path: no reading of it leaves the route."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def route(path: str, name: str = "kept", **options: Any) -> Any:
     ],
 )
 @pytest.mark.parametrize("raw", [True, False])
-def test_a_route_keeps_what_it_says_and_nothing_else(
+def test_a_route_keeps_only_the_configured_parts_of_a_path(
     path: str, option: str, forwarded: str, raw: bool
 ) -> None:
     others = {name: value for name, value in ALL.items() if name != option}
@@ -135,13 +135,13 @@ def test_no_reading_of_a_path_leaves_the_route(path: str) -> None:
     assert answer.startswith(("400 ", "private ")), answer
 
 
-def test_no_reading_escapes_what_methods_a_path_takes() -> None:
+def test_no_reading_of_a_path_avoids_the_method_check() -> None:
     routes = [route("/s3", **ALL), route("/s3/private", "private", methods=["GET"], exact=True)]
     assert ask(routes, "/s3/./private", REQUEST_METHOD="POST") == "kept /s3/./private"
     assert ask(routes, "/s3/./private").startswith("400 ")
 
 
-def test_control_characters_and_broken_escapes_are_kept_by_nobody() -> None:
+def test_control_characters_and_invalid_escapes_are_always_rejected() -> None:
     for path in ("/s3/a%00", "/s3/a%zz", "/s3/a\\b", "/s3/a#b"):
         assert ask([route("/s3", **ALL)], path).startswith("400 ")
 
@@ -153,7 +153,7 @@ def test_control_characters_and_broken_escapes_are_kept_by_nobody() -> None:
     ),
     st.lists(st.sampled_from(["/", "/", "//", "%2F", "%5c"]), min_size=8, max_size=8),
 )
-def test_whatever_is_forwarded_is_the_routes_own_in_all_readings(
+def test_every_reading_of_a_forwarded_path_is_inside_the_route(
     parts: list[str], separators: list[str]
 ) -> None:
     """A backend may decode, merge and resolve in any order, as often as it likes."""
@@ -184,7 +184,7 @@ def test_whatever_is_forwarded_is_the_routes_own_in_all_readings(
         ("/s3/public/a/../../private", "/s3/public", "/bucket", 400, ""),
     ],
 )
-def test_what_is_kept_does_not_leave_what_is_added(
+def test_no_reading_leaves_the_added_prefix(
     path: str, strip: str, add: str, status: int, sent: str, sessions: Sessions
 ) -> None:
     with Backend(reply(b"ok")) as backend:
@@ -205,7 +205,7 @@ def test_what_is_kept_does_not_leave_what_is_added(
         assert [each.target for each in backend.requests] == ([sent] if sent else [])
 
 
-def test_below_a_mount_it_is_kept_as_well() -> None:
+def test_a_mounted_gateway_keeps_the_path() -> None:
     inner = Dispatcher([route("/s3", double_slash="keep")])
     outer: Any = DispatcherMiddleware(seen, {"/gate": inner})
     environ = EnvironBuilder("/gate/s3/a//b").get_environ()
@@ -235,12 +235,12 @@ def test_a_gateway_within_a_route_decides_by_its_own_routes() -> None:
         ("/a/b;/..;x/c", 1, False),
     ],
 )
-def test_how_far_dot_segments_lead(path: str, base: int, result: bool) -> None:
+def test_leaves_is_true_if_dot_segments_leave_the_base(path: str, base: int, result: bool) -> None:
     assert leaves(path, base) is result
 
 
 @pytest.mark.parametrize("name", list(ALL))
-def test_a_setting_that_is_none_is_named(name: str) -> None:
+def test_an_invalid_setting_is_rejected_by_name(name: str) -> None:
     options: dict[str, Any] = {name: "resolve"}
     with pytest.raises(ValueError, match=name):
         route("/s3", **options)

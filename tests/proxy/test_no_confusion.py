@@ -158,7 +158,7 @@ def environ_of(target: str, server: str, mount: str) -> WSGIEnvironment | None:
 @example(target="/keep/a%2f..%2fb")
 @example(target="http://a.test/strip/x?y")
 @settings(max_examples=200, deadline=None)
-def test_what_the_rules_saw_is_what_is_sent(server: str, mount: str, target: str) -> None:
+def test_the_forwarded_path_is_the_matched_path(server: str, mount: str, target: str) -> None:
     """E32"""
     environ = environ_of(mount + target if target.startswith("/") else target, server, mount)
     if environ is None:
@@ -211,7 +211,7 @@ def found(path: str) -> str | None:
 
 @given(target=TARGETS, other=TARGETS)
 @settings(max_examples=300, deadline=None)
-def test_two_spellings_of_one_path_are_one_to_every_rule(target: str, other: str) -> None:
+def test_all_spellings_of_a_path_match_the_same_route(target: str, other: str) -> None:
     """What is canonical matches as itself, and matching never depends on the spelling."""
     router = Router([Route(path, path) for path in REWRITES])
     for raw in (target, other):

@@ -1,4 +1,4 @@
-"""A session of the user's own: any transport adapter of ``requests`` can reach the instances."""
+"""A custom session: any transport adapter of ``requests`` can reach the instances."""
 
 from __future__ import annotations
 

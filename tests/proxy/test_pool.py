@@ -1,4 +1,4 @@
-"""A pool hands out instances that are well, and counts what it handed out."""
+"""The pool picks available instances, and counts requests in flight."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ def picked(from_pool: Pool, times: int = 60) -> set[str]:
     return urls
 
 
-def test_a_forked_worker_counts_its_own(in_child: Callable[[Callable[[], bool]], bool]) -> None:
+def test_a_forked_worker_counts_its_own_requests(
+    in_child: Callable[[Callable[[], bool]], bool],
+) -> None:
     """What its parent had under way stayed so in the child, and its lock locked."""
     users = pool(URLS[0], instance_limit=1)
     held = users.pick()
@@ -54,11 +56,11 @@ def test_a_forked_worker_counts_its_own(in_child: Callable[[Callable[[], bool]],
     held.release()
 
 
-def test_every_instance_takes_requests() -> None:
+def test_every_instance_gets_requests() -> None:
     assert picked(pool()) == set(URLS)
 
 
-def test_an_unhealthy_instance_takes_none_until_it_is_well_again() -> None:
+def test_an_unhealthy_instance_gets_no_requests_until_it_recovers() -> None:
     users = pool()
     users.mark(URLS[0], False)
     assert picked(users) == set(URLS[1:])
@@ -79,12 +81,12 @@ def test_when_most_are_unhealthy_health_is_ignored() -> None:
     assert picked(strict) == {URLS[2]}
 
 
-def test_a_drained_instance_takes_none() -> None:
+def test_a_drained_instance_gets_no_requests() -> None:
     users = Pool("users", [Instance(URLS[0], weight=0), Instance(URLS[1])])
     assert picked(users) == {URLS[1]}
 
 
-def test_a_service_without_instances_has_none_to_give() -> None:
+def test_a_pool_without_instances_picks_none() -> None:
     assert Pool("users", []).pick() is None
     assert Pool("users", [Instance(URLS[0], weight=0)]).pick() is None
     strict = pool(URLS[0], panic=0.0)
@@ -92,7 +94,7 @@ def test_a_service_without_instances_has_none_to_give() -> None:
     assert strict.pick() is None
 
 
-def test_the_busier_instance_is_spared() -> None:
+def test_the_less_busy_instance_is_picked() -> None:
     users = pool(*URLS[:2])
     leases = [users.pick() for _ in range(10)]
     assert users.in_flight() == {URLS[0]: 5, URLS[1]: 5}
@@ -103,7 +105,7 @@ def test_the_busier_instance_is_spared() -> None:
     assert users.in_flight() == {URLS[0]: 0, URLS[1]: 0}
 
 
-def test_counting_is_right_across_threads() -> None:
+def test_requests_in_flight_are_counted_across_threads() -> None:
     users = pool()
 
     def work() -> None:
@@ -120,13 +122,13 @@ def test_counting_is_right_across_threads() -> None:
     assert set(users.in_flight().values()) == {0}
 
 
-def test_a_url_that_is_not_the_pools_is_ignored() -> None:
+def test_a_verdict_for_an_unknown_url_is_ignored() -> None:
     users = pool()
     users.mark("http://10.0.0.1:1", False)
     assert len(users.available()) == 3
 
 
-def test_an_instance_twice_and_an_impossible_panic_are_refused() -> None:
+def test_duplicate_instances_and_an_invalid_panic_share_are_rejected() -> None:
     with pytest.raises(ValueError, match="twice"):
         pool(URLS[0], URLS[0] + "/")
     with pytest.raises(ValueError, match="panic"):
@@ -149,7 +151,7 @@ def test_an_instance_twice_and_an_impossible_panic_are_refused() -> None:
         ("http://[::g]", "host|IPv6|address"),
     ],
 )
-def test_an_instance_needs_an_address_and_nothing_else(url: str, said: str) -> None:
+def test_an_instance_url_has_an_address_only(url: str, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         Instance(url)
     assert "secret" not in str(caught.value)
@@ -165,7 +167,7 @@ def test_an_instance_needs_an_address_and_nothing_else(url: str, said: str) -> N
         ("http://10.0.0.1:8000", "http://10.0.0.1:8000", "10.0.0.1:8000"),
     ],
 )
-def test_an_instance_is_named_in_one_way(url: str, normal: str, authority: str) -> None:
+def test_the_url_of_an_instance_is_normalized(url: str, normal: str, authority: str) -> None:
     instance = Instance(url)
     assert (instance.url, instance.authority) == (normal, authority)
 
@@ -181,14 +183,14 @@ def turns(from_pool: Pool, times: int, key: str | None = None) -> list[str]:
     return urls
 
 
-def test_round_robin_is_one_after_the_other() -> None:
+def test_round_robin_picks_instances_in_order() -> None:
     users = pool(balance="round-robin", random=lambda: 0.0)
     assert "".join(turns(users, 7)) == "1231231"
     users.mark(URLS[2], False)
     assert "".join(turns(users, 4)) in ("1212", "2121")
 
 
-def test_weights_are_kept_to() -> None:
+def test_requests_are_shared_by_weight() -> None:
     weighted = [Instance(url, weight) for url, weight in zip(URLS, (5, 1, 0), strict=True)]
     smooth = Pool("users", weighted, balance="weighted", random=lambda: 0.0)
     assert "".join(turns(smooth, 6)).count("1") == 5
@@ -206,7 +208,7 @@ def test_the_same_key_goes_to_the_same_instance() -> None:
     assert {place for [place] in first} == {"1", "2", "3"}
 
 
-def test_those_that_failed_a_request_are_avoided_while_there_are_others() -> None:
+def test_instances_that_failed_the_request_are_picked_last() -> None:
     users = pool()
     lease = users.pick()
     assert lease is not None
@@ -220,7 +222,7 @@ def test_those_that_failed_a_request_are_avoided_while_there_are_others() -> Non
     assert alone.pick(avoid=[first.member]) is not None
 
 
-def test_an_instance_that_has_become_well_begins_with_less() -> None:
+def test_an_instance_starts_slowly_after_it_recovers() -> None:
     clock = FakeClock()
     users = pool(
         *URLS[:2],
@@ -242,7 +244,7 @@ def test_an_instance_that_has_become_well_begins_with_less() -> None:
     assert 50 <= shares[3] <= 60
 
 
-def test_a_tier_helps_out_as_far_as_the_one_before_it_fails() -> None:
+def test_a_tier_gets_the_share_that_the_previous_tier_lost() -> None:
     tiers = [Instance(url, tier=at // 2) for at, url in enumerate([*URLS, "http://127.0.0.1:3004"])]
     users = Pool("users", tiers, random=random.Random(4).random)
     assert picked(users) == {URLS[0], URLS[1]}
@@ -258,7 +260,7 @@ def test_a_tier_helps_out_as_far_as_the_one_before_it_fails() -> None:
     assert set(turns(users, 100)) == {"1", "2"}
 
 
-def test_a_tier_that_stands_by_takes_what_the_first_one_has_failed() -> None:
+def test_a_standby_tier_gets_the_retries_of_the_first() -> None:
     users = Pool("users", [Instance(URLS[0]), Instance(URLS[1], tier=1)])
     first = users.pick()
     assert first is not None
@@ -271,7 +273,7 @@ def test_a_tier_that_stands_by_takes_what_the_first_one_has_failed() -> None:
     assert third.instance.url == URLS[0]
 
 
-def test_a_tier_is_used_by_real_requests_when_nobody_before_it_answers() -> None:
+def test_requests_go_to_the_next_tier_when_the_first_is_unreachable() -> None:
     with Backend() as one, Backend(reply(b"spare")) as spare:
         rules = OutlierRules(consecutive_failures=2, most_ejected=1.0)
         tiers = [Instance(one.url), Instance(spare.url, tier=3)]
@@ -282,7 +284,7 @@ def test_a_tier_is_used_by_real_requests_when_nobody_before_it_answers() -> None
         assert len(spare.requests) == 2
 
 
-def test_a_tier_that_is_none_is_refused() -> None:
+def test_an_invalid_tier_is_rejected() -> None:
     for tier in (-1, 16):
         with pytest.raises(ValueError, match="tier must be 0 to 15"):
             Instance(URLS[0], tier=tier)
@@ -296,12 +298,12 @@ def test_a_tier_that_is_none_is_refused() -> None:
         ({"slow_start": -1}, "slow_start"),
     ],
 )
-def test_what_can_not_be_balanced_by_is_refused(options: dict[str, Any], said: str) -> None:
+def test_an_invalid_policy_is_rejected(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         pool(**options)
 
 
-def test_a_policy_that_wants_to_know_is_told_how_long_answers_took(backend: Backend) -> None:
+def test_a_latency_policy_gets_the_response_times(backend: Backend) -> None:
     told: list[tuple[bool, bool]] = []
 
     class Listener(LeastLatency[Any]):
@@ -316,7 +318,7 @@ def test_a_policy_that_wants_to_know_is_told_how_long_answers_took(backend: Back
     assert told == [(True, False), (True, True), (True, True)]
 
 
-def test_a_forwarder_asks_by_the_key(backend: Backend) -> None:
+def test_a_forwarder_picks_by_the_key_of_the_request(backend: Backend) -> None:
     asked: list[str | None] = []
 
     def key(environ: dict[str, Any]) -> str | None:
@@ -349,7 +351,7 @@ def asked(pool: Pool, times: int = 40, **how: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("balance", ["two-choices", "round-robin", "weighted", "consistent-hash"])
-def test_requests_go_to_the_own_zone_while_that_can_take_them(balance: str) -> None:
+def test_requests_go_to_the_own_zone_while_it_has_capacity(balance: str) -> None:
     pool = in_zones("a", balance=balance)
     keys = {"key": "k"} if balance == "consistent-hash" else {}
     assert asked(pool, **keys) <= {"a1", "a2"}
@@ -362,7 +364,7 @@ def test_requests_go_to_the_own_zone_while_that_can_take_them(balance: str) -> N
     assert asked(in_zones("")) == {"a1", "a2", "b1", "b2"}
 
 
-def test_a_zone_that_is_full_spills_over() -> None:
+def test_a_full_zone_overflows_to_others() -> None:
     pool = in_zones("a", instance_limit=1, balance="round-robin")
     held = [pool.pick() for _ in range(4)]
     urls = [lease.instance.url.removeprefix("http://") for lease in held if lease is not None]
@@ -371,7 +373,7 @@ def test_a_zone_that_is_full_spills_over() -> None:
     assert pool.pick() is None
 
 
-def test_another_try_stays_in_the_zone_while_there_is_another_instance() -> None:
+def test_a_retry_stays_in_the_zone_if_it_has_another_instance() -> None:
     pool = in_zones("a")
     lease = pool.pick()
     assert lease is not None
@@ -380,7 +382,7 @@ def test_another_try_stays_in_the_zone_while_there_is_another_instance() -> None
     assert asked(pool, avoid=both) <= {"b1", "b2"}
 
 
-def test_a_list_that_changes_a_zone_moves_the_requests() -> None:
+def test_a_changed_zone_moves_the_requests() -> None:
     pool = in_zones("a")
     pool.renew([Instance("http://a1", zone="b"), Instance("http://b1", zone="a")])
     assert asked(pool) == {"b1"}

@@ -1,4 +1,4 @@
-"""A pool's list changes while it serves: who stays keeps all, who is gone takes nothing along."""
+"""Replacing the list of a pool in use: kept instances keep their state, removed ones lose it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def picked(users: Pool, times: int = 60) -> set[str]:
     return urls
 
 
-def test_who_comes_takes_requests_and_who_goes_takes_none() -> None:
+def test_added_instances_get_requests_and_removed_ones_none() -> None:
     users = pool()
     gone = users.renew(made([URLS[1], NEW]))
     assert [instance.url for instance in gone] == [URLS[0], URLS[2]]
@@ -65,7 +65,7 @@ def test_who_comes_takes_requests_and_who_goes_takes_none() -> None:
     assert users.renew(made([URLS[1], NEW])) == ()
 
 
-def test_all_may_go_and_come_back() -> None:
+def test_all_instances_can_be_removed_and_added_again() -> None:
     users = pool(slow_start=60.0)
     users.renew([])
     assert users.pick() is None
@@ -74,7 +74,7 @@ def test_all_may_go_and_come_back() -> None:
     assert weights(users) == dict.fromkeys(URLS, 1)  # there is nobody to spare them
 
 
-def test_an_instance_twice_changes_nothing() -> None:
+def test_a_list_with_a_duplicate_is_rejected_and_changes_nothing() -> None:
     users = pool()
     with pytest.raises(ValueError, match="twice"):
         users.renew(made([NEW, NEW + "/"]))
@@ -82,7 +82,7 @@ def test_an_instance_twice_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_follows(policy: str) -> None:
+def test_every_policy_uses_the_new_list(policy: str) -> None:
     users = pool(balance=policy)
     picked(users)
     users.renew(made([URLS[2], NEW]))
@@ -91,7 +91,7 @@ def test_every_policy_follows(policy: str) -> None:
     assert picked(users) == {NEW}
 
 
-def test_requests_in_flight_are_counted_on_where_their_instance_stays() -> None:
+def test_kept_instances_keep_their_requests_in_flight() -> None:
     users = pool(*URLS[:2])
     held = [lease_of(users, URLS[0]), lease_of(users, URLS[1])]
     users.renew(made([URLS[1], NEW]))
@@ -102,7 +102,7 @@ def test_requests_in_flight_are_counted_on_where_their_instance_stays() -> None:
     assert users.in_flight() == {URLS[1]: 0, NEW: 1}
 
 
-def test_a_lease_from_before_is_nothing_to_an_instance_that_came_back() -> None:
+def test_an_old_lease_does_not_affect_an_instance_added_again() -> None:
     rules = OutlierRules(consecutive_failures=2)
     users = pool(outlier=rules, balance="least-latency")
     held = [lease_of(users, URLS[0]) for _ in range(3)]
@@ -121,7 +121,7 @@ def test_a_lease_from_before_is_nothing_to_an_instance_that_came_back() -> None:
     assert users.ejected() == []
 
 
-def test_the_weight_is_the_lists_and_the_rest_is_kept() -> None:
+def test_the_weight_is_replaced_and_the_rest_is_kept() -> None:
     users = pool(*URLS[:2])
     held = lease_of(users, URLS[0])
     assert users.renew([Instance(URLS[0], weight=0), Instance(URLS[1], weight=7)]) == ()
@@ -131,7 +131,7 @@ def test_the_weight_is_the_lists_and_the_rest_is_kept() -> None:
     assert weights(users)[URLS[1]] == 7
 
 
-def test_health_and_ejection_of_those_who_stay_are_kept() -> None:
+def test_kept_instances_keep_health_and_ejection() -> None:
     clock = FakeClock()
     rules = OutlierRules(consecutive_failures=1, eject_for=30.0)
     users = pool(outlier=rules, clock=clock, panic=0.0)
@@ -145,7 +145,7 @@ def test_health_and_ejection_of_those_who_stay_are_kept() -> None:
     assert picked(users) == {URLS[1], URLS[2], NEW}
 
 
-def test_who_was_ejected_and_ill_and_comes_back_begins_anew() -> None:
+def test_an_instance_added_again_has_no_health_or_ejection() -> None:
     users = pool(outlier=OutlierRules(consecutive_failures=1), panic=0.0)
     users.mark(URLS[0], False)
     end(lease_of(users, URLS[1]))
@@ -155,7 +155,7 @@ def test_who_was_ejected_and_ill_and_comes_back_begins_anew() -> None:
     assert picked(users) == set(URLS)
 
 
-def test_latency_of_those_who_stay_is_kept() -> None:
+def test_kept_instances_keep_their_latency() -> None:
     users = pool(balance="least-latency")
     for url, seconds in zip(URLS, (0.1, 5.0, 0.2), strict=True):
         lease = lease_of(users, url)
@@ -165,7 +165,7 @@ def test_latency_of_those_who_stay_is_kept() -> None:
     assert picked(users) == {URLS[0]}  # the other is known to be slow
 
 
-def test_latency_of_who_drains_is_kept() -> None:
+def test_draining_instances_keep_their_latency() -> None:
     users = pool(*URLS[:2], balance="least-latency")
     for url, seconds in zip(URLS[:2], (0.1, 5.0), strict=True):
         lease = lease_of(users, url)
@@ -176,7 +176,7 @@ def test_latency_of_who_drains_is_kept() -> None:
     assert picked(users) == {URLS[0]}
 
 
-def test_who_is_new_starts_slowly_and_who_stays_goes_on() -> None:
+def test_new_instances_start_slowly_and_kept_ones_do_not() -> None:
     clock = FakeClock()
     users = pool(*URLS[:2], slow_start=10.0, clock=clock)
     users.renew(made([*URLS[:2], NEW]))
@@ -189,7 +189,7 @@ def test_who_is_new_starts_slowly_and_who_stays_goes_on() -> None:
     assert weights(users) == {URLS[1]: 1, NEW: 1}
 
 
-def test_a_consistent_hash_moves_only_what_it_must() -> None:
+def test_a_consistent_hash_moves_only_the_keys_of_changed_instances() -> None:
     users = pool(balance="consistent-hash")
 
     def places() -> dict[str, str]:
@@ -213,7 +213,7 @@ def test_a_consistent_hash_moves_only_what_it_must() -> None:
     assert Counter(shrunk.values()).keys() == {URLS[0], URLS[2], NEW}
 
 
-def test_the_list_may_change_while_it_is_used() -> None:
+def test_replacing_the_list_during_requests_keeps_the_counts_right() -> None:
     """Whatever comes between, what is counted is right in the end."""
     chance = random.Random(7)
     users = pool(outlier=OutlierRules(consecutive_failures=3), balance="least-latency")

@@ -1,4 +1,4 @@
-"""From the client's request to the instance's, without either: what each decision is for."""
+"""The upstream request made from the client's, without a client or an instance."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def refused(status: int, *args: Any, **options: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["TRACE", "CONNECT", "TRACK"])
-def test_some_methods_are_never_passed_on(method: str) -> None:
+def test_some_methods_are_never_forwarded(method: str) -> None:
     """F13, F14"""
     refused(405, method=method)
 
 
 @pytest.mark.parametrize("method", ["", "G T", "G" * 21, "GÉT", "G\n"])
-def test_a_method_is_a_short_word(method: str) -> None:
+def test_an_invalid_or_long_method_is_rejected(method: str) -> None:
     """F15"""
     refused(400, method=method)
 
 
 @pytest.mark.parametrize("version", ["HTTP/1.2", "HTTP/0.9", "HTTP/3", ""])
-def test_another_version_is_not_spoken(version: str) -> None:
+def test_an_unsupported_http_version_is_rejected(version: str) -> None:
     """B09"""
     refused(505, environ={"SERVER_PROTOCOL": version})
 
@@ -58,13 +58,13 @@ def test_another_version_is_not_spoken(version: str) -> None:
     ("method", "forwards", "sent"),
     [("OPTIONS", "3", "2"), ("OPTIONS", "1", "0"), ("GET", "3", "3"), ("GET", "x", "x")],
 )
-def test_only_options_are_counted_down(method: str, forwards: str, sent: str) -> None:
+def test_only_options_has_max_forwards_decremented(method: str, forwards: str, sent: str) -> None:
     """F14"""
     request = made(method=method, environ={"HTTP_MAX_FORWARDS": forwards})
     assert request.headers["Max-Forwards"] == sent
 
 
-def test_nothing_of_the_hop_goes_on() -> None:
+def test_hop_by_hop_fields_are_removed() -> None:
     """C06: nor a length that a server put among the fields, nor what is told of old settings."""
     gone = {
         "HTTP_HTTP2_SETTINGS": "x",
@@ -92,13 +92,13 @@ def test_nothing_of_the_hop_goes_on() -> None:
         ("GET", "", None),
     ],
 )
-def test_a_length_is_told_by_the_gateway(method: str, length: str, told: str | None) -> None:
+def test_the_gateway_sets_content_length(method: str, length: str, told: str | None) -> None:
     """A05, A22, A23"""
     request = made(method=method, environ={"CONTENT_LENGTH": length})
     assert request.headers.get("Content-Length") == told
 
 
-def test_via_is_continued_and_a_circle_is_one_by_the_whole_name() -> None:
+def test_via_is_extended_and_a_loop_detected_by_the_whole_name() -> None:
     """C13"""
     assert fields({"HTTP_VIA": "1.0 other"})["Via"] == "1.0 other, 1.1 wsgigate"
     assert fields({"HTTP_VIA": "1.0 wsgigate-2"})["Via"] == "1.0 wsgigate-2, 1.1 wsgigate"
@@ -115,7 +115,7 @@ def test_via_is_continued_and_a_circle_is_one_by_the_whole_name() -> None:
         ({}, None, {"forward_authorization": False}, False),
     ],
 )
-def test_the_token_goes_along_where_nobody_tells_who_it_is(
+def test_authorization_is_forwarded_unless_identity_fields_are_set(
     told: dict[str, str], claims: Any, options: dict[str, Any], passes: bool
 ) -> None:
     """J34"""
@@ -139,7 +139,7 @@ def test_the_token_goes_along_where_nobody_tells_who_it_is(
         (None, None),
     ],
 )
-def test_a_claim_is_told_in_plain_text_or_not_at_all(claim: Any, told: str | None) -> None:
+def test_a_claim_that_is_no_field_value_is_omitted(claim: Any, told: str | None) -> None:
     """D04: nor does what the client said take its place."""
     environ = {CLAIMS: {"c": claim}, "HTTP_X_CLAIM": "forged"}
     assert fields(environ, identity={"X-Claim": "c"}).get("X-Claim") == told
@@ -182,7 +182,7 @@ TOLD = {
 }
 
 
-def test_what_a_trusted_proxy_told_is_continued() -> None:
+def test_forwarding_fields_of_a_trusted_proxy_are_extended() -> None:
     """D09"""
     told = fields({**TOLD, PEER_TRUSTED: True}, strip_prefix="/x")
     assert told["X-Forwarded-For"] == "1.2.3.4, 192.0.2.1"
@@ -193,7 +193,7 @@ def test_what_a_trusted_proxy_told_is_continued() -> None:
     assert told["Forwarded"] == "for=1.2.3.4, for=192.0.2.1;host=a.test;proto=http"
 
 
-def test_loops_are_seen_without_via() -> None:
+def test_loops_are_detected_without_via() -> None:
     options: dict[str, Any] = {"loop_field": "cdn-loop", "via": "gate"}
     sent = fields({"HTTP_VIA": "1.1 front", "HTTP_CDN_LOOP": "cdn.test; x=1"}, **options)
     assert "Via" not in sent
@@ -225,7 +225,7 @@ def test_loops_are_seen_without_via() -> None:
         ({}, "a.test:3000", "http", "3000"),
     ],
 )
-def test_scheme_host_and_port_are_one_statement(
+def test_forwarded_scheme_host_and_port_come_from_one_source(
     told: dict[str, str], host: str, scheme: str, port: str
 ) -> None:
     given = {f"HTTP_X_FORWARDED_{name}": value for name, value in told.items()}
@@ -234,14 +234,14 @@ def test_scheme_host_and_port_are_one_statement(
     assert [sent[f"X-Forwarded-{name}"] for name in names] == [host, scheme, port]
 
 
-def test_an_ipv4_client_of_an_ipv6_socket_is_told_in_one_spelling() -> None:
+def test_an_ipv4_mapped_client_address_is_forwarded_as_ipv4() -> None:
     told = fields({"REMOTE_ADDR": "::ffff:192.0.2.7"})
     assert told["X-Forwarded-For"] == "192.0.2.7"
     assert told["Forwarded"].startswith("for=192.0.2.7;")
     assert fields({"REMOTE_ADDR": "fe80::1%eth0"})["X-Forwarded-For"] == "fe80::1"
 
 
-def test_what_anybody_else_told_is_forgotten() -> None:
+def test_forwarding_fields_of_untrusted_clients_are_replaced() -> None:
     """D08, D13"""
     told = fields(TOLD)
     assert told["X-Forwarded-For"] == "192.0.2.1"
@@ -262,17 +262,19 @@ def test_what_anybody_else_told_is_forgotten() -> None:
         ("[::1]:81", "http", "81"),
     ],
 )
-def test_the_port_is_the_one_the_client_came_by(host: str, scheme: str, port: str) -> None:
+def test_x_forwarded_port_is_the_port_of_the_client_request(
+    host: str, scheme: str, port: str
+) -> None:
     told = fields({"HTTP_HOST": host, "wsgi.url_scheme": scheme})
     assert told["X-Forwarded-Port"] == port
 
 
-def test_the_mount_is_told_in_escapes() -> None:
+def test_the_mount_path_is_forwarded_percent_encoded() -> None:
     """E34"""
     assert fields({"SCRIPT_NAME": "/a b\xe9/"})["X-Forwarded-Prefix"] == "/a%20b%E9"
 
 
-def test_what_connection_names_is_dropped_but_for_the_request_id_under_any_name() -> None:
+def test_fields_named_by_connection_are_removed_except_the_request_id() -> None:
     named = {"HTTP_CONNECTION": "x-trace, x-color", "HTTP_X_TRACE": "r1", "HTTP_X_COLOR": "red"}
     told = fields({**named, REQUEST_ID: "r1"})
     assert told["X-Trace"] == "r1"
@@ -282,11 +284,11 @@ def test_what_connection_names_is_dropped_but_for_the_request_id_under_any_name(
 
 @pytest.mark.parametrize("key", ["HTTP_X", "CONTENT_TYPE"])
 @pytest.mark.parametrize("value", ["a\x00b", "a\x0bb", "a\nb", "a\x7fb"])
-def test_a_control_character_in_a_field_is_refused(key: str, value: str) -> None:
+def test_a_control_character_in_a_field_is_rejected(key: str, value: str) -> None:
     refused(400, environ={key: value})
 
 
-def test_shapes_of_requests_are_remembered_within_bounds() -> None:
+def test_the_number_of_cached_request_shapes_is_bounded() -> None:
     copier = FieldCopier()
     for number in range(2000):
         copied = copier.copied({**new_environ(), f"HTTP_X_{number}": "y"})
@@ -297,14 +299,14 @@ def test_shapes_of_requests_are_remembered_within_bounds() -> None:
     assert len(copier._shapes) == before
 
 
-def test_requests_of_one_shape_keep_their_values_apart() -> None:
+def test_requests_of_one_shape_do_not_share_values() -> None:
     copier = FieldCopier()
     for value in ("one", "two"):
         assert copier.copied({"HTTP_X_A": value, "wsgi.url_scheme": "x"}) == {"X-A": value}
     assert copier.copied({"wsgi.url_scheme": "x", "HTTP_X_A": "three"}) == {"X-A": "three"}
 
 
-def test_requests_of_one_shape_get_their_own_values() -> None:
+def test_a_cached_shape_contains_no_values() -> None:
     """What is remembered of one client's request is nothing of its own."""
     maker = RequestMaker(identity={"X-User": "sub"})
     told = []
@@ -322,7 +324,7 @@ def test_requests_of_one_shape_get_their_own_values() -> None:
     assert len(maker._copier._shapes) == 1
 
 
-def test_changes_come_last_and_join_fields_of_one_name() -> None:
+def test_field_changes_are_applied_last_and_join_fields_of_one_name() -> None:
     rules = FieldRules(add={"x-color": "blue"}, set={"Via": "nobody"})
     told = fields({"HTTP_X_COLOR": "red"}, fields=rules)
     assert (told["X-Color"], told["Via"]) == ("red, blue", "nobody")

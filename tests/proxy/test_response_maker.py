@@ -1,4 +1,4 @@
-"""From the instance's response to the client's, by any transport: what each check is for."""
+"""The client's response made from the instance's, with any transport."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def head(
 
 
 @pytest.mark.parametrize("status", [0, 99, 100, 101, 199, 600, 999])
-def test_a_status_is_a_final_one(status: int) -> None:
+def test_only_final_statuses_are_accepted(status: int) -> None:
     """G26"""
     with pytest.raises(BadResponse, match=str(status)):
         head([], status)
@@ -81,13 +81,13 @@ CHUNKED = ("Transfer-Encoding", "chunked")
         [("Connection", ",".join(f"x{number}" for number in range(101)))],
     ],
 )
-def test_what_is_malformed_reaches_no_client(fields: Headers) -> None:
+def test_malformed_fields_are_rejected(fields: Headers) -> None:
     """G08 to G11, G30"""
     with pytest.raises(BadResponse):
         head(fields)
 
 
-def test_a_coding_is_no_field_of_the_clients() -> None:
+def test_transfer_encoding_is_not_passed_on() -> None:
     assert head([("Transfer-Encoding", " Chunked "), ("X", "1")])[1:] == ([("X", "1")], None)
 
 
@@ -101,7 +101,7 @@ def test_a_coding_is_no_field_of_the_clients() -> None:
         (304, "GET", [("Content-Length", "5")], 0),
     ],
 )
-def test_a_length_is_told_where_it_may_be(
+def test_content_length_is_set_only_where_it_is_allowed(
     status: int, method: str, told: Headers, length: int
 ) -> None:
     """G14, G28"""
@@ -110,7 +110,7 @@ def test_a_length_is_told_where_it_may_be(
     assert "Their Words" not in line
 
 
-def test_what_the_connection_names_goes_but_for_what_clients_need() -> None:
+def test_fields_named_by_connection_are_removed_except_essential_ones() -> None:
     """C09, C10, C11"""
     kept = [
         ("Cache-Control", "no-store"),
@@ -132,7 +132,7 @@ OWN = [
 ]
 
 
-def test_the_instances_own_places_are_led_back() -> None:
+def test_locations_of_the_instance_are_rewritten() -> None:
     """G33"""
     assert head(OWN)[1] == [
         ("Location", "/api/a"),
@@ -167,7 +167,7 @@ def body(*parts: Any, gone: bool = False, status: int = 200) -> tuple[Body, Resp
     return Body(response, ended.append, Departed(gone)), response, ended  # type: ignore[arg-type]
 
 
-def test_a_body_ends_once_and_frees_everything() -> None:
+def test_the_end_of_a_body_releases_everything_once() -> None:
     """R02"""
     made, response, ended = body(b"a", b"b")
     made.promised = 2
@@ -189,7 +189,7 @@ def test_a_body_ends_once_and_frees_everything() -> None:
         ([b"a"], True, 2, ClientLeft),
     ],
 )
-def test_a_body_that_is_cut_never_ends_well(
+def test_a_truncated_body_raises_an_error(
     parts: list[Any], gone: bool, promised: int | None, error: type[Exception]
 ) -> None:
     """G01 to G04"""
@@ -203,14 +203,16 @@ def test_a_body_that_is_cut_never_ends_well(
 
 
 @pytest.mark.parametrize(("status", "asked"), [(204, [False]), (205, [])])
-def test_an_empty_body_is_looked_at_where_there_can_be_none(status: int, asked: list[bool]) -> None:
+def test_skip_reads_a_response_only_if_it_cannot_have_a_body(
+    status: int, asked: list[bool]
+) -> None:
     """So that its connection is kept; one that may have a body there is closed instead."""
     made, response, _ = body(b"stray", status=status)
     made.skip()
     assert (response.raw.asked, response.closed) == (asked, 1)
 
 
-def test_a_reason_is_the_innermost_and_short() -> None:
+def test_the_reason_is_the_innermost_error_and_short() -> None:
     inner = requests.ConnectionError("<object at 0x1>: no route")
     assert reason_of(requests.ConnectionError(inner)).endswith("no route")
     wrapped = OSError("<urllib3.HTTPConnection object at 0x7f>: refused")

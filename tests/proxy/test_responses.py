@@ -1,4 +1,4 @@
-"""What an instance may answer, and what a client gets then: every answer as bytes on a socket.
+"""Responses of instances as bytes on a socket, and what the client gets.
 
 Ids such as G01 are those of a catalogue of attacks and faults. Each case is held
 against both transports; a poisoned connection is looked for by a second request behind each.
@@ -240,7 +240,7 @@ def check(case: Case, backend: Backend, client: Client, ending: str) -> None:
     ],
     ids=["cut", "extension", "size", "length"],
 )
-def test_what_fails_before_its_first_byte_is_502_unless_its_head_was_sent(
+def test_a_body_that_fails_before_its_first_byte_is_502_unless_the_head_was_sent(
     data: bytes, sent: bool, backend: Backend, forward: Forward
 ) -> None:
     backend.answers = [cut(data), reply(NEXT)]
@@ -284,12 +284,14 @@ def known_wrong(case: Case) -> bool:
 
 
 @pytest.mark.parametrize("case", BOTH, ids=lambda case: case.id)
-def test_an_answer_becomes_what_it_should(case: Case, backend: Backend, forward: Forward) -> None:
+def test_each_response_is_forwarded_as_expected(
+    case: Case, backend: Backend, forward: Forward
+) -> None:
     check(case, backend, forward(backend.url), "closes")
 
 
 @pytest.mark.parametrize("case", OURS, ids=lambda case: case.id)
-def test_our_transport_minds_what_requests_does_not(
+def test_our_adapter_rejects_responses_that_requests_accepts(
     case: Case, backend: Backend, own: Forward
 ) -> None:
     check(case, backend, own(backend.url), "closes")
@@ -299,7 +301,7 @@ SEEN = [case for case in CASES if known_wrong(case) and case.stays is False]
 
 
 @pytest.mark.parametrize("case", SEEN, ids=lambda case: case.id)
-def test_what_is_wrong_is_told_before_the_connection_ends(
+def test_an_invalid_response_is_reported_before_its_connection_ends(
     case: Case, backend: Backend, own: Forward
 ) -> None:
     """Waiting for the end of it would be a timeout, and the wrong answer."""
@@ -310,16 +312,14 @@ KEPT = [case for case in CASES if known_wrong(case) and case.stays is not None]
 
 
 @pytest.mark.parametrize("case", KEPT, ids=lambda case: case.id)
-def test_only_a_connection_that_has_nothing_left_on_it_is_used_again(
+def test_a_connection_with_unread_bytes_is_not_reused(
     case: Case, backend: Backend, own: Forward
 ) -> None:
     check(case, backend, own(backend.url, timeout=20.0), "keeps")
 
 
 @pytest.mark.parametrize("case", BOTH, ids=lambda case: case.id)
-def test_what_is_502_says_so_and_nothing_else(
-    case: Case, backend: Backend, forward: Forward
-) -> None:
+def test_a_502_has_a_generic_message(case: Case, backend: Backend, forward: Forward) -> None:
     if case.becomes != 502:
         return
     backend.answers = [cut(case.data)]
@@ -330,7 +330,7 @@ def test_what_is_502_says_so_and_nothing_else(
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if len(c.data) < 300], ids=lambda c: c.id)
-def test_an_answer_that_comes_byte_by_byte_is_the_same_answer(
+def test_a_response_byte_by_byte_is_the_same_response(
     case: Case, backend: Backend, own: Forward
 ) -> None:
     def dripping(connection: socket.socket, _request: Received) -> bool:
@@ -353,7 +353,7 @@ def test_an_answer_that_comes_byte_by_byte_is_the_same_answer(
         assert b"".join(received) == case.body
 
 
-def test_an_answer_after_a_pause_is_still_not_the_next_users(
+def test_a_delayed_final_response_does_not_reach_the_next_client(
     backend: Backend, forward: Forward
 ) -> None:
     """G21: an interim answer, and the final one only when somebody waits for it."""
@@ -374,7 +374,9 @@ def test_an_answer_after_a_pause_is_still_not_the_next_users(
         end.close()
 
 
-def test_a_late_second_answer_is_nobodys(backend: Backend, forward: Forward) -> None:
+def test_an_unexpected_second_response_reaches_no_client(
+    backend: Backend, forward: Forward
+) -> None:
     """G13: it came before the next user did, so that the connection is not taken again."""
     said = socket.socketpair()
 
@@ -396,15 +398,13 @@ def test_a_late_second_answer_is_nobodys(backend: Backend, forward: Forward) -> 
         end.close()
 
 
-def test_a_status_has_its_own_phrase_whatever_the_instance_says(
-    backend: Backend, forward: Forward
-) -> None:
+def test_the_reason_phrase_is_the_standard_one(backend: Backend, forward: Forward) -> None:
     """G27"""
     backend.answers = [b"HTTP/1.1 404 \x1b[31mEvil\r\nContent-Length: 0\r\n\r\n"]
     assert forward(backend.url).get("/").status == "404 Not Found"
 
 
-def test_a_head_that_comes_too_slowly_is_504(backend: Backend, own: Forward) -> None:
+def test_a_head_that_drips_is_504(backend: Backend, own: Forward) -> None:
     """G37: each byte is in time, all of them together are not."""
 
     def dripping(connection: socket.socket, _request: Received) -> bool:
@@ -422,7 +422,7 @@ def test_a_head_that_comes_too_slowly_is_504(backend: Backend, own: Forward) -> 
     backend.wait_until_closed()
 
 
-def test_an_endless_trailer_is_cut(backend: Backend, own: Forward) -> None:
+def test_an_endless_trailer_section_ends_the_connection(backend: Backend, own: Forward) -> None:
     def endless(connection: socket.socket, _request: Received) -> bool:
         connection.sendall(CHUNKED + b"5\r\nshort\r\n0\r\n")
         while True:

@@ -1,4 +1,4 @@
-"""What an instance says of its own address, and what its client reads instead."""
+"""Locations and cookies that name the instance are rewritten for the client."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ ORIGIN = "http://10.0.0.1:8000"
         ("", "/api", "", ""),
     ],
 )
-def test_a_location_is_rewritten_only_where_it_means_the_instance(value, strip, add, result):
+def test_a_location_is_rewritten_only_if_it_points_to_the_instance(value, strip, add, result):
     """Security G33."""
     assert location(value, ORIGIN, strip, add) == result
 
@@ -82,7 +82,7 @@ def test_a_default_port_may_be_written_or_not(value, origin, result):
     assert location(value, origin) == result
 
 
-def test_an_instance_that_was_told_the_public_host_may_use_it():
+def test_a_location_with_the_forwarded_public_host_is_rewritten():
     value = "https://shop.example/login"
     assert location(value, ORIGIN, "/api") == value
     assert (
@@ -139,23 +139,23 @@ PLAIN = ForwardedOrigin("http", "shop.example:8080", "8080")
         ("ftp://10.0.0.1:8000/x", TLS, "ftp://10.0.0.1:8000/x"),
     ],
 )
-def test_what_it_was_told_of_its_client_is_its_own_address(value, told, result):
+def test_a_location_is_rewritten_if_it_matches_the_forwarded_origin(value, told, result):
     assert location(value, ORIGIN, "/api", forwarded=told) == result
     assert refresh(f"5; url={value}", ORIGIN, "/api", forwarded=told) == f"5; url={result}"
 
 
-def test_an_instance_over_tls_is_its_own_for_a_client_without():
+def test_a_location_at_a_tls_instance_is_rewritten_for_a_plain_client():
     origin = "https://10.0.0.1"
     assert location("https://10.0.0.1/x", origin, forwarded=PLAIN) == "/x"
 
 
-def test_an_instance_may_be_sent_another_host_than_its_address():
+def test_a_location_with_the_configured_host_is_rewritten():
     told = ForwardedOrigin("https", "shop.example", "443")
     for value in ("http://users.internal/x", "https://users.internal/x", "//users.internal/x"):
         assert location(value, ORIGIN, "/api", hosts=["users.internal"], forwarded=told) == "/api/x"
 
 
-def test_an_ipv6_instance_is_known_with_and_without_a_port():
+def test_an_ipv6_instance_is_recognized_with_and_without_a_port():
     for authority in ("[::1]:8000", "[::1]"):
         value, origin = f"https://{authority}/x", f"http://{authority}"
         assert location(value, origin, forwarded=TLS) == "/x"
@@ -175,7 +175,7 @@ def test_an_ipv6_instance_is_known_with_and_without_a_port():
         ("soon; url=/x", "soon; url=/x"),
     ],
 )
-def test_the_url_of_a_refresh_is_a_location(value, result):
+def test_the_url_of_refresh_is_rewritten_like_a_location(value, result):
     assert refresh(value, ORIGIN, "/api") == result
 
 

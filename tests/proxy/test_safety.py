@@ -1,4 +1,4 @@
-"""The forwarder, held against the public cases for WSGI proxies; and the cases themselves."""
+"""The public safety cases for WSGI proxies, and the forwarder checked by them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def naive(url: str) -> WSGIApplication:
     return app
 
 
-def test_a_naive_proxy_fails_by_name() -> None:
+def test_the_cases_that_a_naive_proxy_fails_are_named() -> None:
     with pytest.raises(AssertionError) as caught:
         check_proxy(naive)
     text = str(caught.value)
@@ -78,11 +78,11 @@ def test_a_naive_proxy_fails_by_name() -> None:
         assert id not in text
 
 
-def test_all_pass_at_once(make: Make) -> None:
+def test_check_proxy_accepts_a_safe_proxy(make: Make) -> None:
     check_proxy(make)
 
 
-def test_a_case_that_needs_what_a_proxy_has_not_says_so() -> None:
+def test_a_case_for_an_unsupported_option_raises_not_implemented_error() -> None:
     [case] = [case for case in CASES if case.id == "identity-forged"]
 
     def without(url: str, **options: Any) -> WSGIApplication:
@@ -92,7 +92,7 @@ def test_a_case_that_needs_what_a_proxy_has_not_says_so() -> None:
         case.check(without)
 
 
-def test_an_app_that_raises_is_a_500(make: Make) -> None:
+def test_an_app_that_raises_counts_as_a_500(make: Make) -> None:
     def failing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         raise OSError("no")
 

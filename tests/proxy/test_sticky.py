@@ -1,4 +1,4 @@
-"""Clients stay with the instance that answered them first, by a cookie for the gateway alone."""
+"""Sticky sessions: clients stay with the instance that answered first, by a signed cookie."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_client_stays_and_others_are_spread(gate: Gate, three: list[Backend]) 
     assert asked(three) == [[]] * 15
 
 
-def test_the_cookie_is_the_gateways_alone(gate: Gate) -> None:
+def test_the_cookie_is_not_forwarded(gate: Gate) -> None:
     [cookie] = set_cookies(gate().ask())
     value, *attributes = cookie.removeprefix(COOKIE + "=").split("; ")
     assert re.fullmatch(r"[\w-]{12}\.0\.[\w-]{24}", value)
@@ -110,7 +110,7 @@ def test_the_cookie_is_the_gateways_alone(gate: Gate) -> None:
         ),
     ],
 )
-def test_it_is_as_the_settings_say(
+def test_the_cookie_has_the_configured_attributes(
     settings: dict[str, Any], attributes: list[str], gate: Gate
 ) -> None:
     cookie = gate(sticky=settings).ask().headers["Set-Cookie"]
@@ -118,12 +118,12 @@ def test_it_is_as_the_settings_say(
     assert cookie.split("; ")[1:] == attributes
 
 
-def test_whoever_has_it_gets_it_once(gate: Gate) -> None:
+def test_a_client_with_the_cookie_gets_no_new_one(gate: Gate) -> None:
     browser = gate()
     assert [len(set_cookies(browser.ask())) for _ in range(4)] == [1, 0, 0, 0]
 
 
-def test_its_signature_is_worked_out_once_a_request(gate: Gate) -> None:
+def test_the_signature_is_computed_once_per_request(gate: Gate) -> None:
     browser = gate()
     browser.ask()
     asked: list[float] = []
@@ -143,7 +143,7 @@ def test_two_services_with_one_cookie_each_read_their_own() -> None:
     assert stuck.id == other.id_of("http://a")
 
 
-def test_it_is_renewed_before_it_ends_and_nothing_after(gate: Gate) -> None:
+def test_the_cookie_is_renewed_before_it_expires_and_ignored_after(gate: Gate) -> None:
     clock = FakeClock()
     browser = gate(cookies=False, sticky={"max_age": 100, "clock": clock})
     first = browser.ask()
@@ -164,7 +164,7 @@ def test_it_is_renewed_before_it_ends_and_nothing_after(gate: Gate) -> None:
         lambda value: Stickiness("other", SECRET)._values.sign(value[:12], 0),
     ],
 )
-def test_a_forged_one_is_none_and_a_new_one_takes_its_place(
+def test_a_forged_cookie_is_replaced(
     forge: Callable[[str], str], gate: Gate, three: list[Backend]
 ) -> None:
     browser = gate(cookies=False)
@@ -175,21 +175,21 @@ def test_a_forged_one_is_none_and_a_new_one_takes_its_place(
     assert asked(three) == [[]] * 4
 
 
-def test_the_valid_one_of_several_counts(gate: Gate) -> None:
+def test_the_valid_cookie_of_several_is_used(gate: Gate) -> None:
     browser = gate(cookies=False)
     valid = set_cookies(browser.ask())[0].partition(";")[0]
     answer = browser.ask(headers={"Cookie": f"{COOKIE}=planted; {valid}; {COOKIE}=x"})
     assert (answer.text, set_cookies(answer)) == ("a", [])
 
 
-def test_an_instance_that_is_gone_is_nobody(gate: Gate, three: list[Backend]) -> None:
+def test_a_cookie_of_an_unknown_instance_is_replaced(gate: Gate, three: list[Backend]) -> None:
     browser = gate(cookies=False)
     gone = browser.sticky.id_of("http://10.9.9.9:1")
     answer = browser.ask(headers={"Cookie": f"{COOKIE}={browser.sticky._values.sign(gone, 0)}"})
     assert (answer.text, len(set_cookies(answer))) == ("a", 1)
 
 
-def test_whose_instance_is_ill_goes_elsewhere_and_stays_there(
+def test_a_client_of_an_unhealthy_instance_moves_and_stays(
     gate: Gate, three: list[Backend]
 ) -> None:
     browser = gate()
@@ -201,9 +201,7 @@ def test_whose_instance_is_ill_goes_elsewhere_and_stays_there(
     assert browser.who(4) == {"b"}
 
 
-def test_whose_instance_is_taken_out_of_the_pool_goes_elsewhere(
-    gate: Gate, three: list[Backend]
-) -> None:
+def test_a_client_of_a_removed_instance_moves(gate: Gate, three: list[Backend]) -> None:
     browser = gate()
     assert browser.who(2) == {"a"}
     browser.pool.renew([Instance(backend.url) for backend in three[1:]])
@@ -212,7 +210,7 @@ def test_whose_instance_is_taken_out_of_the_pool_goes_elsewhere(
     assert browser.who(3) in ({"b"}, {"c"})
 
 
-def test_whose_instance_is_ejected_goes_elsewhere(gate: Gate, three: list[Backend]) -> None:
+def test_a_client_of_an_ejected_instance_moves(gate: Gate, three: list[Backend]) -> None:
     browser = gate(pool={"outlier": OutlierRules(consecutive_failures=2)})
     browser.ask()
     three[0].answers = [reply(b"", status="500 No")]
@@ -221,7 +219,7 @@ def test_whose_instance_is_ejected_goes_elsewhere(gate: Gate, three: list[Backen
 
 
 @pytest.mark.parametrize(("keep", "who"), [(False, {"b"}), (True, {"a"})])
-def test_one_that_drains_keeps_its_clients_only_where_it_is_to(
+def test_a_draining_instance_keeps_its_clients_only_if_configured(
     keep: bool, who: set[str], gate: Gate, three: list[Backend], sessions: Sessions
 ) -> None:
     browser = gate()
@@ -237,7 +235,9 @@ def test_one_that_drains_keeps_its_clients_only_where_it_is_to(
     assert browser.who(4) <= {"b", "c"}  # ill, it keeps nobody
 
 
-def test_one_that_drains_and_fails_keeps_nobody(sessions: Sessions, three: list[Backend]) -> None:
+def test_a_draining_instance_that_fails_loses_its_clients(
+    sessions: Sessions, three: list[Backend]
+) -> None:
     stays = Stickiness("svc", SECRET, keep_draining=True)
     instances = [Instance(backend.url, at and 1) for at, backend in enumerate(three)]
     rules = OutlierRules(consecutive_failures=1)
@@ -253,7 +253,7 @@ def test_one_that_drains_and_fails_keeps_nobody(sessions: Sessions, three: list[
     assert again.instance.url != three[0].url
 
 
-def test_nobody_stays_in_a_tier_that_only_stands_by() -> None:
+def test_clients_leave_a_standby_tier_while_the_first_is_available() -> None:
     stays = Stickiness("svc", SECRET)
     first, spare = Instance("http://10.0.0.1"), Instance("http://10.0.0.2", tier=1)
     pool = Pool("svc", [first, spare], sticky=stays)
@@ -268,7 +268,7 @@ def test_nobody_stays_in_a_tier_that_only_stands_by() -> None:
 
 
 @pytest.mark.parametrize("weight", [0, 1], ids=["all drain", "the others are full"])
-def test_one_that_drains_keeps_its_clients_when_there_is_nobody_else(weight: int) -> None:
+def test_a_draining_instance_keeps_its_clients_without_another_instance(weight: int) -> None:
     stays = Stickiness("svc", SECRET, keep_draining=True)
     urls = ["http://10.0.0.1", "http://10.0.0.2"]
     instances = [Instance(urls[0], 0), Instance(urls[1], weight)]
@@ -282,7 +282,7 @@ def test_one_that_drains_keeps_its_clients_when_there_is_nobody_else(weight: int
     assert pool.pick(sticky_id=stays.id_of(urls[0])) is None  # it is full itself by now
 
 
-def test_another_try_goes_elsewhere_and_that_is_where_the_client_stays(
+def test_a_client_stays_on_the_instance_that_answered_the_retry(
     gate: Gate, three: list[Backend]
 ) -> None:
     browser = gate(resilience=Resilience(retry=RetryRules(backoff=0.0)))
@@ -293,14 +293,14 @@ def test_another_try_goes_elsewhere_and_that_is_where_the_client_stays(
     assert browser.who(3) == {"b"}
 
 
-def test_an_instance_that_fails_keeps_nobody(gate: Gate, three: list[Backend]) -> None:
+def test_a_failing_instance_loses_its_clients(gate: Gate, three: list[Backend]) -> None:
     three[0].answers = [reply(b"a", status="500 No")]
     browser = gate()
     assert set_cookies(browser.ask()) == []
     assert browser.ask().text == "b"
 
 
-def test_the_services_own_cookies_go_both_ways(gate: Gate, three: list[Backend]) -> None:
+def test_cookies_of_the_service_are_forwarded_both_ways(gate: Gate, three: list[Backend]) -> None:
     own = [("Set-Cookie", "sid=1; Path=/"), ("Set-Cookie", "theme=dark")]
     for backend in three:
         backend.answers = [reply(b"a", fields=own)]
@@ -311,7 +311,7 @@ def test_the_services_own_cookies_go_both_ways(gate: Gate, three: list[Backend])
     assert asked(three) == [["sid=0; theme=light"]]
 
 
-def test_no_instance_of_another_service_gets_it_either(
+def test_services_do_not_get_the_cookies_of_other_services(
     backend: Backend, sessions: Sessions
 ) -> None:
     pool = Pool("other", [Instance(backend.url)])
@@ -323,7 +323,7 @@ def test_no_instance_of_another_service_gets_it_either(
     assert [request.values("Cookie") for request in backend.requests] == [["a=1"], []]
 
 
-def test_the_key_counts_where_the_cookie_says_nothing(gate: Gate) -> None:
+def test_the_balancing_key_is_used_without_a_cookie(gate: Gate) -> None:
     browser = gate(
         cookies=False,
         pool={"balance": "consistent-hash", "key": lambda environ: environ["HTTP_X_TENANT"]},
@@ -351,12 +351,12 @@ def test_the_key_counts_where_the_cookie_says_nothing(gate: Gate) -> None:
         ({"max_age": 0}, "max_age"),
     ],
 )
-def test_a_setting_that_can_not_be_is_refused(settings: dict[str, Any], said: str) -> None:
+def test_an_invalid_setting_is_rejected(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Stickiness("svc", SECRET, **settings)
 
 
-def test_what_is_remembered_of_instances_is_bounded() -> None:
+def test_the_number_of_cached_cookie_values_is_bounded() -> None:
     """They come and go, and each has a name of its own where they are found."""
     stays = Stickiness("svc", SECRET)
     for number in range(2000):

@@ -1,4 +1,4 @@
-"""What a sticky cookie says, and what is nothing but text."""
+"""The format, the signature and the validity of the sticky cookie."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ VALUE = COOKIE.sign(ID, NOW)
         (-1, None),  # signed in the future: nobody may have it for longer than that
     ],
 )
-def test_it_is_valid_for_its_time_and_stale_after_half_of_it(
+def test_a_cookie_is_valid_for_max_age_and_renewed_after_half_of_it(
     later: float, found: StickyTarget | None
 ) -> None:
     assert COOKIE.read(VALUE, NOW + later) == found
 
 
-def test_without_a_time_it_is_valid_for_as_long_as_the_client_keeps_it() -> None:
+def test_a_session_cookie_does_not_expire() -> None:
     value = FOR_EVER.sign(ID, NOW)
     assert FOR_EVER.read(value, NOW + 10**9) == StickyTarget(ID)
 
 
-def test_a_time_that_was_changed_since_holds_for_those_there_are() -> None:
+def test_the_current_max_age_applies_to_existing_cookies() -> None:
     assert FOR_EVER.read(VALUE, NOW) == StickyTarget(ID, stale=True)
     assert COOKIE.read(FOR_EVER.sign(ID, NOW), NOW) is None
     assert StickyCookie(SECRET, "orders", 60).read(VALUE, NOW) is None
 
 
-def test_what_it_says_is_for_ever_the_same() -> None:
+def test_the_format_of_the_cookie_does_not_change() -> None:
     """Gateways of the next version read it while those of this one go on writing it."""
     assert ID == "92fP9w-NNkr4"
     assert f"{ID}.1700003600.lLLeqTalzHZr7FTpje1ZJKJa" == VALUE
 
 
-def test_a_second_is_time_enough() -> None:
+def test_a_max_age_of_one_second_is_accepted() -> None:
     short = StickyCookie(SECRET, "orders", 1)
     assert short.read(short.sign(ID, NOW), NOW) == StickyTarget(ID)
 
 
 @pytest.mark.parametrize("until", [1_700_003_599, 1_700_003_601])
-def test_its_time_is_signed(until: int) -> None:
+def test_the_time_of_a_cookie_is_signed(until: int) -> None:
     id, _, signature = VALUE.split(".")
     assert COOKIE.read(f"{id}.{until}.{signature}", NOW + 100) is None
 
@@ -94,17 +94,17 @@ def _flip(at: int) -> Callable[[str], str]:
         lambda value: StickyCookie(SECRET, "order", 3600).sign("s" + ID[1:], NOW),
     ],
 )
-def test_a_value_that_was_not_signed_for_this_is_nothing(forge: Callable[[str], str]) -> None:
+def test_a_value_with_another_signature_is_rejected(forge: Callable[[str], str]) -> None:
     assert COOKIE.read(VALUE, NOW) == StickyTarget(ID)
     assert COOKIE.read(forge(VALUE), NOW) is None
 
 
 @given(st.text(max_size=80))
-def test_no_text_whatever_is_an_error(value: str) -> None:
+def test_any_text_is_parsed_without_an_error(value: str) -> None:
     assert COOKIE.read(value, NOW) is None
 
 
-def test_it_tells_nothing_of_the_instance_and_is_the_same_for_all_gateways() -> None:
+def test_the_cookie_hides_the_instance_and_is_valid_at_all_gateways() -> None:
     assert len(ID) == 12
     assert "10.0" not in VALUE
     assert ID == FOR_EVER.id_of(NAME) == StickyCookie(SECRET, "orders").id_of(NAME)
@@ -125,7 +125,7 @@ def test_it_tells_nothing_of_the_instance_and_is_the_same_for_all_gateways() -> 
         (SECRET, float("inf"), "max_age"),
     ],
 )
-def test_a_setting_that_can_not_be_is_refused(secret: bytes, age: float | None, said: str) -> None:
+def test_an_invalid_setting_is_rejected(secret: bytes, age: float | None, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         StickyCookie(secret, "orders", age)
     assert "tests" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The threads of a worker, shared: bursts wait, a service that hangs leaves threads to others."""
+"""The threads of a worker, shared: bursts wait, and a hanging service leaves threads to others."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def test_what_is_above_a_share_waits_for_its_turn(
-    clock: FakeClock, threads: ThreadPoolExecutor
-) -> None:
+def test_requests_above_the_share_wait(clock: FakeClock, threads: ThreadPoolExecutor) -> None:
     share = shares_of(clock).compartment()
     held = taken(share, 3)
     first: Future[Slot] = threads.submit(share.enter)
@@ -66,7 +64,7 @@ def test_what_is_above_a_share_waits_for_its_turn(
     assert share.status() == {"inFlight": 3, "maxInFlight": 3, "waiting": 0, "refused": 0}
 
 
-def test_a_slow_service_is_refused_while_no_thread_is_free_and_waits_while_one_is(
+def test_a_slow_service_waits_only_while_a_thread_is_free(
     clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
     shares = shares_of(clock, services=3)  # of four threads, one may have two
@@ -90,7 +88,7 @@ def test_a_slow_service_is_refused_while_no_thread_is_free_and_waits_while_one_i
     again.result(20)
 
 
-def test_a_service_that_begins_to_hang_gives_up_the_threads_that_wait(
+def test_a_service_that_starts_hanging_frees_its_waiting_threads(
     clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
     shares = shares_of(clock)
@@ -104,7 +102,7 @@ def test_a_service_that_begins_to_hang_gives_up_the_threads_that_wait(
     other.enter().leave()
 
 
-def test_a_service_that_is_always_slow_gets_more_patience(
+def test_a_service_that_is_always_slow_may_wait_longer(
     clock: FakeClock, threads: ThreadPoolExecutor
 ) -> None:
     share = shares_of(clock).compartment()
@@ -121,7 +119,9 @@ def test_a_service_that_is_always_slow_gets_more_patience(
     assert share.status()["refused"] == 0
 
 
-def test_nobody_waits_for_longer_than_that(clock: FakeClock, threads: ThreadPoolExecutor) -> None:
+def test_no_request_waits_longer_than_the_limit(
+    clock: FakeClock, threads: ThreadPoolExecutor
+) -> None:
     shares = shares_of(clock, services=3, longest_wait=3.0)
     share = shares.compartment()
     taken(share, 2)
@@ -166,7 +166,7 @@ def test_websockets_whose_threads_were_replaced_hold_none(clock: FakeClock) -> N
     assert len(taken(share, 3)) == 3
 
 
-def test_a_fixed_limit_is_kept_at_once_and_counts_for_the_others(clock: FakeClock) -> None:
+def test_a_fixed_limit_applies_at_once_and_reduces_the_shares_of_others(clock: FakeClock) -> None:
     shares = shares_of(clock, threads=4)
     fixed, free, other = shares.compartment(2), shares.compartment(0), shares.compartment()
     taken(fixed, 2)
@@ -180,12 +180,12 @@ def test_a_fixed_limit_is_kept_at_once_and_counts_for_the_others(clock: FakeCloc
 
 
 @pytest.mark.parametrize("most", [-1, 1.5, True])
-def test_a_limit_that_is_none_is_refused(clock: FakeClock, most: Any) -> None:
+def test_an_invalid_limit_is_rejected(clock: FakeClock, most: Any) -> None:
     with pytest.raises(ValueError, match="max_in_flight"):
         shares_of(clock).compartment(most)
 
 
-def test_a_forked_worker_counts_its_own(clock: FakeClock, in_child: InChild) -> None:
+def test_a_forked_worker_counts_its_own_requests(clock: FakeClock, in_child: InChild) -> None:
     shares = shares_of(clock)
     share = shares.compartment()
     taken(share, 3)
@@ -201,7 +201,7 @@ def test_a_forked_worker_counts_its_own(clock: FakeClock, in_child: InChild) -> 
 
 
 @pytest.mark.parametrize("given", GIVEN, ids=["plain", "retry", "circuit"])
-def test_a_forwarder_refuses_what_the_shares_refuse(
+def test_a_forwarder_rejects_requests_above_the_share(
     given: Callable[[], dict[str, Any]], backend: Backend, sessions: Sessions, clock: FakeClock
 ) -> None:
     backend.answers = [reply(b"soon")]

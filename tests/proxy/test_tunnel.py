@@ -1,4 +1,4 @@
-"""Bytes through a tunnel, over real sockets."""
+"""Tunnels of WebSockets, over real sockets."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_bytes_pass_both_ways_until_one_end_closes(ends: Ends) -> None:
     assert ends.moved == (8, 13)
 
 
-def test_two_that_both_talk_before_they_listen_do_not_block_each_other(ends: Ends) -> None:
+def test_two_ends_that_send_before_they_read_do_not_block_each_other(ends: Ends) -> None:
     large = bytes(1 << 22)
     thread = ends.start()
     talkers = [
@@ -85,14 +85,14 @@ def test_two_that_both_talk_before_they_listen_do_not_block_each_other(ends: End
     assert ends.moved == (len(large), len(large))
 
 
-def test_a_silent_tunnel_ends(ends: Ends) -> None:
+def test_an_idle_tunnel_is_closed(ends: Ends) -> None:
     thread = ends.start(idle_timeout=0.001)
     assert ends.client.recv(1) == b""
     thread.join(10)
     assert ends.moved == (0, 0)
 
 
-def test_a_tunnel_that_is_to_end_does_though_it_is_busy(ends: Ends) -> None:
+def test_stop_ends_a_busy_tunnel(ends: Ends) -> None:
     over = float("inf")
     thread = ends.start(end_at=lambda: over)
     ends.client.sendall(b"1")
@@ -103,25 +103,25 @@ def test_a_tunnel_that_is_to_end_does_though_it_is_busy(ends: Ends) -> None:
     thread.join(10)
 
 
-def test_no_more_enter_than_may() -> None:
+def test_the_number_of_tunnels_is_limited() -> None:
     tunnels = Tunnels(2)
     assert [tunnels.enter() for _ in range(3)] == [True, True, False]
     tunnels.leave()
     assert tunnels.enter()
 
 
-def test_none_enters_once_they_are_to_end() -> None:
+def test_no_tunnel_opens_after_stop() -> None:
     tunnels = Tunnels(2)
     tunnels.stop()
     assert not tunnels.enter()
 
 
-def test_their_number_is_not_negative() -> None:
+def test_a_negative_limit_is_rejected() -> None:
     with pytest.raises(ValueError, match="0 or more"):
         Tunnels(-1)
 
 
-def test_a_forked_worker_has_its_own_and_ends_them(
+def test_a_forked_worker_has_its_own_tunnels_and_ends_them(
     in_child: Callable[[Callable[[], bool]], bool],
 ) -> None:
     """One that was stopped before its first began that one all the same."""

@@ -1,4 +1,4 @@
-"""WebSockets reach an instance by the same way, and the same rules, as any other request."""
+"""WebSockets through the forwarder: the same rules as for other requests."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def through() -> Iterator[Through]:
         each.close()
 
 
-def test_bytes_go_both_ways_and_nothing_is_held_after(backend: Backend, through: Through) -> None:
+def test_bytes_pass_both_ways_and_everything_is_released(
+    backend: Backend, through: Through
+) -> None:
     backend.answers = [echo]
     disconnects, tunnels = Disconnects(), Tunnels(1)
     gateway = through(backend.url, disconnects=disconnects, tunnels=tunnels)
@@ -124,7 +126,7 @@ def test_bytes_go_both_ways_and_nothing_is_held_after(backend: Backend, through:
     assert (disconnects._watched, tunnels.open) == (set(), 0)
 
 
-def test_an_instance_that_refuses_the_connection_is_passed_over(
+def test_an_instance_that_refuses_the_connection_is_skipped(
     backend: Backend, through: Through
 ) -> None:
     backend.answers = [echo]
@@ -135,7 +137,7 @@ def test_an_instance_that_refuses_the_connection_is_passed_over(
     assert gateway.pool.in_flight() == {dead: 0, backend.url: 0}
 
 
-def test_there_are_no_more_than_there_may_be(backend: Backend, through: Through) -> None:
+def test_the_number_of_websockets_is_limited(backend: Backend, through: Through) -> None:
     backend.answers = [echo]
     tunnels = Tunnels(1)
     open_one, other = (through(backend.url, tunnels=tunnels) for _ in range(2))
@@ -147,7 +149,7 @@ def test_there_are_no_more_than_there_may_be(backend: Backend, through: Through)
     assert open_one.client.recv(1) == b""
 
 
-def test_it_ends_when_the_process_is_to(backend: Backend, through: Through) -> None:
+def test_a_websocket_ends_when_the_process_stops(backend: Backend, through: Through) -> None:
     backend.answers = [echo]
     tunnels = Tunnels(1, grace=0.0)
     gateway = through(backend.url, tunnels=tunnels)
@@ -157,7 +159,7 @@ def test_it_ends_when_the_process_is_to(backend: Backend, through: Through) -> N
     body.close()
 
 
-def test_the_fields_of_its_answer_are_changed_as_others_are(
+def test_the_response_fields_of_the_handshake_are_changed(
     backend: Backend, through: Through
 ) -> None:
     backend.answers = [echo]
@@ -165,7 +167,9 @@ def test_the_fields_of_its_answer_are_changed_as_others_are(
     assert ("X-Shop", "yes") in gateway.ask().headers
 
 
-def test_a_client_that_has_not_waited_for_it_gets_none(backend: Backend, through: Through) -> None:
+def test_data_sent_before_the_handshake_response_is_rejected(
+    backend: Backend, through: Through
+) -> None:
     """What gunicorn has read of it already is not in the socket any more."""
     gateway = through(backend.url)
     unreader = SimpleNamespace(buf=io.BytesIO(b"ping"))
@@ -177,7 +181,7 @@ def test_a_client_that_has_not_waited_for_it_gets_none(backend: Backend, through
     assert backend.requests == []
 
 
-def test_an_instance_is_let_go_when_the_client_leaves_before_it_has_answered(
+def test_a_disconnect_before_the_handshake_response_closes_the_upstream_connection(
     through: Through,
 ) -> None:
     def silent(connection: socket.socket, _request: Received) -> bool:
@@ -209,9 +213,7 @@ def certificate(tmp_path: Path) -> Path:
     return make_certificate(tmp_path, "shop.test")
 
 
-def test_the_certificate_is_looked_at_as_for_other_requests(
-    certificate: Path, through: Through
-) -> None:
+def test_the_certificate_is_verified(certificate: Path, through: Through) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     with Backend(echo, tls=partial(context.wrap_socket, server_side=True)) as backend:
@@ -227,14 +229,16 @@ def test_the_certificate_is_looked_at_as_for_other_requests(
         assert len(backend.requests) == 1
 
 
-def test_an_instance_at_a_unix_socket_has_them_too(tmp_path: Path, through: Through) -> None:
+def test_an_instance_at_a_unix_socket_can_open_a_websocket(
+    tmp_path: Path, through: Through
+) -> None:
     with Backend(echo, unix=str(tmp_path / "s")) as backend:
         gateway = through(backend.url)
         assert gateway.ask(b"ping").status == "101 Switching Protocols"
         assert gateway.got().startswith(b"hello ")
 
 
-def test_no_field_of_the_client_becomes_two(backend: Backend, through: Through) -> None:
+def test_no_field_of_the_client_is_split_into_two(backend: Backend, through: Through) -> None:
     backend.answers = [echo]
     gateway = through(backend.url)
     assert gateway.ask(HTTP_VIA="1.1 a\r\nX-User-Id: root").status == "502 Bad Gateway"
@@ -255,7 +259,7 @@ def test_no_field_of_the_client_becomes_two(backend: Backend, through: Through) 
         (cut(b""), "502 Bad Gateway"),
     ],
 )
-def test_an_answer_that_opens_none_is_told_as_what_it_is(
+def test_an_invalid_handshake_response_is_reported(
     backend: Backend, through: Through, answer: Any, status: str
 ) -> None:
     backend.answers = [answer]
@@ -296,7 +300,7 @@ def test_an_answer_that_opens_none_is_told_as_what_it_is(
         ("500 Internal Server Error", "Upgrade: h2c", []),
     ],
 )
-def test_a_refusal_of_the_service_passes_as_it_is(
+def test_a_rejection_by_the_service_is_passed_on(
     backend: Backend, through: Through, status: str, fields: str, expected: Any, given: Any
 ) -> None:
     body = f"why: {status}".encode() * 9000  # more than comes with the head
@@ -313,7 +317,7 @@ def test_a_refusal_of_the_service_passes_as_it_is(
     assert gateway.pool.in_flight() == {backend.url: 0}
 
 
-def test_cookies_of_an_opened_websocket_are_brought_back_to_what_clients_see(
+def test_cookies_of_the_handshake_are_rewritten_to_the_clients_view(
     backend: Backend, through: Through
 ) -> None:
     cookie = b"\r\nSet-Cookie: a=1; Path=/inside"

@@ -1,4 +1,4 @@
-"""The dispatcher and the forwarder keep to PEP 3333, as its own validator sees it."""
+"""The dispatcher and the forwarder conform to PEP 3333, by its validator."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def app(backend: Backend, sessions: Sessions) -> WSGIApplication:
 
 
 @pytest.mark.parametrize(("method", "path", "body", "answer", "status"), REQUESTS)
-def test_every_kind_of_answer_is_valid(
+def test_every_kind_of_response_conforms_to_pep_3333(
     method: str,
     path: str,
     body: bytes,

@@ -1,4 +1,4 @@
-"""Every store keeps what the protocol promises."""
+"""The conformance suite of stores, and the stores of the package."""
 
 from functools import partial
 
@@ -32,7 +32,7 @@ def test_the_lmdb_store_conforms_between_processes_too(tmp_path):
     check_store(partial(LmdbStore, tmp_path / "store", clock=clock), clock=clock, shared=True)
 
 
-def test_a_store_without_an_update_of_its_own_conforms():
+def test_a_store_with_three_methods_conforms():
     clock = FakeClock()
     check_store(lambda: Bare(MemoryStore(clock=clock)), clock=clock)
 

@@ -1,4 +1,4 @@
-"""Never one too many passes, however many processes and threads ask a store at once."""
+"""Quotas are never exceeded by concurrent threads and processes."""
 
 import threading
 from functools import partial
@@ -12,19 +12,19 @@ from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, check_exact
 
 
-def test_threads_at_a_memory_store():
+def test_threads_never_exceed_a_quota_of_a_memory_store():
     check_exact(MemoryStore, threads=8)
 
 
-def test_threads_at_a_store_without_an_update_of_its_own():
+def test_threads_never_exceed_a_quota_of_a_store_with_three_methods():
     check_exact(lambda: Bare(MemoryStore()))
 
 
-def test_threads_at_an_lmdb_store(tmp_path):
+def test_threads_never_exceed_a_quota_of_an_lmdb_store(tmp_path):
     check_exact(partial(LmdbStore, tmp_path / "store"), threads=8)
 
 
-def test_processes_and_their_threads_at_an_lmdb_store(tmp_path):
+def test_processes_never_exceed_a_quota_of_an_lmdb_store(tmp_path):
     check_exact(partial(LmdbStore, tmp_path / "store"), processes=4, threads=2)
 
 

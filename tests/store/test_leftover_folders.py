@@ -1,4 +1,4 @@
-"""Folders of apps that are gone are removed; nothing that anybody could still need."""
+"""Private folders of deleted apps are removed; folders in use and of others are kept."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def names(base):
     return sorted(path.name.rpartition("-")[0] for path in base.iterdir())
 
 
-def test_a_new_folder_is_made_in_the_place_of_those_whose_apps_are_gone(base):
+def test_making_a_folder_removes_those_of_deleted_apps(base):
     for name in ("gone", "gone-too", "young", "alive"):
         private_folder(name)
     left("gone")
@@ -55,7 +55,7 @@ def test_a_new_folder_is_made_in_the_place_of_those_whose_apps_are_gone(base):
 
 
 @pytest.mark.parametrize("how", ["process", "this"])
-def test_what_a_process_has_open_stays(base, how):
+def test_a_folder_that_a_process_has_open_is_kept(base, how):
     folder = left("used")
     code = "import sys; from wsgigate.store.lmdb import LmdbStore\n"
     code += f"store = LmdbStore({folder!r}); store.get('key'); print(flush=True); sys.stdin.read()"
@@ -77,7 +77,7 @@ def test_what_a_process_has_open_stays(base, how):
 
 
 @pytest.mark.parametrize("what", ["file", "link", "foreign", "damaged", "name"])
-def test_what_is_not_a_private_folder_stays(base, what, tmp_path):
+def test_other_files_and_folders_are_kept(base, what, tmp_path):
     folder = left("gone")
     if what == "file":
         (base / "file-0123456789ab").write_text("")
@@ -99,7 +99,7 @@ def test_what_is_not_a_private_folder_stays(base, what, tmp_path):
     assert len(list(base.iterdir())) == 1
 
 
-def test_an_empty_folder_goes_and_only_some_at_a_time(base):
+def test_empty_folders_are_removed_a_limited_number_at_a_time(base):
     folders = [private_folder(f"app{number}") for number in range(MAX_REMOVED + 2)]
     for folder in folders:
         os.utime(folder, (0, 0))
@@ -131,7 +131,7 @@ def test_a_folder_removed_before_it_was_locked_is_made_again(base):
     assert sorted(os.listdir(folder)) == ["data.mdb", "lock.mdb"]
 
 
-def test_without_a_maker_a_folder_that_is_gone_is_an_error(tmp_path):
+def test_locking_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), lmdb_files.alone(str(tmp_path / "gone")):
         pass
 
@@ -142,7 +142,7 @@ def test_without_a_maker_a_folder_that_is_gone_is_an_error(tmp_path):
         pass
 
 
-def test_a_folder_that_is_not_ours_is_still_refused(tmp_path):
+def test_a_folder_of_another_user_is_rejected(tmp_path):
     (tmp_path / "open").mkdir(mode=0o777)
     os.chmod(tmp_path / "open", 0o777)
     with pytest.raises(StoreError, match="open to other users"):

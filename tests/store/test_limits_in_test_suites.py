@@ -1,4 +1,4 @@
-"""Limits in the test suites of apps: each run begins anew, and may begin anew in between."""
+"""Limits in the test suites of apps: each run and each test starts with new counts."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_server_is_no_test_even_with_app_testing(
     assert not opening.under_test(app)
 
 
-def test_the_runner_of_django_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_djangos_test_runner_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "_pytest.config")
     utils = ModuleType("django.test.utils")
     utils._TestState = type("_TestState", (), {})  # type: ignore[attr-defined]
@@ -154,15 +154,15 @@ def ask(app: object) -> int:
     return Client(app).get("/", environ_base=PEER).status_code  # type: ignore[arg-type]
 
 
-def test_middlewares_of_one_app_count_together_as_they_do_elsewhere() -> None:
+def test_middlewares_of_one_app_share_counts() -> None:
     assert [ask(Limiter(hello, "1/h")) for _ in range(2)] == [200, 429]
 
 
-def test_another_test_counts_anew() -> None:
+def test_each_test_starts_with_new_counts() -> None:
     assert [ask(Limiter(hello, "1/h")) for _ in range(2)] == [200, 429]
 
 
-def test_an_app_that_nothing_can_refer_to_has_a_memory_too() -> None:
+def test_an_app_without_weak_references_has_a_store() -> None:
     class Slots:
         __slots__ = ()
         __hash__ = None  # type: ignore[assignment]
@@ -196,7 +196,7 @@ def test_reset_resets_all_counts_in_memory(tmp_path: Path) -> None:
     kept.close()
 
 
-def test_reset_of_one_caller() -> None:
+def test_reset_of_one_caller_keeps_the_others() -> None:
     store = MemoryStore()
     limiter = Limiter(hello, "1/h", store=store, key="header:X-Who")
     others = [
@@ -235,7 +235,7 @@ def test_reset_frees_the_slots_of_requests_in_flight() -> None:
     assert ask(app) == 200
 
 
-def test_each_can_be_switched_off_and_a_single_one_on(wsgigate_off: None) -> None:
+def test_limits_can_be_disabled_and_a_single_one_enabled(wsgigate_off: None) -> None:
     app = flask.Flask("shop")
     assert [ask(Limiter(app, "1/h")) for _ in range(2)] == [404, 404]
     limiter = Limiter(app, "1/h")
@@ -251,14 +251,14 @@ def test_each_can_be_switched_off_and_a_single_one_on(wsgigate_off: None) -> Non
         assert [ask(made) for _ in range(3)] == [200] * 3
 
 
-def test_the_switch_is_put_back() -> None:
+def test_disabling_limits_ends_with_its_block() -> None:
     with limits_off():
         assert not Limiter.enabled
     assert Limiter.enabled
     assert ConcurrencyLimiter.enabled
 
 
-def test_the_plugin_of_pytest_loads_no_store() -> None:
+def test_the_pytest_plugin_imports_no_store() -> None:
     assert callable(wsgigate_reset)
     assert callable(wsgigate_off)
     code = "import sys, wsgigate.testing.pytest_plugin as p; "

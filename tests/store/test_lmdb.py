@@ -1,4 +1,4 @@
-"""The store of one machine: what its processes share, and what their forks do not."""
+"""The LMDB store: what processes of one machine share, and what a fork does."""
 
 import os
 import re
@@ -154,9 +154,7 @@ assert store.swap("key", b"parent", b"still", 60)
 """
 
 
-def test_a_fork_that_python_was_told_of_too_late_is_an_error_that_leaves_the_parent_alone(
-    output, folder
-):
+def test_a_fork_reported_too_late_is_an_error_and_leaves_the_parent_intact(output, folder):
     """Python 3.13.0 ends such a child by itself, before it runs a line of Python."""
     assert re.search("cannot be used|^Fatal Python error", output(UNSEEN, folder))
 

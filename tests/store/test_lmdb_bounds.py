@@ -1,4 +1,4 @@
-"""The store of one machine stays as small as it was told, and recovers when it is full."""
+"""The LMDB store stays within its size, and recovers when it is full."""
 
 import itertools
 import os
@@ -39,7 +39,7 @@ def test_the_file_stays_small_while_callers_come_and_go(folder, clock, store):
     assert (folder / "data.mdb").stat().st_size == 1024 * 1024
 
 
-def test_workers_that_write_little_go_on_where_others_stopped_sweeping(folder, clock):
+def test_a_sweep_continues_where_that_of_another_worker_stopped(folder, clock):
     first = LmdbStore(folder, clock=clock)
     for number in range(2000):
         first.swap(f"caller/{number:05}", None, b"", 10)
@@ -64,7 +64,7 @@ def fill(store, prefix, size, ttl):
 
 
 @pytest.mark.parametrize("size", [16, 1000, 4000, 60_000])
-def test_a_full_store_is_swept_and_written_on(folder, clock, size):
+def test_a_full_store_accepts_writes_after_a_sweep(folder, clock, size):
     store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
     stored, words = fill(store, "first", size, 10)
     assert words == (
@@ -79,7 +79,7 @@ def test_a_full_store_is_swept_and_written_on(folder, clock, size):
     assert (folder / "data.mdb").stat().st_size < 6 * 1024 * 1024
 
 
-def test_what_a_full_store_holds_can_still_be_changed_and_removed(folder, clock):
+def test_values_of_a_full_store_can_be_changed_and_removed(folder, clock):
     store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
     stored, _ = fill(store, "key", 1000, 3600)
     for number in range(stored):
@@ -91,7 +91,7 @@ def test_what_a_full_store_holds_can_still_be_changed_and_removed(folder, clock)
     store.close()
 
 
-def test_a_full_store_is_not_searched_from_end_to_end_for_every_new_value(folder, clock):
+def test_a_write_to_a_full_store_does_not_scan_all_values(folder, clock):
     store = LmdbStore(folder, map_size=4 * 1024 * 1024, clock=clock)
     stored, _ = fill(store, "live", 100, 3600)
     assert stored > 3 * FULL_LOOKS
@@ -133,9 +133,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_a_flood_of_new_callers_costs_a_full_store_no_more_than_a_look_each(
-    program, folder, clock, pinned
-):
+def test_each_new_caller_costs_a_full_store_one_lookup(program, folder, clock, pinned):
     """Nobody may have a server do milliseconds of work by one request of a new address each."""
     store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
     fill(store, "live", 100, 3600)
@@ -162,7 +160,7 @@ def test_a_flood_of_new_callers_costs_a_full_store_no_more_than_a_look_each(
     store.close()
 
 
-def test_a_full_store_finds_the_few_expired_among_many_live_in_the_end(folder, clock):
+def test_a_full_store_finds_few_expired_among_many_live_values(folder, clock):
     store = LmdbStore(folder, map_size=4 * 1024 * 1024, clock=clock)
     for number in range(200):
         store.swap(f"z/{number}", None, bytes(1000), 10)
@@ -181,7 +179,7 @@ def test_a_full_store_finds_the_few_expired_among_many_live_in_the_end(folder, c
     store.close()
 
 
-def test_a_map_that_another_process_was_allowed_to_make_larger_is_followed(output, folder):
+def test_a_map_enlarged_by_another_process_is_used(output, folder):
     small = LmdbStore(folder, map_size=1024 * 1024)
     small.update("key", count)
     text = """
@@ -198,7 +196,7 @@ for number in range(500):
     small.close()
 
 
-def test_a_file_that_was_removed_is_made_anew_where_the_others_look_for_it(folder, clock, store):
+def test_a_removed_file_is_made_again_in_the_same_place(folder, clock, store):
     store.update("key", count)
     for path in folder.iterdir():
         path.unlink()
@@ -209,7 +207,7 @@ def test_a_file_that_was_removed_is_made_anew_where_the_others_look_for_it(folde
     assert LmdbStore(folder, clock=clock).get("key")[0] is not None
 
 
-def test_what_has_expired_goes_where_nothing_is_added_too(folder, clock, store):
+def test_expired_values_are_removed_by_writes_that_add_none(folder, clock, store):
     for number in range(500):
         store.swap(f"caller/{number}", None, b"", 10)
     store.swap("renewed", None, b"1", 1e6)
@@ -220,7 +218,7 @@ def test_what_has_expired_goes_where_nothing_is_added_too(folder, clock, store):
     assert store.usage()["items"] == 1
 
 
-def test_a_write_looks_at_a_few_others_at_most(folder, clock, store):
+def test_a_write_examines_a_bounded_number_of_values(folder, clock, store):
     for number in range(2000):
         store.swap(f"caller/{number}", None, b"", 10)
     clock.advance(11)
@@ -229,7 +227,7 @@ def test_a_write_looks_at_a_few_others_at_most(folder, clock, store):
     assert before - SWEEP_LOOKS < store.usage()["items"] < before
 
 
-def test_a_full_store_lets_no_value_become_larger(folder, clock):
+def test_a_full_store_rejects_a_larger_value(folder, clock):
     store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
     stored, _ = fill(store, "key", 1000, 3600)
     with pytest.raises(StoreError, match="full of values"):
@@ -256,7 +254,7 @@ def test_the_file_begins_small_and_doubles_up_to_its_bound(folder, clock):
     store.close()
 
 
-def test_a_store_that_is_only_looked_at_does_not_grow(folder, clock, store):
+def test_reads_do_not_grow_the_file(folder, clock, store):
     for number in range(100):
         store.swap(f"caller/{number}", None, b"", 10)
     before = (folder / "data.mdb").read_bytes()
@@ -269,7 +267,7 @@ def test_a_store_that_is_only_looked_at_does_not_grow(folder, clock, store):
     assert (folder / "data.mdb").read_bytes() == before
 
 
-def test_a_file_that_grows_while_it_is_followed_is_no_failure(folder, clock):
+def test_a_file_that_grows_while_it_is_mapped_is_no_failure(folder, clock):
     """Another process fills the file, and makes it larger each time that this one looks."""
     store = LmdbStore(folder, map_size=64 * 1024 * 1024, clock=clock)
     store.swap("health/a", None, b"1", 3600)

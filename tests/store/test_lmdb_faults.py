@@ -1,4 +1,4 @@
-"""What the store of one machine does when its folder, its disk or a process of it fails."""
+"""The LMDB store when its folder, its disk or a process fails."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ LmdbStore(sys.argv[1]).update("key", change)
 """
 
 
-def test_a_writer_killed_inside_its_transaction_blocks_nobody_and_leaves_nothing(
+def test_a_writer_killed_inside_its_transaction_blocks_no_other_and_writes_nothing(
     program, folder, store
 ):
     store.update("key", count)
@@ -152,13 +152,13 @@ def test_an_unusable_folder_is_rejected(folder, spoil, words):
     assert not (folder.parent / "elsewhere").is_file()
 
 
-def test_a_folder_of_another_user_is_refused(folder):
+def test_a_folder_of_another_user_is_rejected(folder):
     folder.mkdir(mode=0o700)
     with pytest.raises(StoreError, match=r"belongs to user \d+, this is user \d+"):
         LmdbStore(foreign(folder)).check()
 
 
-def test_a_file_of_another_user_is_refused(tmp_path):
+def test_a_file_of_another_user_is_rejected(tmp_path):
     if os.geteuid() == 0:
         theirs = tmp_path / "data.mdb"
         theirs.write_bytes(b"")
@@ -245,7 +245,7 @@ print("done", flush=True)
 """
 
 
-def test_of_processes_that_start_at_once_one_moves_it_and_all_count_together(
+def test_one_of_several_processes_moves_a_damaged_file_and_all_share_the_new_one(
     program, folder, caplog
 ):
     damaged(folder, bytes(1024 * 1024))
@@ -277,7 +277,7 @@ for line in sys.stdin:
 """
 
 
-def test_processes_that_have_it_open_come_over_to_the_new_one(program, folder, caplog):
+def test_processes_that_have_a_moved_file_open_switch_to_the_new_one(program, folder, caplog):
     holder = program(HOLDING, folder)
     assert holder.stdout.readline() == "open\n"
     path = folder / "data.mdb"
@@ -301,7 +301,7 @@ def test_processes_that_have_it_open_come_over_to_the_new_one(program, folder, c
     store.close()
 
 
-def test_damage_that_is_met_in_use_is_moved_aside_too(folder, caplog):
+def test_a_file_found_damaged_in_use_is_moved_aside(folder, caplog):
     store = LmdbStore(folder)
     for number in range(2000):
         store.swap(f"key/{number}", None, bytes(100), 600)
@@ -332,7 +332,7 @@ def test_a_malformed_value_is_removed_and_the_others_stay(folder, caplog):
     store.close()
 
 
-def test_an_exception_of_a_change_is_no_damage(folder):
+def test_an_exception_of_a_change_moves_no_file(folder):
     store = LmdbStore(folder)
     store.swap("good", None, b"kept", 600)
 
@@ -376,7 +376,7 @@ def nobodys(tmp_path):
     folder.chmod(0o700)
 
 
-def test_a_folder_that_cannot_be_written_is_refused(nobodys, output):
+def test_a_folder_that_cannot_be_written_is_rejected(nobodys, output):
     nobodys.chmod(0o500)
     said = output(NOBODY, nobodys)
     assert said == f"{nobodys}/data.mdb cannot be used: Permission denied\n"

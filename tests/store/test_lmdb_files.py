@@ -33,20 +33,18 @@ MOUNTS = """\
         ((0, 99), False),
     ],
 )
-def test_only_where_a_page_is_surely_written_in_its_place_is_the_file_written_by_memory(
-    device, sure
-):
+def test_keeps_its_space_is_true_for_filesystems_that_write_in_place(device, sure):
     assert keeps_its_space(os.makedev(*device), MOUNTS) is sure
 
 
 @pytest.mark.parametrize(
     ("size", "length"), [(0, STEP), (1, STEP), (STEP, STEP), (STEP + 1, 2 * STEP)]
 )
-def test_a_file_is_whole_steps_long(size, length):
+def test_a_size_is_rounded_up_to_whole_steps(size, length):
     assert rounded(size) == length
 
 
-def test_the_space_of_a_file_is_taken_from_the_disk_and_not_only_promised(tmp_path):
+def test_the_space_of_a_file_is_allocated_on_the_disk(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     os.truncate(path, STEP // 2)  # a hole
@@ -55,7 +53,7 @@ def test_the_space_of_a_file_is_taken_from_the_disk_and_not_only_promised(tmp_pa
     assert path.read_bytes() == b"before".ljust(STEP, b"\0")
 
 
-def test_what_little_space_there_was_is_given_back(tmp_path, monkeypatch):
+def test_a_failed_allocation_frees_its_space(tmp_path, monkeypatch):
     """ext4 leaves a file as long as the space it could have, when there is not all of it."""
 
     def partly(descriptor, start, size):
@@ -70,7 +68,7 @@ def test_what_little_space_there_was_is_given_back(tmp_path, monkeypatch):
     assert path.read_bytes() == b"before"
 
 
-def test_of_a_file_that_others_write_only_its_end_is_touched_where_it_might_undo_their_writes(
+def test_allocation_of_a_file_in_use_touches_only_its_end_on_unsafe_filesystems(
     tmp_path, monkeypatch
 ):
     path = tmp_path / "file"
@@ -89,7 +87,7 @@ def test_of_a_file_that_others_write_only_its_end_is_touched_where_it_might_undo
     assert STEP <= path.stat().st_blocks * 512 < 2 * STEP
 
 
-def test_the_lock_file_of_a_program_with_fewer_readers_is_made_larger_with_its_space(folder):
+def test_a_lock_file_with_fewer_readers_is_enlarged_and_allocated(folder):
     folder.mkdir(0o700)
     lmdb.open(str(folder), max_readers=10).close()
     lock = folder / "lock.mdb"
@@ -112,7 +110,7 @@ os.truncate(sys.argv[1] + "/data.mdb", os.path.getsize(sys.argv[1] + "/data.mdb"
 """
 
 
-def test_what_an_earlier_version_made_larger_meanwhile_gets_its_space(folder, output):
+def test_a_file_enlarged_by_an_earlier_version_is_allocated(folder, output):
     """Earlier versions wrote by system calls, into a file of any length and with holes."""
     store = LmdbStore(folder)
     assert store.get("1000")[0] is None
@@ -139,7 +137,7 @@ except OSError as error:
 """
 
 
-def test_a_file_that_cannot_have_its_space_is_as_long_as_before(tmp_path, output):
+def test_a_failed_allocation_keeps_the_size_of_the_file(tmp_path, output):
     path = tmp_path / "file"
     path.write_bytes(b"before")
     assert output(LIMITED, path) == "File too large\n"

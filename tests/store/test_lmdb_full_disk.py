@@ -1,4 +1,4 @@
-"""A disk that is full is an error in words, served as the settings say, and kills nobody."""
+"""A full disk is an error with a message, handled as configured, and kills no process."""
 
 import pytest
 
@@ -55,9 +55,7 @@ print("recovered")
 """
 
 
-def test_a_disk_that_runs_full_refuses_what_is_new_and_keeps_the_rest_until_there_is_room(
-    tmp_path, output
-):
+def test_a_full_disk_rejects_new_values_and_keeps_the_others(tmp_path, output):
     refused, recovered = output(DISK + FILL + CHANGE, tmp_path, 4 * 1024 * 1024).splitlines()
     assert refused.startswith(f"refused {tmp_path}/data.mdb cannot be made larger: ")
     assert refused.endswith(("No space left on device", "File too large"))
@@ -76,7 +74,7 @@ more_room()
 
 # the second is room for the lock file and one page of the other
 @pytest.mark.parametrize("left", [1024 * 1024, 65536 + 4096])
-def test_a_store_that_found_no_room_at_first_is_made_when_there_is_some(tmp_path, output, left):
+def test_a_store_is_made_once_the_disk_has_space(tmp_path, output, left):
     then = """
 more_room()
 store.swap("key", None, b"value", 60)

@@ -1,4 +1,4 @@
-"""A process that is killed keeps what it had written, and blocks no other process."""
+"""A killed process loses no completed write and blocks no other process."""
 
 import mmap
 import os
@@ -154,7 +154,7 @@ def wait_for_both(readers):
         wait_for_reports(readers)
 
 
-def test_the_slots_of_killed_readers_are_used_again(child, folder, monkeypatch):
+def test_slots_of_killed_readers_are_reused(child, folder, monkeypatch):
     monkeypatch.setattr("wsgigate.store.lmdb_environment.READERS", 4)
     monkeypatch.setattr("wsgigate.store.lmdb_environment.LOCK_BYTES", 4 * 64 + 128)
     store = LmdbStore(folder)
@@ -172,7 +172,7 @@ def test_the_slots_of_killed_readers_are_used_again(child, folder, monkeypatch):
     store.close()
 
 
-def test_the_slots_of_killed_readers_are_used_again_while_another_process_has_the_file_open(
+def test_slots_of_killed_readers_are_reused_while_another_process_has_the_file_open(
     child, folder, monkeypatch
 ):
     """The table of readers is not made anew then."""
@@ -233,7 +233,7 @@ def test_a_reader_killed_while_it_reads_does_not_make_the_file_grow(program, fol
     assert (folder / "data.mdb").stat().st_size == 1024 * 1024
 
 
-def test_a_stopped_reader_makes_the_file_grow_to_its_bound_and_no_further(program, folder, clock):
+def test_a_stopped_reader_cannot_grow_the_file_beyond_its_bound(program, folder, clock):
     """LMDB keeps the pages that it may read, and all that were written later."""
     store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
     store.update("key", count)
@@ -259,7 +259,7 @@ def test_a_stopped_reader_makes_the_file_grow_to_its_bound_and_no_further(progra
     store.close()
 
 
-def test_a_file_without_a_free_page_grows_by_what_a_sweep_needs(folder):
+def test_a_file_without_a_free_page_grows_enough_for_a_sweep(folder):
     store = LmdbStore(folder, map_size=1024 * 1024)
     store.check()
     path = folder / "data.mdb"
@@ -290,7 +290,7 @@ def fill(report, folder, start):
     report(2)
 
 
-def test_the_file_is_made_larger_by_one_process_at_a_time(child, folder):
+def test_one_process_at_a_time_enlarges_the_file(child, folder):
     waiting, start = os.pipe()
     writer = child(fill, folder, waiting)
     writer.wait(1)

@@ -1,4 +1,4 @@
-"""The store of one process: bounded, and cheap when it is full."""
+"""The memory store: bounded, and fast when it is full."""
 
 import os
 import threading
@@ -64,7 +64,7 @@ def test_expired_values_do_not_accumulate(clock):
     assert len(store._others) < 150
 
 
-def test_values_renewed_or_removed_again_and_again_leave_nothing_behind(clock):
+def test_renewed_and_removed_values_leave_no_queue_entries(clock):
     store = MemoryStore(clock=clock)
     for number in range(5000):
         store.swap("renewed", store.get("renewed")[0], b"%d" % number, 60.0 - number % 7)
@@ -74,7 +74,7 @@ def test_values_renewed_or_removed_again_and_again_leave_nothing_behind(clock):
     assert len(store._others) < 150
 
 
-def test_a_write_into_a_full_store_looks_at_few_others(clock):
+def test_a_write_into_a_full_store_examines_few_values(clock):
     """Counted, not timed: how often items are compared when 20,000 live ones are in the way."""
     looks = 0
 

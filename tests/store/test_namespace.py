@@ -1,4 +1,4 @@
-"""Apps that share a store do not share values, and all processes of one app do."""
+"""Apps that share a store have separate values, shared by all processes of one app."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_projects_whose_module_has_the_same_name_do_not_share(projects: Projects
     assert shop[1] != blog[1]
 
 
-def test_two_apps_of_one_module_do_not_share_whichever_is_asked_first(projects: Projects) -> None:
+def test_two_apps_of_one_module_do_not_share_in_either_order(projects: Projects) -> None:
     projects.write("two.py", TWO)
     code = "import two; tell({first}=two.{first}.wsgi_app, {then}=two.{then}.wsgi_app)"
     [one] = projects.told(code.format(first="shop", then="blog"))
@@ -298,5 +298,5 @@ def test_keys_of_a_namespace_are_found_by_it_alone() -> None:
         ("/a/site-packages/b/site-packages/c.py", "site-packages/c.py"),
     ],
 )
-def test_an_installed_app_is_named_whatever_the_version_of_python_is(file: str, place: str) -> None:
+def test_an_installed_app_has_the_same_name_under_every_python(file: str, place: str) -> None:
     assert _relative(file) == place

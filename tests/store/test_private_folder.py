@@ -1,4 +1,4 @@
-"""The folder of a plain ``lmdb:`` is ours alone, and one per app."""
+"""The folder of a plain ``lmdb:`` is private to its user, and one per app."""
 
 import os
 import stat
@@ -25,7 +25,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_it_lies_in_the_runtime_folder_under_a_name_that_tells_whose_it_is(home):
+def test_the_folder_is_in_the_runtime_folder_and_named_after_its_owner(home):
     folder = private_folder("my shop/gateway")
     assert os.path.dirname(folder) == str(home / "run" / "wsgigate")
     assert os.path.basename(folder).startswith("my-shop-gateway-")
@@ -40,7 +40,7 @@ def test_two_owners_have_different_folders(other):
 
 
 @pytest.mark.parametrize("runtime", [None, "", "relative", "/nonexistent/runtime"])
-def test_without_a_runtime_folder_it_lies_in_the_state_folder(home, monkeypatch, runtime):
+def test_without_a_runtime_folder_the_state_folder_is_used(home, monkeypatch, runtime):
     if runtime is None:
         monkeypatch.delenv("XDG_RUNTIME_DIR")
     else:
@@ -50,7 +50,7 @@ def test_without_a_runtime_folder_it_lies_in_the_state_folder(home, monkeypatch,
     assert private_folder("shop").startswith(f"{home}/state/wsgigate/shop-")
 
 
-def test_a_runtime_folder_with_something_unsafe_in_it_is_not_used(home):
+def test_an_unsafe_runtime_folder_is_not_used(home):
     (home / "elsewhere").mkdir()
     (home / "run" / "wsgigate").symlink_to(home / "elsewhere")
     assert private_folder("shop").startswith(f"{home}/home/.local/state/")

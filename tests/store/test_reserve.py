@@ -1,4 +1,4 @@
-"""A store that clients have filled: what keeps the gateway right still finds room in it."""
+"""A full store still accepts the values that keep the gateway correct."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_vital_values_have_room_in_a_full_store(store, clock):
     assert "gateway" in switch.status()
 
 
-def test_a_circuit_opens_for_all_in_a_store_that_is_full(store, clock):
+def test_a_circuit_opens_for_all_workers_in_a_full_store(store, clock):
     rules = CircuitRules(consecutive_failures=3)
     one, other = (Circuit("users", rules, store=store, clock=clock) for _ in range(2))
     attack(store)
@@ -156,7 +156,7 @@ def rewrite_for_ever(store, prefix):
 
 
 @pytest.mark.parametrize("prefix", VITAL)
-def test_what_is_vital_goes_beyond_what_fills_the_store(folder, clock, prefix):
+def test_vital_values_use_the_reserve_of_a_full_store(folder, clock, prefix):
     store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
     counters = fill(store, "limit/made-up/")
     most = fill(store, prefix, 1000)
@@ -180,7 +180,7 @@ def test_only_counters_are_evicted_for_vital_values(folder, clock):
     store.close()
 
 
-def test_counters_of_requests_go_before_those_of_places(folder, clock):
+def test_counters_of_requests_are_evicted_before_slots_in_flight(folder, clock):
     store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
     for number in range(100):
         store.swap(f"concurrency/{number}", None, bytes(100), 3600)
@@ -192,7 +192,7 @@ def test_counters_of_requests_go_before_those_of_places(folder, clock):
     store.close()
 
 
-def test_a_flood_of_vital_values_costs_a_full_store_no_more_than_a_look_each(folder, clock):
+def test_each_vital_value_costs_a_full_store_one_lookup(folder, clock):
     store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
     fill(store, "own/")
     fill(store, "deny/")
@@ -206,7 +206,7 @@ def test_a_flood_of_vital_values_costs_a_full_store_no_more_than_a_look_each(fol
     store.close()
 
 
-def test_a_reader_that_holds_all_pages_is_an_error_and_no_endless_loop(folder, clock):
+def test_a_reader_that_holds_all_pages_causes_an_error_and_no_endless_loop(folder, clock):
     store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
     fill(store, "limit/")
     reader = subprocess.Popen(
@@ -263,7 +263,7 @@ def test_no_prefix_is_both_a_counter_and_vital():
         CheckResult(False, 200, "x" * 40, "e" * 60),
     ],
 )
-def test_a_result_has_one_length(outcome):
+def test_stored_results_have_one_length(outcome):
     health = Health(outcome.ok, 1795452955.698561, 1000, 1795452955.698561, outcome)
     raw = health.to_bytes()
     assert len(raw) == 256

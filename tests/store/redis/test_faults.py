@@ -1,4 +1,4 @@
-"""What a store in a Redis does when the server fails: a bounded wait, then none, then back."""
+"""The Redis store when its server fails: bounded waits, a pause with probes, and recovery."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every user of a store raises the error of one that can never be used, instead of going on."""
+"""Every user of a store raises the error of a store that stays unusable."""
 
 from __future__ import annotations
 

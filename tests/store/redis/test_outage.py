@@ -1,4 +1,4 @@
-"""When a server that fails is asked again."""
+"""The rules of an outage: when calls fail at once, and when a probe is admitted."""
 
 import pytest
 

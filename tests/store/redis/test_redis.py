@@ -1,4 +1,4 @@
-"""A store in a Redis: what it promises, how often it asks, and who sees what."""
+"""The Redis store: conformance, commands per call, keys, connections and credentials."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def closed(admin, count):
     return any(len(admin.client_list()) <= count for _ in range(1000))
 
 
-def test_threads_that_come_one_after_the_other_share_a_connection(start, connect):
+def test_successive_threads_share_a_connection(start, connect):
     server = start()
     store = connect(server.url)
     for _ in range(5):
@@ -263,7 +263,7 @@ def test_a_check_writes_and_leaves_nothing_behind(start, connect):
         assert closed(admin, 1)
 
 
-def test_a_unix_socket(start, connect, tmp_path):
+def test_a_store_is_reached_at_a_unix_socket(start, connect, tmp_path):
     start("--unixsocket", str(tmp_path / "redis.sock"))
     store = connect(f"unix://{tmp_path}/redis.sock?socket_timeout=10&db=3")
     assert store.swap("key", None, b"value", 60)

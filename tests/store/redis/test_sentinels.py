@@ -1,4 +1,4 @@
-"""Sentinels may be late: whom they name is asked whether it is the primary.
+"""A primary named by a sentinel is used only if it confirms its role.
 
 What they do in a real failover is in tests/acceptance/test_redis_sentinel.py.
 """

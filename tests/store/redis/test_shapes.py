@@ -1,4 +1,4 @@
-"""Answers that are well-formed and of no use: the store fails then, and nothing else does."""
+"""Well-formed answers of an unexpected shape are errors of the store and nothing else."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_an_answer_of_any_shape_is_a_store_error_or_a_valid_result(liar, answer)
 
 
 @given(answer=VALUES | NEARLY)
-def test_an_answer_of_any_shape_while_a_connection_is_opened(liar, answer):
+def test_any_answer_while_connecting_is_a_store_error_or_accepted(liar, answer):
     liar.says = written(answer)
     fails_or_is_good(liar, "redis://name:secret@127.0.0.1:{port}/1")
 
@@ -172,7 +172,7 @@ RANGES = st.lists(
 
 
 @given(slots=RANGES | VALUES, answer=VALUES)
-def test_an_answer_of_any_shape_from_a_cluster(liar, slots, answer):
+def test_any_answer_of_a_cluster_is_a_store_error_or_a_valid_result(liar, slots, answer):
     liar.says = lambda parts: written(slots if parts[0] == b"CLUSTER" else answer)
     fails_or_is_good(liar, "redis+cluster://127.0.0.1:{port}")
 
@@ -180,7 +180,7 @@ def test_an_answer_of_any_shape_from_a_cluster(liar, slots, answer):
 @pytest.mark.parametrize(
     "redirect", ["MOVED 1 127.0.0.1:99999", "MOVED 1 :0", "ASK x", "MOVED", "ASK 1 127.0.0.1:{}"]
 )
-def test_a_malformed_redirect(liar, redirect):
+def test_a_malformed_redirect_is_a_store_error(liar, redirect):
     slots = written([[0, 16383, [b"127.0.0.1", liar.port]]])
     said = f"-{redirect.format(liar.port)}\r\n".encode()
     liar.says = lambda parts: slots if parts[0] == b"CLUSTER" else said
@@ -191,7 +191,7 @@ def test_a_malformed_redirect(liar, redirect):
 @given(
     primary=VALUES | st.tuples(TEXTS, TEXTS).map(list), role=VALUES | NEARLY, answer=VALUES | NEARLY
 )
-def test_an_answer_of_any_shape_from_a_sentinel(liar, primary, role, answer):
+def test_any_answer_of_a_sentinel_is_a_store_error_or_a_valid_result(liar, primary, role, answer):
     own = [b"127.0.0.1", b"%d" % liar.port]
 
     def says(parts):

@@ -1,4 +1,4 @@
-"""A Redis decides about quotas as the rules in Python do, to the number and to the byte."""
+"""The Lua scripts decide on quotas exactly as the rules in Python do."""
 
 from __future__ import annotations
 

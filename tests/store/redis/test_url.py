@@ -1,4 +1,4 @@
-"""What the URLs of a Redis mean, and that no password is ever shown."""
+"""URLs of Redis servers, and that no password is shown."""
 
 import subprocess
 import sys

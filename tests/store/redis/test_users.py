@@ -1,4 +1,4 @@
-"""Those who count, deny and open circuits do so on a real server as on any other store."""
+"""Limiters, deny lists and circuit breakers on a real Redis."""
 
 from __future__ import annotations
 

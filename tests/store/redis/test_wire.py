@@ -1,4 +1,4 @@
-"""The exchange over one open connection: which input is an answer, and how long it may take."""
+"""The exchange over one open connection: which input is an answer, and its time limits."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_a_length_that_exceeds_the_limit_is_rejected_when_it_is_announced(data):
             read(*parts)
 
 
-def test_what_looks_like_a_length_in_a_string_is_a_part_of_the_string():
+def test_a_length_inside_of_a_string_is_part_of_the_string():
     text = b"\r\n*99999\r\n$999999\r\n>99999\r\n"
     data = b"*2\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(text), text, len(text), text)
     assert read(data) == [[text, text]]
