@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from wsgigate.config.errors import Errors
-from wsgigate.config.tables import REQUIRED, ArgumentTable, TableKey, argument_keys
+from wsgigate.config.tables import REQUIRED, ArgumentTable, Table, TableKey, argument, argument_keys
 from wsgigate.config.types import Text
 from wsgigate.rules.arguments import (
     Bytes,
@@ -117,6 +117,52 @@ def test_a_type_that_a_file_cannot_choose_between_is_an_error() -> None:
 
     with pytest.raises(TypeError, match=r"'a whole number', '\"a\"'"):
         argument_keys(make)
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        Annotated[Bytes, Range(1)],
+        Annotated[Seconds, Range(1)],
+        Annotated[list[str], Range(1, 9)],
+        Annotated[Collection[str] | None, Range(2)],
+        Annotated[str, Range(1)],
+    ],
+)
+def test_a_range_that_a_file_cannot_check_is_an_error(hint: Any) -> None:
+    def make(value: Any) -> None: ...
+
+    make.__annotations__["value"] = hint
+    with pytest.raises(TypeError, match="let the constructor check it"):
+        argument_keys(make)
+
+
+class Lost:
+    def __init__(
+        self,
+        *,
+        size: Unimported = 1,  # type: ignore[name-defined]  # noqa: F821
+        clock: Callable[[], float] = float,
+    ) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("parameter", "message"),
+    [
+        ("sice", "speed cannot be a key: Lost has no argument sice"),
+        ("size", "speed cannot be a key: Lost takes size as typing.Any, which a name that"),
+        ("clock", "speed cannot be a key: Lost takes clock as "),
+    ],
+)
+def test_a_key_of_an_argument_that_a_file_cannot_give_is_an_error(
+    parameter: str, message: str
+) -> None:
+    @dataclass
+    class Speeds:
+        speed: int | None = argument(Lost, parameter, default=None)
+
+    with pytest.raises(TypeError, match=message):
+        Table(Speeds).read({}, "", Errors())
 
 
 def read(table: ArgumentTable, **values: object) -> tuple[Any, list[str]]:

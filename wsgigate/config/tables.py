@@ -472,6 +472,8 @@ def _kind_of(hint: Any, traits: tuple[Any, ...] = ()) -> Kind[Any] | None:
     if origin is Annotated:
         return _kind_of(inner[0], (*traits, *inner[1:]))
     limits = next((trait for trait in traits if isinstance(trait, Range)), None)
+    if limits is not None and not _can_check(limits, hint, traits):
+        raise TypeError(f"a file cannot check {limits} of {hint}: let the constructor check it")
     if Trait.SECONDS in traits:
         return Duration(zero=limits is not None and limits.least == 0)
     if Trait.BYTES in traits:
@@ -498,6 +500,18 @@ def _kind_of(hint: Any, traits: tuple[Any, ...] = ()) -> Kind[Any] | None:
     if _is_table(hint):
         return Table(hint)
     return _composite(origin, inner, limits)
+
+
+def _can_check(limits: Range, hint: Any, traits: tuple[Any, ...]) -> bool:
+    """Return whether the kind of a type applies its range, so that none is silently ignored."""
+    origin = typing.get_origin(hint)
+    if origin in _UNIONS or hint is NoneType:
+        return True  # the members of a union decide
+    if Trait.SECONDS in traits:
+        return limits == Range(0)
+    if hint in (int, float):
+        return Trait.BYTES not in traits
+    return isinstance(origin, type) and issubclass(origin, Iterable) and limits == Range(1)
 
 
 def _text(traits: Iterable[Any]) -> Kind[str]:
@@ -616,7 +630,15 @@ def _key_of(field: dataclasses.Field[Any], hint: Any) -> TableKey:
         if kind is None:
             raise TypeError(f"{field.name}: a file cannot give a value of the type {hint}")
         return TableKey(kind, declared["doc"], default)
-    derived = argument_keys(declared["make"])[declared["parameter"] or field.name]
+    make, name = declared["make"], declared["parameter"] or field.name
+    derived = argument_keys(make).get(name)
+    if derived is None:
+        taken = types_of(make).get(name)
+        raise TypeError(
+            f"{field.name} cannot be a key: {make.__qualname__} "
+            + (f"has no argument {name}" if taken is None else f"takes {name} as {taken}")
+            + (", which a name that its module does not import gives" if taken is Any else "")
+        )
     return derived._replace(
         doc=declared["doc"] or derived.doc, default=derived.default if default is None else default
     )

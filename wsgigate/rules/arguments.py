@@ -42,7 +42,11 @@ T = TypeVar("T")
 
 
 class Range(NamedTuple):
-    """The least and the most of a number; for a list, of the number of its items."""
+    """The least and the most of a number.
+
+    ``Range(0)`` lets a time be 0, and ``Range(1)`` requires an item in a list; there is no other
+    range of these.
+    """
 
     least: float
     most: float | None = None
