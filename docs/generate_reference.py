@@ -195,6 +195,8 @@ def environ() -> str:
     ]
     for name, doc in _documented():
         kind, _, meaning = " ".join(doc.split()).partition(": ")
+        if not (kind.startswith("``") and meaning):
+            raise ValueError(f"{name}: expected ``type``: meaning, got {doc!r}")
         lines += [
             f"   * - ``{name}``",
             f'     - ``"{getattr(wsgi, name)}"``',
@@ -205,7 +207,7 @@ def environ() -> str:
 
 
 def _documented() -> Iterator[tuple[str, str]]:
-    """Yield the environ keys of ``wsgigate.wsgi`` with the text below each."""
+    """Yield the environ keys of ``wsgigate.http.wsgi`` with the text below each."""
     body = ast.parse(inspect.getsource(wsgi)).body
     for statement, following in pairwise(body):
         if (

@@ -126,10 +126,10 @@ CLIENT_STREAM = "wsgigate.client_stream"
 disconnects, ``forget(callback)`` removes it; set by GateWorker over HTTP/2."""
 
 READ_AHEAD = "wsgigate.read_ahead"
-"""True where the server has read bytes that follow the request; set by GateWorker."""
+"""``True``: the server has read bytes that follow the request; set by GateWorker."""
 
 LEND_THREAD = "wsgigate.lend_thread"
-"""A function that has the server start one more thread in place of one that a WebSocket holds, and
+"""``Callable``: starts one more thread of the server in place of one that a WebSocket holds, and
 returns a function that ends one again; set by GateWorker."""
 
 TUNNELLED = "wsgigate.tunnelled"
