@@ -14,7 +14,7 @@ import requests
 from tests.support.waiting import Turns
 from wsgigate.client.connections import Connection, ConnectionPool, Limits
 from wsgigate.client.http11 import (
-    Deadline,
+    ExchangeDeadline,
     RawResponse,
     StreamedResponse,
     Upload,
@@ -75,18 +75,18 @@ def upload(*blocks: bytes) -> Upload:
     return Upload(iter(blocks), sum(map(len, blocks)))
 
 
-def plenty() -> Deadline:
-    return Deadline(5.0, 5.0, 0.0, FakeClock(0.0))
+def plenty() -> ExchangeDeadline:
+    return ExchangeDeadline(5.0, 5.0, 0.0, FakeClock(0.0))
 
 
 def test_a_step_ends_at_the_deadline_at_the_latest() -> None:
     clock = FakeClock()
-    deadline = Deadline(2.0, 5.0, clock(), clock)
+    deadline = ExchangeDeadline(2.0, 5.0, clock(), clock)
     assert deadline.left() == 2.0
     clock.advance(4)
     assert deadline.left() == 1.0
     assert deadline.step == 2.0
-    assert Deadline(9.0, 5.0, clock(), clock).step == 5.0
+    assert ExchangeDeadline(9.0, 5.0, clock(), clock).step == 5.0
     clock.advance(1)
     with pytest.raises(TimeoutError, match="did not begin in time"):
         deadline.left()
@@ -158,7 +158,11 @@ def test_each_step_of_an_exchange_has_its_timeout(large: bool, pairs: Pairs) -> 
     body = upload(*[b"x" * BLOCK] * 40) if large else None
     with pytest.raises(requests.ReadTimeout):
         send_request(
-            connection, HEAD, body, ResponseReader("POST"), Deadline(0.05, 0.1, 0.0, FakeClock(0.0))
+            connection,
+            HEAD,
+            body,
+            ResponseReader("POST"),
+            ExchangeDeadline(0.05, 0.1, 0.0, FakeClock(0.0)),
         )
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from wsgigate.client.dial import Address, BackgroundResolver, literal
+from wsgigate.client.dial import BackgroundResolver, SocketAddress, literal
 
-Answers = SimpleQueue[list[Address] | Exception]
+Answers = SimpleQueue[list[SocketAddress] | Exception]
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ Answers = SimpleQueue[list[Address] | Exception]
         ("1.2.3.4.example", None),
     ],
 )
-def test_an_ip_literal_is_not_resolved(host: str, address: Address | None) -> None:
+def test_an_ip_literal_is_not_resolved(host: str, address: SocketAddress | None) -> None:
     assert literal(host, 80) == address
 
 

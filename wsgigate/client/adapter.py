@@ -48,7 +48,7 @@ from requests.utils import get_encoding_from_headers
 from wsgigate.client.connections import ConnectionPool, Limits
 from wsgigate.client.dial import Check, dialer
 from wsgigate.client.http11 import (
-    Deadline,
+    ExchangeDeadline,
     RawResponse,
     StreamedResponse,
     request_head,
@@ -166,7 +166,7 @@ class Adapter(BaseAdapter):
         now = self._clock()  # after reading the first block: a slow client is not counted
         if now >= self._sweep_at:
             self._sweep(now)
-        deadline = Deadline(read, total, now, self._clock)
+        deadline = ExchangeDeadline(read, total, now, self._clock)
         until = min(now + connect, deadline.until)
         on_socket = getattr(request.headers, "on_socket", None)
         fresh = getattr(request, "fresh", False)

@@ -7,12 +7,10 @@ import socket
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
-from wsgigate.http.forwarded import AddressList
+from wsgigate.http.forwarded import AddressList, IPAddress
 
-__all__ = ["PRIVATE", "Address", "CombinedDestinations", "Destinations", "Forbidden"]
+__all__ = ["PRIVATE", "CombinedDestinations", "Destinations", "Forbidden"]
 
-
-Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 PRIVATE = (
     *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
@@ -76,7 +74,7 @@ class Destinations:
         allowed_networks: Iterable[str] = PRIVATE,
         own: Iterable[tuple[str, int]] = (),
         *,
-        is_own: Callable[[Address], bool] | None = None,
+        is_own: Callable[[IPAddress], bool] | None = None,
         lookup: Lookup = socket.getaddrinfo,
     ) -> None:
         allowed = AddressList(allowed_networks)
@@ -95,7 +93,7 @@ class Destinations:
         """The allowed addresses and networks."""
         return self._allowed.entries
 
-    def check(self, address: Address, port: int) -> None:
+    def check(self, address: IPAddress, port: int) -> None:
         """Check that an instance may have *address* and *port*.
 
         :raises Forbidden: It may not.
@@ -109,7 +107,7 @@ class Destinations:
             if port in self._own_ports and self._is_gateway(each, port):
                 raise Forbidden("the gateway itself cannot be an instance")
 
-    def resolve(self, host: str, port: int) -> tuple[Address, ...]:
+    def resolve(self, host: str, port: int) -> tuple[IPAddress, ...]:
         """Return the addresses of *host*, all of which are allowed.
 
         The name may resolve to other addresses later, so each address is checked again when a
@@ -120,7 +118,7 @@ class Destinations:
         :raises OSError: The name has no address, or its resolution failed.
         """
         try:
-            found: list[Address] = [ipaddress.ip_address(host)]
+            found: list[IPAddress] = [ipaddress.ip_address(host)]
         except ValueError:
             try:
                 entries = self._lookup(host, port, type=socket.SOCK_STREAM)
@@ -134,7 +132,7 @@ class Destinations:
             self.check(address, port)
         return tuple(found)
 
-    def _is_gateway(self, address: Address, port: int) -> bool:
+    def _is_gateway(self, address: IPAddress, port: int) -> bool:
         return any(
             port == own_port and (address == own or (own.is_unspecified and self._is_own(address)))
             for own, own_port in self._own
@@ -171,7 +169,7 @@ class CombinedDestinations:
             self._narrowed = Destinations(given)
             self._networks = given
 
-    def check(self, address: Address, port: int) -> None:
+    def check(self, address: IPAddress, port: int) -> None:
         """Check that an instance may have *address* and *port*.
 
         :raises Forbidden: One of the lists does not allow it.
@@ -182,7 +180,7 @@ class CombinedDestinations:
             self._narrowed.check(address, port)
 
 
-def effective_addresses(address: Address) -> tuple[Address, ...]:
+def effective_addresses(address: IPAddress) -> tuple[IPAddress, ...]:
     """Return the addresses that packets to *address* finally reach.
 
     For an IPv6 address that embeds an IPv4 address (mapped, compatible, translated, NAT64, 6to4,
@@ -210,7 +208,7 @@ def _four(bits: int) -> ipaddress.IPv4Address:
     return ipaddress.IPv4Address(bits & 0xFFFFFFFF)
 
 
-def _is_own(address: Address) -> bool:
+def _is_own(address: IPAddress) -> bool:
     """Return whether *address* is one of this machine's: whether a socket can be bound to it."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     try:

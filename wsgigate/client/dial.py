@@ -24,23 +24,23 @@ from wsgigate.client.response_reader import NotConnected, TlsFailed
 from wsgigate.runtime.tls import Cert, Contexts, Verify
 
 __all__ = [
-    "Address",
     "BackgroundResolver",
     "Check",
     "Dial",
     "OnSocket",
+    "SocketAddress",
     "check_target",
     "dialer",
     "literal",
 ]
 
-Address: TypeAlias = tuple[int, Any]
+SocketAddress: TypeAlias = tuple[int, Any]
 """An address family, and the argument of ``connect`` for a socket of that family."""
 
-OnAddresses: TypeAlias = Callable[["list[Address] | Exception"], None]
+OnAddresses: TypeAlias = Callable[["list[SocketAddress] | Exception"], None]
 
 
-def literal(host: str, port: int) -> Address | None:
+def literal(host: str, port: int) -> SocketAddress | None:
     """Return the address for an IP literal *host*; ``None`` for a name."""
     try:
         address = ipaddress.ip_address(host)

@@ -36,7 +36,7 @@ from urllib.parse import urlsplit
 
 from requests.exceptions import InvalidHeader, InvalidURL
 
-from wsgigate.client.dial import Address, Check, check_target, literal
+from wsgigate.client.dial import Check, SocketAddress, check_target, literal
 from wsgigate.client.http11 import head_bytes
 from wsgigate.client.response_reader import BLOCK, BrokenResponse, ResponseReader
 from wsgigate.runtime.clocks import real
@@ -106,7 +106,9 @@ class Exchange:
         if self.sock is not None:
             self.sock.close()
 
-    def connect(self, addresses: Sequence[Address], until: float | None = None) -> Steps[None]:
+    def connect(
+        self, addresses: Sequence[SocketAddress], until: float | None = None
+    ) -> Steps[None]:
         """Connect to the first address that accepts; each gets an equal share of the time left.
 
         :param until: The time at which connecting fails, if that is before the deadline.
@@ -343,7 +345,7 @@ class HttpClient:
         yield from exchange.send(head + (body or b""))
         yield from exchange.read_head()
 
-    def _addresses(self) -> list[Address]:
+    def _addresses(self) -> list[SocketAddress]:
         known = literal(self._host, self._port)
         if known is not None:
             return [known]

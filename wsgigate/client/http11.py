@@ -9,8 +9,9 @@ The rules that must hold:
   and close. Waiting for the whole body to be sent would lose that response, or deadlock when both
   sides only write. The connection is not reused after an early response: the rest of the body was
   not sent, so the instance would read the next request as part of it.
-- The time that a body takes to be sent does not count against the response: :class:`Deadline` is
-  restarted after the last block. Each step of sending has its own timeout.
+- The time that a body takes to be sent does not count against the response:
+  :class:`ExchangeDeadline` is restarted after the last block. Each step of sending has its own
+  timeout.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from wsgigate.client.response_reader import BLOCK, ResponseReader, SlowResponse
 from wsgigate.rules.pace import Pace
 
 __all__ = [
-    "Deadline",
+    "ExchangeDeadline",
     "FieldList",
     "Fields",
     "RawResponse",
@@ -243,7 +244,7 @@ _SINGLE = 16384
 """Up to this many bytes are sent in one call: every socket's send buffer has room for them."""
 
 
-class Deadline:
+class ExchangeDeadline:
     """The deadline of a response head, and the timeout of one step.
 
     The time spent sending the request body does not count: the total starts again once it is sent.
@@ -284,7 +285,7 @@ def send_request(
     head: bytes,
     upload: Upload | None,
     reader: ResponseReader,
-    deadline: Deadline,
+    deadline: ExchangeDeadline,
 ) -> None:
     """Send a request and read the head of its response into *reader*.
 
@@ -319,7 +320,7 @@ def send_request(
 
 
 def _read_head(
-    connection: Connection, reader: ResponseReader, deadline: Deadline, *, fresh: bool
+    connection: Connection, reader: ResponseReader, deadline: ExchangeDeadline, *, fresh: bool
 ) -> None:
     """Read until the response head is complete.
 
@@ -346,7 +347,7 @@ def _send_with_body(
     head: bytes,
     upload: Upload,
     reader: ResponseReader,
-    deadline: Deadline,
+    deadline: ExchangeDeadline,
 ) -> bool:
     """Send head and body; return whether the response arrived before the end of the body."""
     block = upload.first
@@ -365,7 +366,9 @@ def _send_with_body(
     return False
 
 
-def _push(connection: Connection, block: bytes, reader: ResponseReader, deadline: Deadline) -> bool:
+def _push(
+    connection: Connection, block: bytes, reader: ResponseReader, deadline: ExchangeDeadline
+) -> bool:
     """Send a block; return ``True`` if a response arrived first, which ends the connection."""
     view = memoryview(block)
     while view:

@@ -84,7 +84,7 @@ __all__ = [
     "RouteTable",
     "ServerTls",
     "ServiceTable",
-    "Share",
+    "ShareTable",
     "StoreTable",
     "Tls",
     "schema",
@@ -601,7 +601,7 @@ MIRROR = ArgumentTable(
 
 
 @table
-class Share:
+class ShareTable:
     """A service and its share of a route's requests."""
 
     service: str = setting("The service.")
@@ -641,9 +641,9 @@ class RouteTable:
     summary: str | None = argument(Route, default=None)
     listed: tuple[str, ...] | None = argument(Route, default=None)
     service: str | None = setting("The service that handles the requests.", default=None)
-    services: tuple[Share, ...] = setting(
+    services: tuple[ShareTable, ...] = setting(
         "Several services, each with a share of the requests.",
-        ListOf(Table(Share), least=1),
+        ListOf(Table(ShareTable), least=1),
         default=(),
     )
     split: Arguments | None = setting(

@@ -39,10 +39,10 @@ from typing import Any, NamedTuple
 
 from wsgigate.coordination.leader import LeaderLease
 from wsgigate.discovery.health_results import (
+    CheckTarget,
     Markable,
     ProbeRunner,
     Results,
-    Target,
     not_monitored,
     service_status,
 )
@@ -86,8 +86,8 @@ class Due(NamedTuple):
         be in flight.
     """
 
-    checks: list[tuple[Target, Flight]]
-    overdue: list[Target]
+    checks: list[tuple[CheckTarget, Flight]]
+    overdue: list[CheckTarget]
     next_at: float
 
 
@@ -109,7 +109,7 @@ class Schedule:
         """Clear the schedule: another worker carries out the checks."""
         self._next.clear()
 
-    def due(self, targets: Mapping[str, Target], results: Results, now: float) -> Due:
+    def due(self, targets: Mapping[str, CheckTarget], results: Results, now: float) -> Due:
         """Return the work that is due; instances that are not in *targets* are forgotten."""
         planned = self._next
         self._next = {
@@ -143,7 +143,7 @@ class Schedule:
             due.checks.append((target, flight))
         return due if waiting else due._replace(next_at=min(self._next.values(), default=now))
 
-    def _in_turn(self, targets: Mapping[str, Target], now: float) -> list[str]:
+    def _in_turn(self, targets: Mapping[str, CheckTarget], now: float) -> list[str]:
         """Return the keys that are due, services in turn: none waits for a larger one."""
         turns: Counter[str] = Counter()
         due = []
@@ -153,12 +153,12 @@ class Schedule:
             turns[service] += 1
         return [key for _, _, key in sorted(due)]
 
-    def land(self, target: Target, flight: Flight) -> None:
+    def land(self, target: CheckTarget, flight: Flight) -> None:
         """Record that *flight* has ended. Any thread may call this."""
         if self._flights.get(target.key) is flight:
             del self._flights[target.key]
 
-    def _first(self, target: Target, results: Results, now: float) -> float:
+    def _first(self, target: CheckTarget, results: Results, now: float) -> float:
         """Return when this worker's first check is due: as another worker's next one, or soon."""
         health = results.known(target).health
         if health is None:
@@ -242,7 +242,7 @@ class HealthChecker:
         self._leading = False
         self._alone = False
         self._announced = False  # whether it was logged that this worker checks for itself
-        self._targets: dict[str, Target] = {}
+        self._targets: dict[str, CheckTarget] = {}
         self._next_at = float("-inf")
         self._lead_at = self._read_at = float("-inf")
         self._errors = RepeatLog(LOG, logging.ERROR, clock=self._clock)
@@ -350,7 +350,7 @@ class HealthChecker:
             if any(instances.values())
         }
 
-    def _start_check(self, target: Target, flight: Flight) -> None:
+    def _start_check(self, target: CheckTarget, flight: Flight) -> None:
         schedule = self._schedule
 
         def found(outcome: CheckResult | Exception) -> None:
@@ -368,7 +368,7 @@ class HealthChecker:
             schedule.land(target, flight)
             self._errors.log("A health check could not be started", traceback=error)
 
-    def _write(self, target: Target, outcome: CheckResult, raw: bytes | None) -> None:
+    def _write(self, target: CheckTarget, outcome: CheckResult, raw: bytes | None) -> None:
         if not self._alone:
             try:
                 self._results.write(target, outcome, raw)

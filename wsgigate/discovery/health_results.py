@@ -32,13 +32,13 @@ from wsgigate.store import Store
 from wsgigate.units import iso_time
 
 __all__ = [
+    "CheckTarget",
     "Known",
     "Markable",
     "OnResult",
     "Probe",
     "ProbeRunner",
     "Results",
-    "Target",
     "ThreadProber",
     "instance_status",
     "not_checked",
@@ -174,7 +174,7 @@ class Markable(Protocol):
         """Mark the instance at *url* as healthy or unhealthy."""
 
 
-class Target(NamedTuple):
+class CheckTarget(NamedTuple):
     """An instance to check, its check, and the key of its health in the store."""
 
     key: str
@@ -235,16 +235,16 @@ class Results:
         """Return an estimate of the store's time, without a store access."""
         return self._wall() if self._ahead is None else self._clock() + self._ahead
 
-    def targets(self) -> dict[str, Target]:
+    def targets(self) -> dict[str, CheckTarget]:
         """Return the instances to check, by key."""
         targets = (
-            Target(_key(self._prefix, service, instance.url), service, instance, check)
+            CheckTarget(_key(self._prefix, service, instance.url), service, instance, check)
             for service, check in self._checks.items()
             for instance in self._pools[service].instances
         )
         return {target.key: target for target in targets}
 
-    def known(self, target: Target) -> Known:
+    def known(self, target: CheckTarget) -> Known:
         """Return the known health of *target*."""
         return self._known.get(target.key, _NOTHING)
 
@@ -256,7 +256,7 @@ class Results:
             for instance in self._pools[service].instances
         }
 
-    def read(self, targets: Mapping[str, Target]) -> None:
+    def read(self, targets: Mapping[str, CheckTarget]) -> None:
         """Read the health of *targets*, forget all others, and mark the pools.
 
         A value that is missing from the store, or malformed, leaves the known health unchanged.
@@ -276,7 +276,7 @@ class Results:
             self._forget_own()
         self.mark(targets)
 
-    def mark(self, targets: Mapping[str, Target]) -> None:
+    def mark(self, targets: Mapping[str, CheckTarget]) -> None:
         """Mark the pools with the known health of *targets*."""
         known = self._known
         for key, target in targets.items():
@@ -284,14 +284,14 @@ class Results:
             if health is not None:
                 self._pools[target.service].mark(target.instance.url, health.healthy)
 
-    def only(self, targets: Mapping[str, Target]) -> None:
+    def only(self, targets: Mapping[str, CheckTarget]) -> None:
         """Forget all but *targets*, and mark the pools, without reading the store."""
         with self._storing:
             self._known = {key: known for key, known in self._known.items() if key in targets}
             self._forget_own()
         self.mark(targets)
 
-    def keep(self, target: Target, outcome: CheckResult) -> None:
+    def keep(self, target: CheckTarget, outcome: CheckResult) -> None:
         """Record *outcome* for this worker alone, as the store fails."""
         with self._storing:
             before = self.known(target)
@@ -301,7 +301,7 @@ class Results:
         self._pools[target.service].mark(target.instance.url, health.healthy)
         self._log_change(target, before.health, health)
 
-    def share(self, targets: Mapping[str, Target]) -> None:
+    def share(self, targets: Mapping[str, CheckTarget]) -> None:
         """Write this worker's own results, unless the store has newer ones.
 
         Called by the holder of the lease, after :meth:`read`.
@@ -343,7 +343,7 @@ class Results:
         for key in self._own.keys() - self._known.keys():
             del self._own[key]
 
-    def write(self, target: Target, outcome: CheckResult, raw: bytes | None) -> None:
+    def write(self, target: CheckTarget, outcome: CheckResult, raw: bytes | None) -> None:
         """Write *outcome*, unless the lease is lost or the store's value is no longer *raw*.
 
         A process that was stopped during a check must not overwrite what its successor has found
@@ -365,7 +365,7 @@ class Results:
             self._own.pop(target.key, None)
         self._log_change(target, before, health)
 
-    def _log_change(self, target: Target, before: Health | None, health: Health) -> None:
+    def _log_change(self, target: CheckTarget, before: Health | None, health: Health) -> None:
         """Log a change of the verdict; an instance that is healthy from the start is none."""
         if health.healthy if before is None else before.healthy == health.healthy:
             return

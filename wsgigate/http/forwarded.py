@@ -26,6 +26,7 @@ __all__ = [
     "MAX_ENTRIES",
     "UNIX",
     "AddressList",
+    "IPAddress",
     "address_field",
     "address_of",
     "client_of",
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 
-Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -67,7 +68,7 @@ def address_of(entry: str) -> str | None:
     return None if parsed is None else str(parsed)
 
 
-def _parse(text: str) -> Address | None:
+def _parse(text: str) -> IPAddress | None:
     """Return the address in *text*, an IPv4-mapped one as IPv4; None if it is not an address."""
     try:
         parsed = ipaddress.ip_address(text.partition("%")[0])

@@ -78,7 +78,7 @@ class CheckedRegistry(Protocol):
         """Remove an instance."""
 
 
-class _Target(NamedTuple):
+class _InstanceCheck(NamedTuple):
     check: RegisteredCheck
     instance: Instance
 
@@ -127,7 +127,7 @@ class RegistryChecks:
         self._own_until = float("inf")
         self._refresh_at = float("-inf")
         self._version: int | None = None
-        self._targets: dict[CheckName, _Target] = {}
+        self._targets: dict[CheckName, _InstanceCheck] = {}
         self._next: dict[CheckName, float] = {}
         self._flights: dict[CheckName, float] = {}
         self._streaks: dict[CheckName, Streak] = {}
@@ -242,12 +242,12 @@ class RegistryChecks:
         self._version = version
 
     def _plan(self, services: Mapping[str, Sequence[Registered]], now: float) -> None:
-        targets: dict[CheckName, _Target] = {}
+        targets: dict[CheckName, _InstanceCheck] = {}
         for service, entries in services.items():
             for entry in entries:
                 for check in entry.checks:
                     name = service, entry.instance_id, check.check_id
-                    targets[name] = _Target(check, Instance(check.url))
+                    targets[name] = _InstanceCheck(check, Instance(check.url))
         known = self._next
         self._next = {
             name: known[name]
@@ -262,7 +262,7 @@ class RegistryChecks:
         self._targets = targets
         self._own = {name: check for name, check in list(self._own.items()) if name in targets}
 
-    def _is_same(self, name: CheckName, target: _Target) -> bool:
+    def _is_same(self, name: CheckName, target: _InstanceCheck) -> bool:
         before = self._targets.get(name)
         return before is not None and before.check.definition() == target.check.definition()
 
@@ -328,15 +328,15 @@ class RegistryChecks:
             entry = self._registry.report(*name[:2], check, verdict, shown) if held else None
             for known in entry.checks if entry is not None else ():
                 if known.check_id == name[2]:
-                    self._targets[name] = _Target(known, target.instance)
+                    self._targets[name] = _InstanceCheck(known, target.instance)
         except StoreError as error:
             self._trouble.failed("The result of a check could not be stored: %s", error)
             self._keep_own(name, target, verdict, shown)
 
-    def _keep_own(self, name: CheckName, target: _Target, verdict: str, shown: str) -> None:
+    def _keep_own(self, name: CheckName, target: _InstanceCheck, verdict: str, shown: str) -> None:
         """Keep a verdict that applies to this worker until the store answers."""
         check = target.check.says(verdict, shown, target.check.since)
         self._own[name] = check
         if not self._alone:
             self._own_until = self._clock() + HANDED_BACK
-        self._targets[name] = _Target(check, target.instance)
+        self._targets[name] = _InstanceCheck(check, target.instance)

@@ -81,7 +81,7 @@ REMEMBERED = 3600.0
 """Seconds for which a period without a leader is remembered."""
 
 
-class _Found(NamedTuple):
+class _Survey(NamedTuple):
     """The result of reading all entries.
 
     :ivar suspects: Instances that may have been silent for too long.
@@ -266,7 +266,7 @@ class LeaseExpiry:
         if len(entries) > NAMED:
             LOG.warning("%d more instances are %s: no heartbeat", len(entries) - NAMED, what)
 
-    def _found(self, swept: ExpiryState, now: float) -> _Found:
+    def _found(self, swept: ExpiryState, now: float) -> _Survey:
         """Read all entries. Most are healthy, which the time of the heartbeat alone shows."""
         suspects: list[Registered] = []
         sizes: dict[str, int] = {}
@@ -301,7 +301,7 @@ class LeaseExpiry:
                     suspects.append(entry)
             if there:
                 sizes[service] = there
-        return _Found(suspects, sizes, lost, oldest)
+        return _Survey(suspects, sizes, lost, oldest)
 
     def _suspect(self, key: str, raw: bytes, swept: ExpiryState, now: float) -> Registered | None:
         """Parse *raw*, an entry that may be silent; return ``None`` if it is malformed."""

@@ -21,20 +21,16 @@ from wsgigate.store.lmdb_environment import FAILURES, FIRST, INTERNAL, RESIZED, 
 __all__ = ["LmdbStore", "environment_on", "folders_in_use"]
 
 
-# The environments of this process, one per folder.
-
-_environments: weakref.WeakValueDictionary[str, Environment] = weakref.WeakValueDictionary()
-
-
-class _Guard:
-    """The lock of ``_environments``."""
+class _Environments:
+    """The environments of this process, one per folder, and the lock that guards them."""
 
     def __init__(self) -> None:
+        self.of: weakref.WeakValueDictionary[str, Environment] = weakref.WeakValueDictionary()
         self.lock: threading.Lock
         fork.renewed(self, lock="Lock")
 
 
-_guard = _Guard()
+_environments = _Environments()
 
 
 def environment_on(folder: str, map_size: int, user: object) -> Environment:
@@ -44,18 +40,18 @@ def environment_on(folder: str, map_size: int, user: object) -> Environment:
     """
     parent, name = os.path.split(folder)
     real = os.path.join(os.path.realpath(parent), name)  # open() rejects a symbolic link
-    with _guard.lock:
-        environment = _environments.get(real)
+    with _environments.lock:
+        environment = _environments.of.get(real)
         if environment is None:
-            environment = _environments[real] = Environment(real, map_size)
+            environment = _environments.of[real] = Environment(real, map_size)
         environment.users.add(user)
     return environment
 
 
 def folders_in_use() -> frozenset[str]:
     """Return the folders of this process's environments, open or closed."""
-    with _guard.lock:
-        return frozenset(_environments)
+    with _environments.lock:
+        return frozenset(_environments.of)
 
 
 R = TypeVar("R")

@@ -177,7 +177,7 @@ class _Tree(NamedTuple):
     root: int
 
 
-class _Node(NamedTuple):
+class _PageNode(NamedTuple):
     at: int
     """Offset on its page."""
     low: int
@@ -337,7 +337,7 @@ def _under(key: Any, bound: Any) -> bool:
     return bound is None or key < bound
 
 
-def _nodes(page: bytes, number: int, kind: int) -> Iterator[_Node]:
+def _nodes(page: bytes, number: int, kind: int) -> Iterator[_PageNode]:
     """Yield the nodes of *page* in the order of their keys."""
     own, _, flags, lower, upper = _head.unpack_from(page)
     if own != number or flags != kind:
@@ -357,7 +357,7 @@ def _nodes(page: bytes, number: int, kind: int) -> Iterator[_Node]:
     if begin != len(page):
         raise Damaged(f"page {number} has a node beyond its end")
     for at in places:
-        yield _Node(at, *_node.unpack_from(page, at))
+        yield _PageNode(at, *_node.unpack_from(page, at))
 
 
 STEP = 1024 * 1024

@@ -33,8 +33,8 @@ from wsgigate.store.redis_connections import SIZE, ErrorReply, Fits, command, is
 from wsgigate.store.redis_scripts import (
     GET,
     SWAP,
+    LuaScript,
     Prepared,
-    Script,
     is_flag,
     is_value,
     is_value_and_time,
@@ -210,14 +210,14 @@ class RedisStore:
                 servers = self._servers = self._servers or servers_of(self._place)
         return servers
 
-    def _run(self, script: Script, fits: Fits, name: bytes, *arguments: bytes) -> Any:
+    def _run(self, script: LuaScript, fits: Fits, name: bytes, *arguments: bytes) -> Any:
         answer = self._ready().ask(name, script.known(name, *arguments), fits)
         if answer.__class__ is ErrorReply:
             answer = self._load_and_run(answer, script, fits, name, *arguments)
         return answer
 
     def _load_and_run(
-        self, refusal: ErrorReply, script: Script, fits: Fits, name: bytes, *arguments: bytes
+        self, refusal: ErrorReply, script: LuaScript, fits: Fits, name: bytes, *arguments: bytes
     ) -> Any:
         """Return the answer to *script* sent in full, if the server answered ``NOSCRIPT``."""
         answer: Any = refusal

@@ -51,10 +51,10 @@ __all__ = [
     "LONG",
     "SHORT",
     "SIZE",
-    "ConnectionPool",
     "ErrorReply",
     "Fits",
     "Malformed",
+    "RedisConnectionPool",
     "Unreachable",
     "Wire",
     "command",
@@ -346,7 +346,7 @@ class _PooledConnection(NamedTuple):
     wire: Wire
 
 
-class ConnectionPool:
+class RedisConnectionPool:
     """A pool of connections of one process to one server.
 
     A connection is used for one exchange at a time. If anything but the complete answers arrives on

@@ -20,8 +20,8 @@ __all__ = [
     "GET",
     "LUA",
     "SWAP",
+    "LuaScript",
     "Prepared",
-    "Script",
     "is_flag",
     "is_value",
     "is_value_and_time",
@@ -209,7 +209,7 @@ LUA: dict[str, tuple[str, ...]] = {
 """The parts of each algorithm by name: a script contains only those it needs."""
 
 
-class Script:
+class LuaScript:
     """A script, and the commands that run it."""
 
     def __init__(self, text: str) -> None:
@@ -225,9 +225,9 @@ class Script:
         return command(b"EVAL", self.text, b"1", key, *arguments)
 
 
-GET = Script("return {redis.call('GET', KEYS[1]), redis.call('TIME')}")
+GET = LuaScript("return {redis.call('GET', KEYS[1]), redis.call('TIME')}")
 
-SWAP = Script(
+SWAP = LuaScript(
     """
 -- ARGV: the old value and the new one, each '+' and the bytes, or '-' for none; milliseconds
 local live = redis.call('GET', KEYS[1])
@@ -326,13 +326,13 @@ return answer
 
 
 @lru_cache(maxsize=64)
-def take_script(names: frozenset[str], several: bool) -> Script:
+def take_script(names: frozenset[str], several: bool) -> LuaScript:
     """Return the script that decides by the algorithms of these *names* only.
 
     :param several: Whether the key holds the states of several quotas.
     """
     parts = dict.fromkeys(part for name in sorted(names) for part in LUA[name])
-    return Script("".join([_BEGIN, *parts, _TIME, _SEVERAL if several else _ONE]))
+    return LuaScript("".join([_BEGIN, *parts, _TIME, _SEVERAL if several else _ONE]))
 
 
 # Quotas as arguments of the script, and its answer as verdicts.
@@ -341,7 +341,7 @@ def take_script(names: frozenset[str], several: bool) -> Script:
 class Prepared(NamedTuple):
     """Algorithms as arguments of the script, and the constant parts of its command."""
 
-    script: Script
+    script: LuaScript
     arguments: tuple[bytes, ...]
     limits: tuple[int, ...]
     quotas: tuple[Quota, ...]

@@ -44,14 +44,14 @@ from redis.crc import key_slot
 from wsgigate.store import MisconfiguredStore, StoreError
 from wsgigate.store.redis_connections import (
     SIZE,
-    ConnectionPool,
     ErrorReply,
     Fits,
+    RedisConnectionPool,
     Unreachable,
     command,
     is_number,
 )
-from wsgigate.store.redis_url import Address, RedisLocation
+from wsgigate.store.redis_url import HostPort, RedisLocation
 
 __all__ = [
     "Ask",
@@ -232,7 +232,7 @@ _REDIRECT = re.compile(r"(MOVED|ASK) [0-9]+ (.*):([0-9]{1,5})")
 class Node(NamedTuple):
     """One server of the cluster, with its connections and its breaker."""
 
-    connections: ConnectionPool
+    connections: RedisConnectionPool
     breaker: ServerBreaker
     ask: Ask
 
@@ -252,8 +252,8 @@ class Cluster:
         self._place = place
         self._clock = clock
         self._breaker = ServerBreaker(place.shown)
-        self._nodes: dict[Address, Node] = {}
-        self._map: tuple[list[int], list[tuple[int, Address]]] = ([], [])
+        self._nodes: dict[HostPort, Node] = {}
+        self._map: tuple[list[int], list[tuple[int, HostPort]]] = ([], [])
         # the first slots of the ranges in order, and for each its last slot and its primary
         self._stale = True
         self._refreshed_at = float("-inf")
@@ -300,7 +300,7 @@ class Cluster:
 
     def _ask(
         self,
-        address: Address,
+        address: HostPort,
         packed: bytes,
         answers: int = 1,
         fits: Fits | None = None,
@@ -316,7 +316,7 @@ class Cluster:
         node.breaker.answered()
         return got
 
-    def _node(self, address: Address) -> Node:
+    def _node(self, address: HostPort) -> Node:
         node = self._nodes.get(address)
         if node is None:
             connections = connect_to(self._place, address)
@@ -326,7 +326,7 @@ class Cluster:
                 node = self._nodes.setdefault(address, Node(connections, breaker, ask))
         return node
 
-    def _address_of(self, key: bytes) -> Address:
+    def _address_of(self, key: bytes) -> HostPort:
         self._refresh()
         slot = key_slot(key)
         starts, ranges = self._map
@@ -362,7 +362,7 @@ class Cluster:
         if not self._map[0]:
             raise self._breaker.failed("; ".join(reasons), lasting=lasting)
 
-    def _read_slots(self, address: Address) -> None:
+    def _read_slots(self, address: HostPort) -> None:
         """Replace the map of slots by that of the server at *address*.
 
         :raises StoreError: The server does not answer, or has no map.
@@ -408,7 +408,7 @@ UNFIT = frozenset(
 
 Ask = Callable[..., list[Any]]
 """``ask(packed, answers=1, fits=None, most=SIZE)``: one exchange with one server, guarded by its
-breaker; see :meth:`ConnectionPool.exchange`."""
+breaker; see :meth:`RedisConnectionPool.exchange`."""
 
 
 class Servers(Protocol):
@@ -434,9 +434,9 @@ class Servers(Protocol):
         """Close all connections."""
 
 
-def connect_to(place: RedisLocation, address: tuple[str, int]) -> ConnectionPool:
+def connect_to(place: RedisLocation, address: tuple[str, int]) -> RedisConnectionPool:
     """Return a pool for the server at *address*, without an open connection."""
-    return ConnectionPool(
+    return RedisConnectionPool(
         address, tls=place.tls, settings=place.settings, most=place.most, wait=place.wait
     )
 
@@ -493,7 +493,7 @@ class Sentinels:
         self._place = place
         self._breaker = ServerBreaker(place.shown)
         self._sentinels = [
-            ConnectionPool(
+            RedisConnectionPool(
                 address, tls=place.tls, settings=place.sentinel_settings, most=2, wait=place.wait
             )
             for address in place.addresses
@@ -501,7 +501,7 @@ class Sentinels:
         self._question = command(
             b"SENTINEL", b"get-master-addr-by-name", place.service.encode("utf-8")
         )
-        self._primary: ConnectionPool | None = None
+        self._primary: RedisConnectionPool | None = None
         self._lock = threading.Lock()
 
     def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
@@ -533,7 +533,7 @@ class Sentinels:
         self._breaker.answered()
         return got
 
-    def _find_primary(self) -> ConnectionPool:
+    def _find_primary(self) -> RedisConnectionPool:
         """Return the primary named by the first sentinel that answers.
 
         :raises Unreachable: No sentinel names a server that confirms to be the primary.
@@ -557,7 +557,7 @@ class Sentinels:
             return found
         raise Unreachable("; ".join(reasons), lasting=lasting)
 
-    def _named_by(self, sentinel: ConnectionPool) -> ConnectionPool:
+    def _named_by(self, sentinel: RedisConnectionPool) -> RedisConnectionPool:
         [answer] = sentinel.exchange(self._question, 1, is_address)
         if isinstance(answer, ErrorReply):
             raise Unreachable(
@@ -580,7 +580,7 @@ class Sentinels:
         primary.close()
         raise Unreachable(f"{primary.shown}, which a sentinel named, is not the primary")
 
-    def _forget(self, primary: ConnectionPool | None) -> None:
+    def _forget(self, primary: RedisConnectionPool | None) -> None:
         if primary is None:
             return
         with self._lock:

@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl, unquote
 
 from wsgigate.store import NETWORKED
 
-__all__ = ["Address", "RedisLocation", "read_url"]
+__all__ = ["HostPort", "RedisLocation", "read_url"]
 
-Address = tuple[str, int]
+HostPort = tuple[str, int]
 """A host and a port; for a Unix socket its path and 0."""
 
 USERNAME, PASSWORD = "WSGIGATE_STORE_USERNAME", "WSGIGATE_STORE_PASSWORD"
@@ -36,7 +36,7 @@ class RedisLocation(NamedTuple):
 
     kind: str
     """``"single"``, ``"sentinel"`` or ``"cluster"``."""
-    addresses: tuple[Address, ...]
+    addresses: tuple[HostPort, ...]
     service: str
     """The name of the primary at the sentinels."""
     settings: dict[str, Any]
@@ -131,7 +131,7 @@ def read_url(
     if kind == "unix":
         if found["hosts"] or len(path) < 2:
             raise ValueError('the URL of a Unix socket must be "unix:///PATH"')
-        addresses: tuple[Address, ...] = ((path, 0),)
+        addresses: tuple[HostPort, ...] = ((path, 0),)
         database = ""
     else:
         addresses = _addresses(found["hosts"], 26379 if kind == "sentinel" else 6379)
@@ -213,7 +213,7 @@ def _options(query: str, tls: bool, kind: str) -> dict[str, Any]:
     return options
 
 
-def _addresses(text: str, port: int) -> tuple[Address, ...]:
+def _addresses(text: str, port: int) -> tuple[HostPort, ...]:
     addresses = []
     for part in (text or "localhost").split(","):
         found = _HOST.fullmatch(part)

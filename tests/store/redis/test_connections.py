@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from wsgigate.store import StoreError
-from wsgigate.store.redis_connections import ConnectionPool, Unreachable, command
+from wsgigate.store.redis_connections import RedisConnectionPool, Unreachable, command
 
 PING = command(b"PING")
 
@@ -26,7 +26,7 @@ class Listener:
         self.accepted = []
 
     def connections(self, most=2, wait=0.05, timeout=10.0):
-        return ConnectionPool(
+        return RedisConnectionPool(
             self.socket.getsockname()[:2],
             tls=False,
             settings={"socket_timeout": timeout, "socket_connect_timeout": 10.0},
