@@ -3,9 +3,11 @@ all that it was asked."""
 
 from __future__ import annotations
 
+import socket
 import threading
+import weakref
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
@@ -53,6 +55,7 @@ class RegistryServer:
         self.rules = LeaseRules(heartbeat=heartbeat, unhealthy_after=30.0, remove_after=90.0)
         self._token = token
         self._server: BaseWSGIServer | None = None
+        self._connections: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def env(self, token: str = TOKEN) -> dict[str, str]:
         """Return the environment of a service that registers here."""
@@ -73,9 +76,17 @@ class RegistryServer:
 
             return api(environ, start)
 
-        self._server = make_server(
+        self._server = server = make_server(
             "127.0.0.1", self.port, app, threaded=True, request_handler=_Quiet
         )
+        accept = server.get_request
+
+        def get_request() -> tuple[socket.socket, Any]:
+            connection, address = accept()
+            self._connections.add(connection)
+            return connection, address
+
+        server.get_request = get_request  # type: ignore[method-assign]
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
@@ -85,6 +96,11 @@ class RegistryServer:
         if server is not None:
             server.shutdown()
             server.server_close()
+            for connection in list(self._connections):  # those that wait for a change
+                try:
+                    connection.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
 
     def __enter__(self) -> Self:
         return self.start()

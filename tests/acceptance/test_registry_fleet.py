@@ -179,7 +179,7 @@ def test_instances_come_and_go_and_no_request_fails(fleet: Fleet) -> None:
     assert "Traceback" not in fleet.gateway.log
 
 
-def test_a_killed_instance_fails_one_attempt_of_each_worker_until_its_lease_expires(
+def test_a_killed_instance_fails_at_most_one_request_of_each_worker(
     fleet: Fleet,
 ) -> None:
     instances = [fleet.join() for _ in range(3)]
@@ -190,7 +190,7 @@ def test_a_killed_instance_fails_one_attempt_of_each_worker_until_its_lease_expi
     kill(killed)
     told = Counter(fleet.ask() for _ in range(60))
     failed = told.pop((503, "failed"), 0) + told.pop((502, "failed"), 0)
-    assert 1 <= failed <= WORKERS, told
+    assert failed <= WORKERS, told
     assert set(told) == {(200, str(each.port)) for each in others}
     assert fleet.registered()[killed.port] == "UP"  # its lease has not run out: that is not why
 
