@@ -53,7 +53,7 @@ COVERED: dict[str, list[str]] = {
         f"{RULES}::test_a_clock_set_back_blocks_a_caller_for_at_most_a_period",
         f"{RULES}::test_a_clock_set_forward_is_no_worse_than_waiting",
     ],
-    "K09": [f"{RULES}::test_how_much_may_pass_in_any_span_of_time"],
+    "K09": [f"{RULES}::test_no_span_of_time_admits_more_than_the_algorithm_allows"],
     "K10": [
         "store/redis/test_users.py::test_a_limiter_follows_on_store_error_while_the_server_is_down",
         f"{FAULTS}::test_a_server_that_hangs_is_waited_for_a_bounded_time_and_is_probed_later",
@@ -95,7 +95,7 @@ COVERED: dict[str, list[str]] = {
         f"{VERIFY}::test_no_damage_kills_a_process_that_uses_the_file",
         f"{VERIFY}::test_a_check_reports_damage_and_leaves_the_file_unchanged",
         "middleware/test_limiter_store.py::"
-        "test_a_default_store_that_can_never_be_had_is_an_error_that_names_the_cure",
+        "test_an_unusable_default_store_raises_an_error_with_the_remedy",
     ],
     "P05": ["store/test_lmdb_faults.py::test_an_unusable_folder_is_rejected"],
     "P06": ["test_catalogue.py::test_p06_nothing_is_unpickled_but_by_the_test_suite"],
@@ -127,7 +127,7 @@ COVERED: dict[str, list[str]] = {
     "I05": [
         f"{DENIAL}::test_a_page_of_another_site_is_rejected",
         f"{DENIAL}::test_a_body_of_another_type_is_rejected",
-        f"{ACCESS}::test_a_page_of_another_origin_may_not_even_with_the_token",
+        f"{ACCESS}::test_a_page_of_another_origin_is_rejected_even_with_the_token",
     ],
     "I06": [f"{ACCESS}::test_every_other_request_gets_the_same_rejection"],
     "I07": [f"{ACCESS}::test_a_token_in_the_query_is_ignored"],

@@ -33,7 +33,7 @@ def send(headers: dict[str, str], *, host: str = "gate:3000", query: str = "") -
 @pytest.mark.parametrize(
     "value", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"BEARER   {TOKEN}", f"Bearer {TOKEN} "]
 )
-def test_the_token_opens(value: str) -> None:
+def test_the_token_is_accepted(value: str) -> None:
     assert send({"Authorization": value}).status_code == 204
 
 
@@ -82,7 +82,7 @@ def test_a_token_in_the_query_is_ignored(name: str) -> None:
         ("[::1]:3000", "http://[::1]:3000"),
     ],
 )
-def test_a_page_of_the_same_host_may_ask(host: str, origin: str) -> None:
+def test_a_page_of_the_same_host_is_accepted(host: str, origin: str) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}", "Origin": origin, "Host": host}
     assert send(headers).status_code == 204
 
@@ -105,7 +105,7 @@ def test_a_page_of_the_same_host_may_ask(host: str, origin: str) -> None:
         "http://gate:99999",
     ],
 )
-def test_a_page_of_another_origin_may_not_even_with_the_token(origin: str) -> None:
+def test_a_page_of_another_origin_is_rejected_even_with_the_token(origin: str) -> None:
     headers = {"Authorization": f"Bearer {TOKEN}", "Origin": origin}
     response = send(headers)
     assert response.status_code == 403

@@ -42,7 +42,7 @@ def test_a_token_is_taken_apart_and_only_its_header_is_read():
         ("W10.e30.e30", "a header that is not an object"),
     ],
 )
-def test_another_form_is_no_token(token, reason):
+def test_a_malformed_token_is_rejected_with_its_reason(token, reason):
     """RFC 7515 section 2, RFC 4648 section 3.5; security J17, J18."""
     with pytest.raises(TokenRejected, match=reason):
         read_compact(token)
@@ -82,7 +82,7 @@ def test_strict_json_is_read(data, found):
         (b'{"a":' * 100_000, "nested too deeply"),
     ],
 )
-def test_what_two_readers_could_read_in_two_ways_is_refused(data, reason):
+def test_ambiguous_json_is_rejected(data, reason):
     """RFC 8725 section 2.4, RFC 7493; security J09, J15, J16, J18, J19."""
     with pytest.raises(InvalidJson, match=f"a payload .*{reason}|nested too deeply") as caught:
         read_object(data, "payload")

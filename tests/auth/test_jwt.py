@@ -246,6 +246,6 @@ def test_a_minted_token_is_valid_from_now_by_default():
         (SECRET, "HS256", math.nan, "expires_in: seconds, more than 0"),
     ],
 )
-def test_no_token_is_minted_that_could_not_be_good(key, algorithm, expires_in, text):
+def test_minting_a_token_that_could_not_be_accepted_raises(key, algorithm, expires_in, text):
     with pytest.raises(ValueError, match=text):
         mint(key, algorithm, "a", expires_in)

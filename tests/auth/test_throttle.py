@@ -70,7 +70,7 @@ def test_guesses_are_throttled_across_all_workers(store: MemoryStore, clock: Fak
     assert one.register(TOKEN).status_code == 201
 
 
-def test_others_never_notice(store: MemoryStore) -> None:
+def test_other_addresses_are_not_throttled(store: MemoryStore) -> None:
     worker = Worker(store)
     guess(worker, 20)
     assert worker.register(TOKEN, "192.0.2.2").status_code == 201
@@ -110,7 +110,7 @@ def test_services_with_tokens_that_were_replaced_lock_out_no_new_one(
     assert worker.register(TOKEN).status_code == 201
 
 
-def test_reads_that_take_a_token_and_doors_are_throttled_alike(store: MemoryStore) -> None:
+def test_guesses_of_reads_and_compatible_apis_are_throttled(store: MemoryStore) -> None:
     worker = Worker(store)
 
     def statuses(client: Client, path: str, address: str, name: str, form: str) -> list[int]:
@@ -213,7 +213,7 @@ def test_an_open_registry_serves_no_other_host_and_no_page_of_one(
     assert list(store.items("registry/")) == []
 
 
-def test_a_token_is_served_by_whatever_name(store: MemoryStore) -> None:
+def test_an_open_registry_serves_any_host_name_with_a_token(store: MemoryStore) -> None:
     worker = Worker(store, token=TOKEN, open_writes=True)
     headers = {"Host": "registry.internal:3004"}
     assert worker.api.get("/services", headers=headers).status_code == 403

@@ -46,12 +46,12 @@ def test_it_is_shared_as_bytes_and_never_grows() -> None:
     assert Guesses.from_bytes(None) == Guesses.from_bytes(b"rubbish") == Guesses()
 
 
-def test_what_changes_nothing_is_the_same_object() -> None:
+def test_an_unchanged_state_is_the_same_object() -> None:
     state = guessed((0, "a"), (1, "b"))
     assert state.after(b"aaaa", 2, RULES) is state
 
 
 @pytest.mark.parametrize("setting", [{"most": 0}, {"most": 65}, {"window": 0}, {"window": 1e9}])
-def test_a_rule_that_is_none_is_refused(setting: dict[str, float]) -> None:
+def test_an_invalid_setting_raises(setting: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(setting))):
         GuessRules(**setting)  # type: ignore[arg-type]

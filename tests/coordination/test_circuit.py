@@ -147,7 +147,7 @@ def test_the_end_of_a_call_counts_once(clock: FakeClock) -> None:
 
 
 @pytest.mark.parametrize("outcome", [Outcome.IGNORED, Outcome.REFUSED, Outcome.OK])
-def test_what_is_no_failure_never_opens_it(clock: FakeClock, outcome: Outcome) -> None:
+def test_ignored_outcomes_never_open_a_circuit(clock: FakeClock, outcome: Outcome) -> None:
     circuit = worker(clock)
     for _ in range(200):
         call(circuit, outcome)
@@ -164,7 +164,7 @@ def test_slow_calls_open_it(clock: FakeClock) -> None:
     assert circuit.status().state is State.OPEN
 
 
-def test_what_the_client_takes_is_not_slow(clock: FakeClock) -> None:
+def test_time_that_the_client_takes_is_not_slow(clock: FakeClock) -> None:
     circuit = worker(clock, rules=CircuitRules(slow_after=1, minimum_calls=4))
     for _ in range(8):
         permit = admitted(circuit)

@@ -50,7 +50,7 @@ class Overtaken(MemoryStore):
         return result
 
 
-def test_what_was_read_before_a_change_does_not_undo_it(clock: FakeClock) -> None:
+def test_a_read_that_began_before_a_change_is_discarded(clock: FakeClock) -> None:
     store = Overtaken(clock)
     circuit = worker(clock, store)
     circuit.reset()
@@ -105,7 +105,7 @@ class Late:
         self._lock.release()
 
 
-def test_what_ends_while_another_thread_changes_it_does_not_count(clock: FakeClock) -> None:
+def test_a_call_that_ends_during_a_change_of_state_does_not_count(clock: FakeClock) -> None:
     circuit = worker(clock)
     permit = admitted(circuit)
     shared = circuit._shared
@@ -114,7 +114,7 @@ def test_what_ends_while_another_thread_changes_it_does_not_count(clock: FakeClo
     assert circuit.status()[:4] == (State.CLOSED, 0, 0, None)
 
 
-def test_what_opened_it_is_not_counted_again_when_it_is_closed(clock: FakeClock) -> None:
+def test_failures_that_opened_a_circuit_do_not_count_after_it_closed(clock: FakeClock) -> None:
     rules = CircuitRules(minimum_calls=4, open_for=1, probes=1, jitter=0)
     circuit = worker(clock, rules=rules)
     for _ in range(4):

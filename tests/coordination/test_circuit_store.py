@@ -65,7 +65,7 @@ def test_a_failing_store_is_read_once_per_interval(clock: FakeClock) -> None:
     assert store.asked == 1
 
 
-def test_what_was_found_meanwhile_is_shared_when_the_store_is_back(clock: FakeClock) -> None:
+def test_a_verdict_made_during_an_outage_is_shared_afterwards(clock: FakeClock) -> None:
     store = Flaky(clock=clock)
     one, other = worker(clock, store), worker(clock, store)
     call(one)
@@ -80,7 +80,9 @@ def test_what_was_found_meanwhile_is_shared_when_the_store_is_back(clock: FakeCl
     assert waits(other) == 3.5
 
 
-def test_a_store_that_lost_everything_closes_nothing(clock: FakeClock, store: MemoryStore) -> None:
+def test_a_circuit_stays_open_when_the_store_loses_its_data(
+    clock: FakeClock, store: MemoryStore
+) -> None:
     circuit = worker(clock, store)
     break_it(circuit)
     assert store.swap("circuit/orders", store.get("circuit/orders")[0], None, 1)
@@ -132,7 +134,7 @@ def test_changes_are_logged_and_calls_are_not(
     ]
 
 
-def test_its_log_has_every_step_both_ways_and_why_and_each_once_of_all_workers(
+def test_each_change_of_state_is_logged_once_by_all_workers_with_its_reason(
     clock: FakeClock, store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     logging.getLogger("wsgigate.circuits").disabled = False

@@ -95,7 +95,7 @@ def test_a_token_is_denied_by_its_jti(store):
     ("issued", "denied"),
     [(NOW - 1, True), (NOW, True), (NOW + 0.5, False), (NOW + 1, False), (None, True), (0, True)],
 )
-def test_all_that_a_subject_was_issued_before_a_moment_is_denied(store, issued, denied):
+def test_tokens_issued_to_a_subject_before_a_moment_are_denied(store, issued, denied):
     deny_list = DenyList(store)
     deny_list.deny_subject("ann", NOW + 0.5, END)
     reason = deny_list.why_denied(ANN._replace(issued=issued))
@@ -126,7 +126,7 @@ def test_a_denial_is_kept_until_the_end_and_a_day_for_the_clocks(store, time, cl
     assert denied.why_denied(ANN) == ""
 
 
-def test_what_is_over_already_is_denied_for_a_day_all_the_same(store, time):
+def test_a_token_that_has_expired_is_denied_for_a_day(store, time):
     denied = DenyList(store)
     denied.deny_jti("j-1", 0.0)
     time.now = NOW + GRACE - 1
@@ -204,7 +204,7 @@ def test_the_entry_is_written_before_the_mark(time):
     assert written == ["deny/token", "deny"]
 
 
-def test_a_store_that_fails_is_told_when_what_is_known_is_too_old(store, clock):
+def test_a_failing_store_raises_once_the_cached_copy_is_too_old(store, clock):
     denied = DenyList(store, clock=clock)
     denied.why_denied(ANN)
     store.down = True
@@ -220,7 +220,7 @@ def test_a_store_that_fails_is_told_when_what_is_known_is_too_old(store, clock):
     assert denied.why_denied(ANN) == ""
 
 
-def test_what_is_remembered_is_bounded(store, clock):
+def test_the_number_of_remembered_tokens_is_bounded(store, clock):
     denied = DenyList(store, clock=clock, cache_size=3)
     for number in range(10):
         denied.why_denied(known(number=number)[1])
@@ -318,7 +318,7 @@ def test_lists_of_one_folder_share_what_is_denied(tmp_path):
     other.close()
 
 
-def test_a_folder_of_its_own_is_not_made_before_it_is_needed(tmp_path, monkeypatch):
+def test_the_folder_of_the_store_is_made_at_the_first_use(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     denied = DenyList("lmdb:")
     denied.close()

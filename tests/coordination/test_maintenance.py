@@ -28,7 +28,7 @@ class Failing(MemoryStore):
         return super().update(key, change)
 
 
-def test_others_hear_of_it_when_they_read_again(clock: FakeClock) -> None:
+def test_other_workers_see_a_change_at_their_next_read(clock: FakeClock) -> None:
     store = MemoryStore(clock=FakeClock(5000))
     one, other = (MaintenanceSwitch(store, staleness=0.5, clock=clock) for _ in range(2))
     assert other.notice(["gateway"]) is None
@@ -45,7 +45,7 @@ def test_others_hear_of_it_when_they_read_again(clock: FakeClock) -> None:
     assert other.notice(["gateway"]) is None
 
 
-def test_it_ends_by_itself_by_the_clock_of_the_store(clock: FakeClock) -> None:
+def test_maintenance_ends_by_the_clock_of_the_store(clock: FakeClock) -> None:
     stores = FakeClock(5000)
     switch = MaintenanceSwitch(MemoryStore(clock=stores), clock=clock)
     switch.on("service:orders", lasts=60)
@@ -62,7 +62,7 @@ def test_it_ends_by_itself_by_the_clock_of_the_store(clock: FakeClock) -> None:
     assert switch.status() == {}
 
 
-def test_the_store_is_read_no_more_often_than_has_to_be(clock: FakeClock) -> None:
+def test_the_store_is_read_at_most_once_within_staleness(clock: FakeClock) -> None:
     reads: list[str] = []
 
     class Counting(MemoryStore):
@@ -76,14 +76,14 @@ def test_the_store_is_read_no_more_often_than_has_to_be(clock: FakeClock) -> Non
     assert reads == ["maintenance/shop"]
 
 
-def test_gateways_of_another_name_are_not_meant(clock: FakeClock) -> None:
+def test_a_notice_does_not_apply_to_gateways_of_another_name(clock: FakeClock) -> None:
     store = MemoryStore()
     one, other = (MaintenanceSwitch(store, name=name, clock=clock) for name in ("a", "b"))
     one.on("gateway")
     assert other.notice(["gateway"]) is None
 
 
-def test_while_the_store_fails_what_was_known_holds(
+def test_while_the_store_fails_the_last_notices_apply(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = Failing()
@@ -108,7 +108,7 @@ def test_while_the_store_fails_what_was_known_holds(
         switch.status()
 
 
-def test_a_worker_that_never_knew_takes_all_to_be_in_service(
+def test_without_any_read_all_scopes_are_in_service(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     switch = MaintenanceSwitch(BrokenStore(), clock=clock)
@@ -116,7 +116,7 @@ def test_a_worker_that_never_knew_takes_all_to_be_in_service(
     assert switch.store_errors == 1
 
 
-def test_what_goes_out_of_service_and_comes_back_is_logged_and_by_one_worker(
+def test_one_worker_logs_when_a_scope_goes_out_of_service_and_returns(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = MemoryStore(clock=clock)
@@ -143,7 +143,7 @@ def test_what_goes_out_of_service_and_comes_back_is_logged_and_by_one_worker(
     ]
 
 
-def test_settings_that_can_not_be() -> None:
+def test_invalid_settings_raise() -> None:
     with pytest.raises(ValueError, match="staleness: 0 to 1 second"):
         MaintenanceSwitch("memory:", staleness=2)
     with pytest.raises(ValueError, match="store: a store or the URL of one, not None"):

@@ -32,12 +32,12 @@ def test_scopes_are_switched_one_by_one() -> None:
     assert off(None, "gateway") is None
 
 
-def test_switched_again_it_goes_on_since_the_first_time() -> None:
+def test_a_scope_switched_on_again_keeps_its_since() -> None:
     again = on(on(None, "gateway", lasts=60), "gateway", NOW + 30, lasts=60, message="Longer.")
     assert read(again) == {"gateway": Notice(NOW, NOW + 90, "Longer.")}
 
 
-def test_what_is_over_is_left_out() -> None:
+def test_notices_that_are_over_are_removed() -> None:
     value = on(None, "service:a", lasts=60)
     assert set(read(on(value, "service:b", NOW + 59))) == {"service:a", "service:b"}
     assert set(read(on(value, "service:b", NOW + 60))) == {"service:b"}
@@ -86,7 +86,7 @@ def test_a_malformed_value_has_no_notices(value: bytes) -> None:
         ({"message": 7}, "message: a text"),
     ],
 )
-def test_what_can_not_be_switched(arguments: dict[str, Any], words: str) -> None:
+def test_invalid_arguments_raise(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         switched(None, arguments.pop("scope", "gateway"), NOW, on=True, **arguments)
 

@@ -142,7 +142,7 @@ def test_while_the_store_fails_a_worker_reports_itself_and_logs_both_ends(
     ]
 
 
-def test_a_store_that_tells_by_itself_is_not_told_of_twice(
+def test_a_quiet_reporter_does_not_log_failures_of_the_store(
     store: Watched, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -175,7 +175,7 @@ def test_a_report_is_bounded(store: Watched, clock: FakeClock) -> None:
     assert other.all() == {"m:0": {}, "m:1": {"n": 1}}
 
 
-def test_a_worker_that_has_nothing_to_tell_writes_nothing(store: Watched, clock: FakeClock) -> None:
+def test_a_worker_with_an_empty_report_writes_nothing(store: Watched, clock: FakeClock) -> None:
     body: dict[str, Any] = {}
     one = worker(store, "m:0", clock, body)
     for _ in range(30):
@@ -198,7 +198,7 @@ def test_a_worker_that_has_nothing_to_tell_writes_nothing(store: Watched, clock:
     assert other.all()["m:0"] == {}
 
 
-def test_what_is_due_beside_the_report_is_done_each_round(store: Watched, clock: FakeClock) -> None:
+def test_each_step_calls_the_functions_in_beside(store: Watched, clock: FakeClock) -> None:
     done: list[int] = []
     one = WorkerReports(store, dict, beside=[lambda: done.append(1)], clock=clock)
     one.step()
@@ -206,7 +206,7 @@ def test_what_is_due_beside_the_report_is_done_each_round(store: Watched, clock:
     assert done == [1, 1]
 
 
-def test_a_moment_worked_out_again_is_the_same() -> None:
+def test_stable_times_ignore_differences_below_50_ms() -> None:
     steady = StableTimes()
     assert steady("a", 7.1234567) == 7.123
     assert [steady("a", 7.1 + n / 1000) for n in range(40)] == [7.123] * 40

@@ -38,7 +38,7 @@ def limited(quota="2/m", **options):
     return ("wsgigate.Limiter", {"quota": quota, "store": MemoryStore(), **options})
 
 
-def test_the_test_client_meets_the_stack(project):
+def test_requests_of_the_test_client_pass_the_stack(project):
     project({"": hello}, WSGIGATE=[limited()])
     client = Client()
     answers = [client.get("/") for _ in range(3)]
@@ -50,7 +50,7 @@ def test_the_test_client_meets_the_stack(project):
     assert answers[2].reason_phrase == "Too Many Requests"
 
 
-def test_a_server_meets_it_too(project):
+def test_requests_of_a_server_pass_the_stack(project):
     project({"": hello}, WSGIGATE=[limited("1/m")])
     app = WSGIHandler()
     first, second = (Server().serve(app, new_environ()) for _ in range(2))
@@ -193,7 +193,7 @@ def test_a_file_passes_as_it_is_and_is_closed(project):
     assert file.closed
 
 
-def test_a_place_is_given_back_with_each_response(project):
+def test_each_response_releases_its_slot(project):
     store = MemoryStore()
     project({"": hello}, WSGIGATE=[(ConcurrencyLimiter, {"limit": 1, "store": store})])
     client = Client()
@@ -201,7 +201,7 @@ def test_a_place_is_given_back_with_each_response(project):
     assert list(store.items("")) == []
 
 
-def test_what_a_view_raises_is_djangos(project):
+def test_an_exception_of_a_view_is_handled_by_django(project):
     def missing(request):
         raise Http404
 
@@ -216,7 +216,7 @@ def test_what_a_view_raises_is_djangos(project):
     assert (answer.status_code, "RateLimit" in answer) == (500, True)
 
 
-def test_an_app_of_the_stack_may_answer_and_may_start_late(project):
+def test_a_middleware_may_respond_itself_and_call_start_response_late(project):
     def late(app):
         def answer(environ, start_response):
             def body():
@@ -232,7 +232,7 @@ def test_an_app_of_the_stack_may_answer_and_may_start_late(project):
     assert (answer.status_code, answer["X-Late"], answer.getvalue()) == (203, "yes", b"late")
 
 
-def test_a_middleware_may_change_what_is_asked_for(project):
+def test_a_middleware_may_change_the_path(project):
     def moved(app):
         def move(environ, start_response):
             environ["PATH_INFO"] = "/new"
@@ -251,7 +251,7 @@ def test_each_handler_counts_anew_without_a_store_of_its_own(project):
         assert [client.get("/").status_code for _ in range(2)] == [200, 429]
 
 
-def test_asgi_is_refused_in_words(project):
+def test_asgi_raises_an_error_that_explains_it(project):
     project({"": hello}, WSGIGATE=[limited()])
     import asyncio
 

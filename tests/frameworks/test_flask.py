@@ -49,7 +49,7 @@ def test_without_a_handler_the_document_stays_and_what_the_app_adds_is_on_it(app
 
 
 @pytest.mark.parametrize("what", [429, TooManyRequests, Exception])
-def test_the_apps_handler_renders_it(app, what):
+def test_the_apps_error_handler_renders_a_rejection(app, what):
     seen = []
 
     @app.errorhandler(what)
@@ -86,12 +86,12 @@ def test_a_handler_that_fails_lets_nothing_pass(app):
     assert (answer.status_code, answer.mimetype) == (429, "application/problem+json")
 
 
-def test_what_the_app_has_no_class_for_is_rendered_too(app):
+def test_a_status_without_an_exception_class_is_rendered(app):
     found = Client(render_refusals(app)(Problem(507, "Full."))).head("/")
     assert (found.status_code, found.data) == (507, b"")
 
 
-def test_tokens_and_routes_are_refused_in_the_apps_own_words(app):
+def test_rejections_of_tokens_and_routes_are_rendered_by_the_app(app):
     @app.errorhandler(401)
     @app.errorhandler(405)
     def own(error):

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.docs.pages import write_all
 
 
-def test_its_tests_pass_twice(tmp_path: Path) -> None:
+def test_the_tests_of_a_django_project_pass_twice(tmp_path: Path) -> None:
     write_all(tmp_path)
     state = tmp_path / "state"
     state.mkdir()

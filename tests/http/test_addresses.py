@@ -39,7 +39,7 @@ from wsgigate.http.forwarded import AddressList, address_of
         ("16909060", None),
     ],
 )
-def test_an_entry_names_an_address_or_nothing(entry, address):
+def test_an_entry_is_an_address_or_none(entry, address):
     """Security D10, D12; RFC 7239 section 6."""
     assert address_of(entry) == address
 
@@ -93,7 +93,7 @@ def test_an_address_is_listed_whatever_its_spelling(entries, address, listed):
         ("10.0.0.1", "expected a list of addresses and networks, not the text '10.0.0.1'"),
     ],
 )
-def test_a_wrong_entry_is_named(entries, text):
+def test_the_error_names_the_invalid_entry(entries, text):
     with pytest.raises(ValueError, match=text):
         AddressList(entries)
 

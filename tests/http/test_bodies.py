@@ -21,7 +21,7 @@ STEPS = some.lists(
 
 
 @given(STEPS, STEPS)
-def test_it_reads_as_the_body_itself_does(
+def test_a_buffered_body_reads_as_the_original_does(
     first: list[tuple[str, int | None]], second: list[tuple[str, int | None]]
 ) -> None:
     body, plain = BufferedBody(io.BytesIO(DATA), 100), io.BytesIO(DATA)
@@ -39,7 +39,7 @@ def test_it_reads_as_the_body_itself_does(
     "read",
     [lambda body: b"".join(body), lambda body: b"".join(body.readlines()), lambda b: b.read()],
 )
-def test_every_way_to_the_end_is_one(read: Callable[[Any], bytes]) -> None:
+def test_every_read_method_completes_the_copy(read: Callable[[Any], bytes]) -> None:
     body = BufferedBody(io.BytesIO(DATA), 100, expected=len(DATA))
     assert body.whole() is None
     assert body.read(5) + read(body) == body.whole() == DATA
@@ -47,7 +47,7 @@ def test_every_way_to_the_end_is_one(read: Callable[[Any], bytes]) -> None:
     assert read(body) == DATA
 
 
-def test_without_a_length_the_end_has_to_be_seen() -> None:
+def test_without_a_length_the_copy_is_complete_only_after_an_empty_read() -> None:
     body = BufferedBody(io.BytesIO(DATA), 100)
     body.read(len(DATA))
     body.read(0)
@@ -57,7 +57,7 @@ def test_without_a_length_the_end_has_to_be_seen() -> None:
 
 
 @pytest.mark.parametrize(("most", "kept"), [(len(DATA), True), (len(DATA) - 1, False)])
-def test_no_more_is_kept_than_may_be(most: int, kept: bool) -> None:
+def test_a_body_above_the_limit_is_not_kept(most: int, kept: bool) -> None:
     body = BufferedBody(io.BytesIO(DATA), most, expected=len(DATA))
     while body.read(3):
         pass

@@ -43,5 +43,5 @@ def test_the_values_of_a_name_are_found(field: str, values: list[str]) -> None:
         ("b=\xfc; a=1", "b=\xfc"),
     ],
 )
-def test_those_of_some_names_are_taken_out(field: str, left: str) -> None:
+def test_cookies_of_the_given_names_are_removed(field: str, left: str) -> None:
     assert without_cookies(field, {"a", "s"}) == left

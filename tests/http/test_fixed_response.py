@@ -10,7 +10,7 @@ from werkzeug.test import Client
 from wsgigate.http.responses import LARGEST, fixed_response
 
 
-def test_it_is_always_the_same() -> None:
+def test_each_request_gets_the_same_response() -> None:
     app = fixed_response("später", status=200, fields=[("X-More", "1")])
     for _ in range(2):
         answer = Client(app).get("/")
@@ -34,6 +34,6 @@ def test_it_is_always_the_same() -> None:
         ({"content_type": "text/plain\r\nX: y"}, "content_type: "),
     ],
 )
-def test_what_can_be_none(settings: dict[str, Any], words: str) -> None:
+def test_an_invalid_response_raises(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         fixed_response(**{"body": "", **settings})

@@ -60,7 +60,7 @@ def test_a_proxy_fix_inside_is_named(log, make):
     assert 'ClientAddress(app, trusted_proxies=["127.0.0.1"])' in text
 
 
-def test_it_is_found_in_a_flask_app_however_it_is_wrapped(log):
+def test_a_proxy_fix_is_found_in_a_wrapped_flask_app(log):
     app = flask.Flask("shop")
     app.wsgi_app = ProxyFix(app.wsgi_app)
     assert proxy_fix_in(app)
@@ -71,7 +71,7 @@ def test_it_is_found_in_a_flask_app_however_it_is_wrapped(log):
     assert len(warnings(log)) == 1
 
 
-def test_a_proxy_fix_outside_is_as_it_should_be(log):
+def test_a_proxy_fix_around_the_limit_is_not_reported(log):
     app = flask.Flask("shop")
     app.wsgi_app = limited(app.wsgi_app)
     app.wsgi_app = ProxyFix(app.wsgi_app)
@@ -84,7 +84,7 @@ def test_a_proxy_fix_outside_is_as_it_should_be(log):
     assert warnings(log) == []
 
 
-def test_client_address_around_a_proxy_fix_is_as_it_should_be(log):
+def test_client_address_around_a_proxy_fix_is_not_reported(log):
     app = ClientAddress(limited(ProxyFix(hello)), trusted_proxies=["127.0.0.1"])
     statuses = [ask(app, f"203.0.113.{last % 4}") for last in range(13)]
     assert statuses == [200] * 12 + [429]
@@ -93,7 +93,7 @@ def test_client_address_around_a_proxy_fix_is_as_it_should_be(log):
 
 @pytest.mark.parametrize("peer", ["", "127.0.0.1", "::1", "10.0.0.5", "192.168.0.1", "fd00::1"])
 @pytest.mark.parametrize("field", ["X-Forwarded-For", "X-Real-IP", "Forwarded", "CF-Connecting-IP"])
-def test_a_peer_that_never_changes_and_forwards_for_several_is_named(log, peer, field):
+def test_one_peer_that_forwards_for_several_clients_is_reported(log, peer, field):
     app = limited(quota="100/h")
     for last in range(20):
         ask(app, f"203.0.113.{last}", peer, field)
@@ -105,7 +105,7 @@ def test_a_peer_that_never_changes_and_forwards_for_several_is_named(log, peer, 
     assert field.lower() in text.lower()
 
 
-def test_several_proxies_that_forward_for_more_are_named(log):
+def test_several_proxies_that_forward_for_more_clients_are_reported_once(log):
     app = limited(quota="100/h")
     for last in range(30):
         ask(app, f"203.0.113.{last}", f"10.0.0.{last % 3}")
@@ -121,7 +121,7 @@ def test_several_proxies_that_forward_for_more_are_named(log):
         ([f"203.0.113.{n}" for n in range(5)], [f"10.0.0.{n}" for n in range(5)]),
     ],
 )
-def test_what_may_well_be_right_is_not_logged(log, clients, peers):
+def test_peers_that_may_be_the_clients_are_not_reported(log, clients, peers):
     app = limited(quota="100/h")
     for number, client in enumerate(clients):
         ask(app, client, peers[number % len(peers)])
@@ -151,7 +151,7 @@ def test_of_several_limits_the_outermost_one_warns(log):
     assert "the limit 'outer'" in text
 
 
-def test_the_watch_ends(log):
+def test_the_watch_ends_after_a_number_of_requests(log):
     app = limited(quota="1000000/h")
     for _ in range(INSPECTED + 1):
         ask(app, None)
@@ -170,7 +170,7 @@ def test_a_client_address_without_trusted_proxies_behind_a_proxy_is_reported(log
     assert 'add "unix" to trusted_proxies (in a gateway file: gateway.trusted_proxies)' in text
 
 
-def test_what_a_client_sends_cannot_forge_a_line(log):
+def test_a_client_cannot_forge_a_line_of_the_log(log):
     app = limited(quota="100/h")
     for value in ("a", "b\x0bWARNING all is lost"):
         app(

@@ -78,7 +78,7 @@ PREFLIGHT = {
         ),
     ],
 )
-def test_each_is_logged_once(make, environ, by, why, caplog):  # type: ignore[no-untyped-def]
+def test_each_kind_of_rejection_is_logged_once(make, environ, by, why, caplog):  # type: ignore[no-untyped-def]
     stack, more = make(), {"HTTP_HOST": "localhost", "REMOTE_ADDR": "192.0.2.7", **environ}
     for _ in range(2):
         Server().serve(stack, {**new_environ(), **more})
@@ -106,7 +106,7 @@ def test_a_flood_of_rejections_is_logged_as_one_warning_per_minute(clock, caplog
     assert caplog.text == ""
 
 
-def test_a_logger_around_logs_it_alone(caplog):  # type: ignore[no-untyped-def]
+def test_inside_a_logger_only_the_access_log_has_a_rejection(caplog):  # type: ignore[no-untyped-def]
     stream = io.StringIO()
     inside = Logger(limited(), stream=stream, format="json")
     for _ in range(2):
@@ -123,7 +123,7 @@ def test_a_logger_around_logs_it_alone(caplog):  # type: ignore[no-untyped-def]
     held.close()  # type: ignore[attr-defined]
 
 
-def test_what_is_only_observed_is_not_refused(caplog):  # type: ignore[no-untyped-def]
+def test_an_observing_limit_logs_no_rejection(caplog):  # type: ignore[no-untyped-def]
     client = Client(limited(observe=True))
     for _ in range(3):
         client.get("/")

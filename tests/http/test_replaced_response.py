@@ -57,7 +57,7 @@ def lazy(status: str, body: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", [eager, lazy])
-def test_what_fails_is_replaced(kind: Any) -> None:
+def test_a_failed_response_is_replaced(kind: Any) -> None:
     answer = serve(kind("503 Busy", [b"no"]), failures)
     assert (answer.status, answer.chunks) == ("200 OK", [b"other"])
     assert ("X-From", "other") in answer.headers
@@ -67,7 +67,7 @@ def test_what_fails_is_replaced(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("status", "choose"), [("200 OK", failures), ("503 Busy", never), ("418 Teapot", failures)]
 )
-def test_what_does_not_is_passed_on(kind: Any, status: str, choose: Any) -> None:
+def test_a_successful_response_is_passed_on(kind: Any, status: str, choose: Any) -> None:
     answer = serve(kind(status, [b"one", b"two"]), choose)
     assert (answer.status, answer.chunks) == (status, [b"one", b"two"])
 
@@ -122,7 +122,7 @@ def test_an_app_that_raises_after_its_answer_was_replaced_is_replaced() -> None:
     assert serve(app, failures).chunks == [b"other"]
 
 
-def test_nothing_is_replaced_once_it_has_begun() -> None:
+def test_a_response_that_has_begun_is_not_replaced() -> None:
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", PLAIN)
         yield b"one"
@@ -132,7 +132,7 @@ def test_nothing_is_replaced_once_it_has_begun() -> None:
         serve(app, lambda status, error: other if error else None)
 
 
-def test_an_app_may_change_its_mind() -> None:
+def test_a_second_start_response_with_exc_info_decides() -> None:
     def app(environ: Any, start_response: Any) -> list[bytes]:
         start_response("503 Busy", PLAIN)
         try:
@@ -167,7 +167,7 @@ def test_a_lazy_body_is_closed_once() -> None:
     assert body.closed == 1
 
 
-def test_an_answer_says_whose_it_is_whatever_it_said_itself() -> None:
+def test_the_fallback_field_replaces_one_of_the_app() -> None:
     answer = Server()
     with_fallback_field(answer.start_response, "app")(
         "200 OK", [*PLAIN, (FALLBACK_FIELD.lower(), "none")]
@@ -175,7 +175,7 @@ def test_an_answer_says_whose_it_is_whatever_it_said_itself() -> None:
     assert answer.headers == [*PLAIN, (FALLBACK_FIELD, "app")]
 
 
-def test_what_was_done_is_noted_in_its_order() -> None:
+def test_record_shaping_appends_in_order() -> None:
     environ: dict[str, Any] = {}
     record_shaping(environ, "split=a")
     record_shaping(environ, "fallback=b")

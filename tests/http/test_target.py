@@ -197,7 +197,7 @@ TARGETS = [
 
 
 @pytest.mark.parametrize(("raw", "path", "more", "expected"), TARGETS)
-def test_the_target_is_made_of_what_the_server_hands_on(
+def test_the_target_is_read_from_the_environ_keys_of_the_server(
     raw: str | None, path: str, more: dict[str, str], expected: tuple[str, str | None]
 ) -> None:
     assert target_of(environ(raw, path, **more)) == Target(*expected, "a.test")

@@ -180,7 +180,7 @@ def check_all_pages(app: Any) -> None:
 
 
 @each
-def test_each_works_alone(framework, make, caplog):
+def test_each_middleware_works_alone(framework, make, caplog):
     check_all_pages(make(framework))
 
 

@@ -255,7 +255,7 @@ def test_all_scopes_are_needed(extra, status):
         assert gate.seen == []
 
 
-def test_j33_what_fails_while_verifying_never_passes():
+def test_j33_an_error_during_verification_never_passes():
     def broken():
         raise OSError("no clock")
 

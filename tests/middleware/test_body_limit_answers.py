@@ -23,7 +23,7 @@ def chunked(size):
     }
 
 
-def test_the_reader_is_told_and_told_again():
+def test_each_read_above_the_limit_raises():
     told = []
 
     def app(environ, start_response):
@@ -71,7 +71,7 @@ def test_an_answer_that_has_not_begun_is_replaced(app):
     assert lengths == [str(len(b"".join(server.chunks)))]
 
 
-def test_what_was_to_be_answered_is_closed():
+def test_the_replaced_response_is_closed():
     body = Body()
 
     def app(environ, start_response):

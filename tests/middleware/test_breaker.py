@@ -51,7 +51,7 @@ def get(app: Any, method: str = "GET") -> int:
         return 0
 
 
-def test_it_opens_refuses_without_asking_and_tries_again(clock: FakeClock) -> None:
+def test_an_open_breaker_rejects_without_calling_the_app_until_its_probe(clock: FakeClock) -> None:
     app = App(500)
     guarded = breaker(app, clock)
     assert [get(guarded) for _ in range(4)] == [500, 500, 503, 503]
@@ -111,7 +111,9 @@ def test_the_answer_of_a_refusal_can_be_replaced(clock: FakeClock) -> None:
     ],
     ids=str,
 )
-def test_what_counts_as_a_failure(clock: FakeClock, answer: Any, opens: bool) -> None:
+def test_each_kind_of_response_counts_as_a_failure_or_not(
+    clock: FakeClock, answer: Any, opens: bool
+) -> None:
     guarded = breaker(App(answer), clock)
     for _ in range(25):
         get(guarded)
@@ -150,7 +152,7 @@ def left(app: Any, *, after: int) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_a_client_that_leaves_tells_nothing(clock: FakeClock, after: int) -> None:
+def test_a_client_that_disconnects_is_not_counted(clock: FakeClock, after: int) -> None:
     def endless(environ: Any, start_response: Any) -> Iterator[bytes]:
         start_response("200 OK", [])
         while True:
@@ -251,12 +253,12 @@ def test_a_store_that_is_down_breaks_nothing(clock: FakeClock) -> None:
         ({"sync_interval": 0}, "sync_interval is more than 0 s"),
     ],
 )
-def test_a_wrong_setting_is_refused_in_words(options: Any, words: str) -> None:
+def test_an_invalid_setting_raises(options: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Breaker(App(), **options)
 
 
-def test_around_flask(clock: FakeClock) -> None:
+def test_a_breaker_protects_a_flask_app(clock: FakeClock) -> None:
     app = Flask(__name__)
 
     @app.get("/")
@@ -268,7 +270,7 @@ def test_around_flask(clock: FakeClock) -> None:
     assert [client.get("/", buffered=True).status_code for _ in range(3)] == [500, 500, 503]
 
 
-def test_around_django(clock: FakeClock, django_app: Callable[..., Any]) -> None:
+def test_a_breaker_protects_a_django_app(clock: FakeClock, django_app: Callable[..., Any]) -> None:
     from django.http import HttpResponse
 
     def view(request: Any) -> HttpResponse:

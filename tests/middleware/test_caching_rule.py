@@ -58,7 +58,7 @@ def cache(value: str) -> Fields:
         ([("Pragma", "no-cache"), *cache("max-age=9")], 200, 9, 3600),
     ],
 )
-def test_what_is_kept_and_how_long_it_is_shown(
+def test_a_storable_response_has_its_times(
     fields: Fields, status: int, fresh_for: float, stale_for: float
 ) -> None:
     found = storable(status, fields, credentials=False, now=NOW, stale_for=3600)
@@ -99,7 +99,7 @@ def test_what_is_kept_and_how_long_it_is_shown(
         ([*cache("max-age=60"), *cache("private")], 200),
     ],
 )
-def test_what_is_never_kept(fields: Fields, status: int) -> None:
+def test_a_response_that_may_not_be_stored_is_not(fields: Fields, status: int) -> None:
     assert kept(fields, status) is None
 
 
@@ -114,12 +114,14 @@ def test_what_is_never_kept(fields: Fields, status: int) -> None:
         ("public, private", False),
     ],
 )
-def test_with_credentials_only_what_is_for_everybody(value: str, is_kept: bool) -> None:
+def test_a_response_to_credentials_is_stored_only_if_it_is_public(
+    value: str, is_kept: bool
+) -> None:
     found = kept(cache(value), credentials=True)
     assert (found is not None) is is_kept
 
 
-def test_who_asks_for_no_copy_gets_none() -> None:
+def test_a_no_store_request_stores_nothing() -> None:
     assert kept([], asked="no-store") is None
     assert kept([], asked="no-cache") is not None
 
@@ -153,7 +155,7 @@ def test_the_age_that_an_answer_comes_with(fields: Fields, age: float) -> None:
         ("max-age=60, public", 0, True, True),
     ],
 )
-def test_to_whom_and_how_long_it_is_shown(
+def test_a_stored_response_is_served_by_age_and_credentials(
     value: str, age: float, credentials: bool, shown: bool
 ) -> None:
     found = storable(200, cache(value), credentials=False, now=NOW, stale_for=3600)

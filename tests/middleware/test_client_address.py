@@ -288,7 +288,7 @@ def test_the_outermost_one_decides():
         ({"source": "x-real"}, 'source is one of "x-forwarded-for", "forwarded", "x-real-ip"'),
     ],
 )
-def test_wrong_settings_are_told_at_once(options, text):
+def test_invalid_settings_raise_in_the_constructor(options, text):
     with pytest.raises(ValueError, match=text):
         ClientAddress(None, **options)
 
@@ -388,7 +388,7 @@ def test_a_field_with_the_address_alone_is_read_from_a_trusted_proxy(source):
 
 @pytest.mark.parametrize("source", ONE_ADDRESS)
 @pytest.mark.parametrize("peer", ["192.0.2.7", "", "junk"])
-def test_such_a_field_of_anybody_else_is_removed_and_not_read(source, peer):
+def test_an_address_field_of_an_untrusted_peer_is_removed(source, peer):
     environ, _ = see(peer, {field_of(source): "203.0.113.9"}, source=source)
     assert environ[CLIENT] == (peer or "unix")
     assert "HTTP_" + field_of(source).upper().replace("-", "_") not in environ

@@ -53,7 +53,7 @@ class Answer:
         return content
 
 
-def test_a_place_is_held_until_the_response_ends_and_no_longer(store):
+def test_a_slot_is_held_until_the_response_ends(store):
     app = ConcurrencyLimiter(hello, 2, store=store)
     first, second, refused = (Answer(app) for _ in range(3))
     assert [each.status for each in (first, second, refused)] == [200, 200, 429]
@@ -179,7 +179,7 @@ def test_while_the_store_is_down_requests_are_refused_if_that_is_wanted():
     assert b"down" not in answer.close()
 
 
-def test_a_place_that_cannot_be_given_back_runs_out(store, clock, caplog):
+def test_a_slot_that_cannot_be_released_expires(store, clock, caplog):
     class Failing(MemoryStore):
         fails = False
 
@@ -230,7 +230,7 @@ def test_slots_are_renewed_while_a_response_lasts_until_the_limiter_is_closed():
     closed.close()
 
 
-def test_a_place_is_renewed_before_it_ends():
+def test_a_slot_is_renewed_before_it_expires():
     clock = FakeClock()
     app = ConcurrencyLimiter(hello, 1, store=MemoryStore(clock=clock), lease=8, clock=clock)
     held = Answer(app)
@@ -304,7 +304,7 @@ def test_one_thread_renews_the_leases_of_all_limiters_until_they_are_dropped():
     two.stop()
 
 
-def test_what_fails_to_renew_does_not_end_the_thread(caplog):
+def test_a_failed_renewal_does_not_end_the_thread(caplog):
     again = threading.Event()
     count = []
 
@@ -322,7 +322,7 @@ def test_what_fails_to_renew_does_not_end_the_thread(caplog):
     assert "leases could not be renewed" in caplog.text
 
 
-def test_what_is_held_is_renewed_after_no_thread_was_to_be_had(threadless):
+def test_leases_are_renewed_after_a_thread_could_not_be_started(threadless):
     """One that could not be started counted as one that runs, and places ran out while in use."""
     renewed = threading.Event()
     leases = Leases(lambda place, held: renewed.set(), 0.02, time.monotonic, Timer(threads=1))
@@ -384,7 +384,7 @@ def flask_client(limit, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"store": "memory:"}])
-def test_a_test_that_closes_no_response_keeps_no_place(options):
+def test_an_unclosed_response_in_a_test_keeps_no_slot(options):
     client, limiter = flask_client(1, **options)
     kept = [client.get("/") for _ in range(3)]
     kept.append(client.head("/"))
@@ -393,7 +393,7 @@ def test_a_test_that_closes_no_response_keeps_no_place(options):
     assert len(limiter._leases) == 0
 
 
-def test_a_stream_that_is_read_or_forgotten_keeps_no_place():
+def test_a_stream_that_is_read_or_collected_keeps_no_slot():
     client, _ = flask_client(1)
     held = client.get("/stream")
     assert client.get("/").status_code == 429
@@ -405,7 +405,7 @@ def test_a_stream_that_is_read_or_forgotten_keeps_no_place():
     assert client.get("/").status_code == 200
 
 
-def test_what_a_server_hands_on_holds_its_place_until_the_end(store, served):
+def test_under_a_server_a_response_holds_its_slot_until_the_end(store, served):
     def sized(environ, start_response):
         start_response("200 OK", [("Content-Length", "5")])
         return iter([b"hello"])

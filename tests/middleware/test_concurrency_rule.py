@@ -9,7 +9,7 @@ from wsgigate.middleware.concurrency import LARGEST, Concurrency
 A, B, C = (bytes([letter]) * 8 for letter in b"abc")
 
 
-def test_as_many_as_there_are_places_and_no_more():
+def test_at_most_the_limit_is_admitted():
     rule = Concurrency(2, 10.0)
     one, _, first = rule.acquire(None, 100.0, A)
     two, ttl, second = rule.acquire(one, 101.0, B)
@@ -21,7 +21,7 @@ def test_as_many_as_there_are_places_and_no_more():
     assert ttl == pytest.approx(10.001)
 
 
-def test_a_place_that_is_given_back_is_there_at_once():
+def test_a_released_slot_is_free_at_once():
     rule = Concurrency(1, 10.0)
     held, _, _ = rule.acquire(None, 100.0, A)
     free, _, _ = rule.release(held, 100.5, A)
@@ -39,7 +39,7 @@ def test_a_lease_released_twice_frees_one_slot():
     assert rule.acquire(held, 101.0, C)[2].remaining == 0
 
 
-def test_giving_back_what_has_ended_clears_away_what_else_has():
+def test_releasing_an_expired_lease_removes_other_expired_leases():
     rule = Concurrency(2, 10.0)
     held, _, _ = rule.acquire(None, 100.0, A)
     held, _, _ = rule.acquire(held, 105.0, B)
@@ -59,7 +59,7 @@ def test_a_lease_that_is_not_renewed_expires(later, allowed):
     assert rule.acquire(held, 100.0 + later, B)[2].allowed == allowed
 
 
-def test_a_place_that_is_renewed_is_kept():
+def test_a_renewed_lease_is_kept():
     rule = Concurrency(1, 10.0)
     held, _, _ = rule.acquire(None, 100.0, A)
     held, ttl, _ = rule.renew(held, 108.0, [A])

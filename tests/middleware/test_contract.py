@@ -250,7 +250,7 @@ def replaces_the_environ(app):
     ],
     ids=lambda broken: broken.__name__,
 )
-def test_a_middleware_that_breaks_a_rule_is_found_out(broken):
+def test_a_middleware_that_breaks_a_rule_fails_the_check(broken):
     with pytest.raises((AssertionError, TypeError)) as caught:
         check_middleware(broken)
     assert any("check_middleware" in note for note in caught.value.__notes__)

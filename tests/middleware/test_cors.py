@@ -79,7 +79,7 @@ PATTERN = "https://*.example.com"
         ("*", "null", True),
     ],
 )
-def test_which_origins_may_read(allowed, origin, may):
+def test_allowed_origins_get_the_allow_origin_field(allowed, origin, may):
     server, environ = request(Cors(app, origins=[allowed]), origin=origin)
     expected = ["*" if allowed == "*" else origin] if may else []
     assert all_of(server, "Access-Control-Allow-Origin") == expected
@@ -326,6 +326,6 @@ async def an_async_function(origin):
         ({"origins": [APP], "max_age": "60"}, "max_age"),
     ],
 )
-def test_what_could_never_match_is_refused_and_the_cure_named(settings, message):
+def test_settings_that_could_never_match_raise_an_error_with_the_remedy(settings, message):
     with pytest.raises(ValueError, match=message):
         Cors(app, **settings)

@@ -124,7 +124,7 @@ STACKS = {
 
 @RAW
 @pytest.mark.parametrize("name", STACKS)
-def test_what_is_checked_is_what_the_app_serves(name, raw):
+def test_the_checked_path_is_the_one_that_the_app_serves(name, raw):
     url, wrap = STACKS[name]
     client = client_of(asking(wrap(checked(tell))), raw)
     fields = {"X-Forwarded-Prefix": "/shop"}
@@ -138,7 +138,7 @@ def test_what_is_checked_is_what_the_app_serves(name, raw):
 
 @RAW
 @pytest.mark.parametrize("name", STACKS)
-def test_what_is_not_checked_is_served_as_before(name, raw):
+def test_paths_without_a_check_are_served_unchanged(name, raw):
     url, wrap = STACKS[name]
     client = client_of(asking(wrap(checked(tell, at="/secret"))), raw)
     assert client.get(url).json["path"] == "/admin"
@@ -163,7 +163,7 @@ def test_a_limit_of_paths_counts_by_the_path_at_its_place(raw):
     assert [client.get("/api/health/x").status_code for _ in range(2)] == [200, 429]
 
 
-def test_a_host_that_a_proxy_fix_told_is_the_one_that_is_matched():
+def test_the_host_set_by_a_proxy_fix_is_matched():
     guarded = Authenticator(tell, algorithms=["HS256"], secret=SECRET)
     inner = Dispatcher([Route("/", guarded, host="shop.test")], fallback=tell)
     client = Client(asking(ProxyFix(inner, x_host=1)))
@@ -276,7 +276,7 @@ def replacing(app, address):
 
 
 @pytest.mark.parametrize("trusted", [(), ("10.0.0.0/8",)])
-def test_an_address_that_was_replaced_by_one_unheard_of_is_the_clients(trusted):
+def test_an_address_replaced_inside_of_client_address_is_the_client(trusted):
     stack = ClientAddress(replacing(tell, "198.51.100.4"), trusted_proxies=trusted)
     fields = {"X-Forwarded-For": "203.0.113.9"}
     answer = Client(stack).get("/", headers=fields, environ_base=PROXY).json
@@ -310,12 +310,12 @@ def test_the_outermost_client_address_decides_where_nothing_was_replaced():
     assert (answer["peer"], answer["trusted"]) == ("10.0.0.5", False)
 
 
-def test_a_client_that_was_put_there_by_hand_is_believed():
+def test_a_client_set_in_the_environ_is_used():
     answer = Client(tell).get("/", environ_base={**PROXY, CLIENT: "203.0.113.9"}).json
     assert answer["peer"] == "203.0.113.9"
 
 
-def test_an_instance_hears_of_the_proxy_that_a_proxy_fix_has_hidden():
+def test_x_forwarded_for_has_the_proxy_that_a_proxy_fix_has_hidden():
     with Backend(reply()) as backend:
         forwarder = Forwarder(Pool("a", [Instance(backend.url)]))
         app = ClientAddress(ProxyFix(forwarder), trusted_proxies=["10.0.0.0/8"])
@@ -323,7 +323,7 @@ def test_an_instance_hears_of_the_proxy_that_a_proxy_fix_has_hidden():
         assert backend.requests[0].value("X-Forwarded-For") == "203.0.113.9, 10.0.0.5"
 
 
-def test_a_request_id_is_not_believed_of_a_replaced_peer():
+def test_a_request_id_of_a_replaced_peer_is_not_accepted():
     app = ClientAddress(replacing(RequestId(tell), "198.51.100.4"), trusted_proxies=["10.0.0.0/8"])
     answer = Client(app).get("/", headers={"X-Request-ID": "forged-1234567"}, environ_base=PROXY)
     assert answer.json["request_id"] != "forged-1234567"
@@ -346,7 +346,7 @@ def test_claims_are_those_of_the_innermost_authenticator_that_let_pass():
     assert Client(outer).get("/", headers=TOKEN).status_code == 401
 
 
-def test_claims_are_told_though_the_token_was_taken_off_or_exchanged():
+def test_claims_remain_when_the_token_is_removed_or_exchanged():
     def exchanged(environ, start_response):
         environ["HTTP_AUTHORIZATION"] = "Bearer of-the-gateway"
         return tell(environ, start_response)
@@ -355,7 +355,7 @@ def test_claims_are_told_though_the_token_was_taken_off_or_exchanged():
     assert Client(app).get("/", headers=TOKEN).json["claims"]["sub"] == "ann"
 
 
-def test_a_request_that_is_sent_again_has_no_route_that_it_does_not_match():
+def test_a_request_dispatched_again_has_only_the_route_that_it_matches():
     stack = Dispatcher([Route("/items/{id}", lambda *call: again(*call))], fallback=tell)
     again = moving(stack, "/items/", "/elsewhere/")
     answer = Client(stack).get("/items/7").json
@@ -363,7 +363,7 @@ def test_a_request_that_is_sent_again_has_no_route_that_it_does_not_match():
     assert (answer["route"], answer["params"]) == (None, None)
 
 
-def test_a_route_stays_the_requests_where_an_inner_dispatcher_knows_none():
+def test_a_route_remains_if_an_inner_dispatcher_matches_none():
     inner = Dispatcher([Route("/other", tell)], fallback=tell)
     answer = Client(Dispatcher([Route("/items/{id}", inner)])).get("/items/7").json
     assert (answer["route"], answer["params"]) == ("/items/{id}", {"id": "7"})
@@ -389,7 +389,7 @@ def test_a_fallback_does_not_get_back_the_forged_fields_that_were_removed():
     assert Client(app).get("/", headers={"X-Request-ID": "forged"}).json["request_id"] is None
 
 
-def test_an_answer_to_a_caller_is_not_kept_for_others_when_its_token_is_taken_off_inside():
+def test_a_response_to_a_caller_is_not_cached_for_others_if_the_token_is_removed_inside():
     status = ["200 OK"]
 
     def app(environ, start_response):
@@ -406,7 +406,7 @@ def test_an_answer_to_a_caller_is_not_kept_for_others_when_its_token_is_taken_of
         assert client.get("/").status_code == 503
 
 
-def test_who_may_pass_one_maintenance_may_not_pass_that_of_another_secret():
+def test_the_secret_of_one_maintenance_does_not_pass_another():
     switch = MaintenanceSwitch(MemoryStore())
     switch.on("service:a")
     mine, theirs = ("X-Ops", "0123456789abcdef"), ("X-Team", "fedcba9876543210")
@@ -421,7 +421,7 @@ def test_who_may_pass_one_maintenance_may_not_pass_that_of_another_secret():
     )
 
 
-def test_the_log_has_the_path_that_was_asked_for(capsys):
+def test_the_log_has_the_path_of_the_original_request(capsys):
     lines = []
 
     class Stream:

@@ -70,7 +70,7 @@ def test_safe_requests_that_fail_are_answered_by_the_other(
         ("Request timeout", "GET", True),
     ],
 )
-def test_what_may_have_been_done_is_not_done_again(
+def test_a_request_that_may_have_been_processed_gets_no_fallback(
     failure: str | None, method: str, by_other: bool
 ) -> None:
     other = App()
@@ -79,7 +79,7 @@ def test_what_may_have_been_done_is_not_done_again(
     assert len(other.bodies) == by_other
 
 
-def test_the_other_gets_the_body_if_nobody_has_read_it() -> None:
+def test_the_fallback_app_gets_a_body_that_was_not_read() -> None:
     first, other = App(503, failure="Connection refused"), App(reads=5)
     assert ask(Fallback(first, other, rules=ALL), "POST", b"order") == ("200", "app")
     assert other.bodies == [b"order"]
@@ -141,7 +141,7 @@ def test_a_websocket_is_left_alone() -> None:
     assert ask(Fallback(App(503), App()), HTTP_UPGRADE="websocket") == ("503", None)
 
 
-def test_the_log_is_told_and_the_other_may_fail_in_its_own_way() -> None:
+def test_the_fallback_is_logged_and_its_own_failure_is_returned() -> None:
     environ = new_environ()
     app = Fallback(App(503, failure="Connection refused"), App(502), kind="spare")
     assert Server().serve(app, environ).status == "502 Told"
@@ -157,6 +157,6 @@ def test_fallbacks_can_be_chained() -> None:
     assert answer.headers.getlist("X-Gateway-Fallback") == ["fixed"]
 
 
-def test_a_kind_that_is_no_word_is_refused() -> None:
+def test_a_kind_that_is_not_a_token_raises() -> None:
     with pytest.raises(ValueError, match="kind: expected a word"):
         Fallback(App(), App(), kind="two words")

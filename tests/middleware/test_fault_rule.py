@@ -22,7 +22,9 @@ BOTH = FaultRules(delay=2, delay_percent=10, abort_status=500, abort_percent=5)
         (FaultRules(delay=1, delay_percent=100), 0.999, 0.0, Fault(1, None)),
     ],
 )
-def test_what_is_done(rules: FaultRules, first: float, second: float, fault: Fault) -> None:
+def test_two_random_numbers_choose_the_fault(
+    rules: FaultRules, first: float, second: float, fault: Fault
+) -> None:
     assert rules.draw(first, second) == fault
 
 
@@ -38,6 +40,6 @@ def test_what_is_done(rules: FaultRules, first: float, second: float, fault: Fau
         ({"abort_percent": 1, "abort_status": 200}, "abort_status: a status from 400 to 599"),
     ],
 )
-def test_rules_that_can_not_be(settings: dict[str, Any], words: str) -> None:
+def test_invalid_rules_raise(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         FaultRules(**settings)

@@ -36,7 +36,7 @@ def faults(*draws: float, rules: FaultRules = BOTH, **options: Any) -> tuple[Fau
         ((0.49, 0.19), "500 Internal Server Error", [2], "fault=delay fault=500"),
     ],
 )
-def test_so_many_wait_and_so_many_are_answered_with_an_error(
+def test_random_numbers_choose_delayed_and_aborted_requests(
     draws: tuple[float, float], status: str, slept: list[float], noted: str | None
 ) -> None:
     made, waits = faults(*draws)
@@ -63,14 +63,14 @@ def test_nothing_is_done_unless_it_is_enabled() -> None:
         ({"HTTP_X_DRILL": "yes", "HTTP_X_TEAM": "a"}, True),
     ],
 )
-def test_only_requests_with_the_fields_are_spoiled(fields: dict[str, str], spoiled: bool) -> None:
+def test_only_requests_with_the_fields_get_faults(fields: dict[str, str], spoiled: bool) -> None:
     rules = FaultRules(abort_percent=100)
     made, _ = faults(0, 0, rules=rules, when={"X-Drill": "yes", "X-Team": "a"})
     answer = Server().serve(made, {**new_environ(), **fields})
     assert answer.status.startswith("503" if spoiled else "200")
 
 
-def test_no_more_threads_wait_than_may() -> None:
+def test_at_most_the_configured_threads_are_delayed() -> None:
     go, waiting = threading.Event(), threading.Semaphore(0)
 
     def sleep(seconds: float) -> None:
@@ -98,7 +98,7 @@ def test_no_more_threads_wait_than_may() -> None:
     ("settings", "words"),
     [({"max_delayed": 0}, "max_delayed: 1 or more"), ({"when": {"X Y": "1"}}, "when: 'X Y'")],
 )
-def test_settings_that_can_not_be(settings: Any, words: str) -> None:
+def test_invalid_settings_raise(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Faults(app, BOTH, **settings)
 

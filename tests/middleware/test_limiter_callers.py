@@ -172,7 +172,7 @@ def test_a_key_of_another_type_raises_an_error_that_lists_the_types(store, said)
 
 
 @pytest.mark.parametrize("key", ["api-key", "header:X-Api-Key", "cookie:token"])
-def test_what_a_client_keeps_secret_is_neither_stored_nor_logged(store, key, caplog):
+def test_secrets_of_a_client_are_neither_stored_nor_logged(store, key, caplog):
     secrets = {"HTTP_X_API_KEY": "hunter2-hunter2", "HTTP_COOKIE": "token=hunter2-hunter2"}
     app = Limiter(hello, "1/m", store=store, key=key)
     reasons = []

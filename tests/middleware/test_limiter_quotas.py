@@ -39,7 +39,7 @@ def test_a_request_must_pass_all_quotas_and_its_response_names_each(store):
     assert (fields["X-RateLimit-Limit"], fields["X-RateLimit-Remaining"]) == ("3", "2")
 
 
-def test_what_one_quota_refuses_is_charged_to_none(store, clock):
+def test_a_request_rejected_by_one_quota_is_charged_to_none(store, clock):
     app = Limiter(hello, ["2/s", "5 per hour"], store=store, algorithm="fixed-window")
     assert statuses(app, 6) == [200, 200, 429, 429, 429, 429]
     clock.advance(1)

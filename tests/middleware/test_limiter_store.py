@@ -113,7 +113,7 @@ each = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 
 @each
 @pytest.mark.parametrize("on_store_error", ["allow", "refuse"])
-def test_a_default_store_that_can_never_be_had_is_an_error_that_names_the_cure(
+def test_an_unusable_default_store_raises_an_error_with_the_remedy(
     tmp_path, monkeypatch, caplog, served, make, on_store_error
 ):
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
@@ -157,7 +157,7 @@ def unusable(tmp_path, kind):
 @each
 @pytest.mark.parametrize("kind", ["file", "link", "open to all", "below a file", "inside"])
 @pytest.mark.parametrize("as_object", [False, True])
-def test_a_store_that_can_never_be_used_is_an_error(tmp_path, make, kind, as_object):
+def test_a_store_that_can_never_be_used_raises(tmp_path, make, kind, as_object):
     url, wrong = unusable(tmp_path, kind)
     app = make(store=open_store(url) if as_object else url)
     with pytest.raises(MisconfiguredStore) as caught:
@@ -169,7 +169,7 @@ def test_a_store_that_can_never_be_used_is_an_error(tmp_path, make, kind, as_obj
     app.close()
 
 
-def test_a_limit_that_only_observes_breaks_nothing(tmp_path):
+def test_an_observing_limit_never_raises_for_its_store(tmp_path):
     url, _ = unusable(tmp_path, "file")
     app = Limiter(hello, "1/m", store=url, observe=True)
     assert status(app) == 200
@@ -195,7 +195,7 @@ def test_a_store_that_worked_and_then_cannot_be_used_is_an_outage(tmp_path):
     assert app.store_errors == 1
 
 
-def test_the_store_of_a_file_was_looked_at_when_the_gateway_started(tmp_path):
+def test_a_store_that_was_checked_at_the_start_has_outages_only(tmp_path):
     url, _ = unusable(tmp_path, "file")
     store = open_store(url)
     store.checked = True  # type: ignore[attr-defined]
@@ -221,7 +221,7 @@ def test_an_outage_at_the_first_request_stays_one():
         (7, "^store: a store or the URL of one"),
     ],
 )
-def test_a_url_that_is_none_is_an_error_that_names_the_argument(url, text):
+def test_an_invalid_url_raises_an_error_that_names_the_argument(url, text):
     with pytest.raises(ValueError, match=text):
         Limiter(hello, "1/m", store=url)
 
@@ -249,7 +249,7 @@ def test_two_apps_of_one_process_do_not_share_the_default_store(private):
         app.close()
 
 
-def test_the_same_app_is_recognised_through_whatever_is_wrapped_around_it(private):
+def test_an_app_has_the_same_namespace_when_it_is_wrapped(private):
     class Wrapper:
         def __init__(self, app):
             self.app = app

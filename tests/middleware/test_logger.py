@@ -55,7 +55,7 @@ def logged(app, environ=None, serve=None):
     return json.loads(line)
 
 
-def test_what_is_told_of_a_response():
+def test_a_record_has_the_members_of_the_environ_and_the_response():
     def app(environ, start_response):
         clock.advance(0.25)
         environ[REQUEST_ID] = "r1"
@@ -97,7 +97,7 @@ def test_what_is_told_of_a_response():
     assert "secret" not in stream.getvalue()  # L03
 
 
-def test_what_nobody_set_is_null():
+def test_members_without_a_value_are_null():
     record = logged(hello)
     for name in ("request_id", "route", "service", "instance", "subject"):
         assert record[name] is None
@@ -224,7 +224,7 @@ def test_a_body_that_is_a_list_is_whole_when_it_is_returned():
     assert (record["status"], record["bytes"], "aborted" in record) == (200, 12, False)
 
 
-def test_what_guard_answers_inside_is_what_is_logged():
+def test_the_response_of_an_inner_guard_is_logged():
     def app(environ, start_response):
         raise Boom
 

@@ -26,7 +26,7 @@ def switch() -> MaintenanceSwitch:
     return MaintenanceSwitch(MemoryStore())
 
 
-def test_it_answers_while_it_is_on(switch: MaintenanceSwitch) -> None:
+def test_requests_get_a_503_during_maintenance(switch: MaintenanceSwitch) -> None:
     client = Client(Maintenance(app, switch))
     assert client.get("/").text == "good"
     switch.on("gateway")
@@ -82,7 +82,9 @@ def test_allowed_addresses_and_the_secret_field_pass(
 @pytest.mark.parametrize(
     ("path", "status"), [("/health", 200), ("/static/a.css", 200), ("/health/x", 503), ("/", 503)]
 )
-def test_some_paths_go_on(switch: MaintenanceSwitch, path: str, status: int) -> None:
+def test_exempt_paths_are_served_during_maintenance(
+    switch: MaintenanceSwitch, path: str, status: int
+) -> None:
     switch.on("gateway")
     made = Maintenance(app, switch, exempt=["/health", "/static/*"])
     assert Client(made).get(path).status_code == status
@@ -110,7 +112,7 @@ def test_a_page_may_be_answered_instead(switch: MaintenanceSwitch) -> None:
     assert client.head("/").data == b""
 
 
-def test_the_log_and_a_fallback_are_told(switch: MaintenanceSwitch) -> None:
+def test_the_reason_and_failure_are_in_the_environ(switch: MaintenanceSwitch) -> None:
     switch.on("gateway")
     environ = new_environ()
     Server().serve(Maintenance(app, switch), environ)
@@ -130,7 +132,7 @@ def test_the_log_and_a_fallback_are_told(switch: MaintenanceSwitch) -> None:
         ({"page": (b"", "")}, "content_type: "),
     ],
 )
-def test_settings_that_can_not_be(
+def test_invalid_settings_raise(
     switch: MaintenanceSwitch, settings: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):

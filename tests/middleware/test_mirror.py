@@ -55,7 +55,7 @@ def settled(mirror: Mirror) -> None:
     assert done.wait(10)
 
 
-def test_the_other_gets_what_the_client_has_sent(shadow: Shadow) -> None:
+def test_the_mirror_gets_the_request_of_the_client(shadow: Shadow) -> None:
     mirror = Mirror(echo, shadow)
     answer = ask(
         mirror,
@@ -99,7 +99,7 @@ SECRETS = {
 
 
 @pytest.mark.parametrize("credentials", [False, True])
-def test_who_the_caller_is_is_copied_only_if_wanted(shadow: Shadow, credentials: bool) -> None:
+def test_credentials_are_copied_only_if_configured(shadow: Shadow, credentials: bool) -> None:
     mirror = Mirror(echo, shadow, credentials=credentials)
     ask(mirror, **SECRETS)
     copy, _ = shadow.next()
@@ -266,7 +266,7 @@ def test_the_client_never_fails_by_a_mirror_that_does(caplog: pytest.LogCaptureF
 
 
 @pytest.mark.parametrize("bound", ["bytes", "time"])
-def test_an_answer_without_end_is_let_go(bound: str) -> None:
+def test_an_endless_response_of_the_mirror_is_closed(bound: str) -> None:
     clock, closed = FakeClock(), threading.Event()
     chunks: list[int] = []
 
@@ -320,6 +320,6 @@ def test_it_works_around_an_app_of_a_framework(shadow: Shadow) -> None:
         ({"queue": 0}, "queue: 1 or more"),
     ],
 )
-def test_settings_that_can_not_be(settings: Any, words: str) -> None:
+def test_invalid_settings_raise(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Mirror(echo, echo, **settings)

@@ -65,7 +65,7 @@ def test_spellings_that_the_app_serves_are_all_counted():
     assert served == [200, 200, 429]
 
 
-def test_what_is_not_named_is_not_counted():
+def test_requests_that_only_does_not_select_are_not_counted():
     app = shop(only=LOGIN)
     client = app.test_client()
     assert [client.get("/").status_code for _ in range(4)] == [200] * 4
@@ -126,7 +126,7 @@ def test_djangos_views_with_and_without_a_slash(django_app):
     assert [client.post(path).status_code for path in paths] == [200, 200, 429, 429]
 
 
-def test_what_is_exempt_is_not_counted_although_it_is_named():
+def test_exempt_requests_are_not_counted_although_only_selects_them():
     exempt = {"addresses": ["10.0.0.0/8"]}
     client = Client(Limiter(hello, "1/h", only=LOGIN, exempt=exempt, store="memory:"))
     inside = {"environ_base": {"REMOTE_ADDR": "10.0.0.7"}}

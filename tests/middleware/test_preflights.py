@@ -44,7 +44,7 @@ def authenticated(app, **options):
         ("DELETE", {}, False),
     ],
 )
-def test_what_a_preflight_is(method, more, is_one):
+def test_a_preflight_is_recognized_by_its_method_and_fields(method, more, is_one):
     assert is_preflight({"REQUEST_METHOD": method, **ENVIRON, **more}) is is_one
 
 
@@ -108,7 +108,7 @@ def test_a_preflight_has_no_claims_that_it_brought_along():
 
 
 @pytest.mark.parametrize("limit", [Limiter, ConcurrencyLimiter])
-def test_a_preflight_takes_nothing_and_is_not_refused(limit):
+def test_a_preflight_is_not_counted_and_not_rejected(limit):
     app, _ = app_with_cors()
     quota = "1/m" if limit is Limiter else 1
     store = MemoryStore()

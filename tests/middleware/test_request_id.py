@@ -56,7 +56,7 @@ def test_a_request_gets_an_id_of_its_own():
         ("never", None, False),
     ],
 )
-def test_whose_ids_are_believed(accept, trusted, believed):
+def test_request_ids_are_accepted_by_the_setting_and_the_peer(accept, trusted, believed):
     """L06."""
     middleware = RequestId(app, accept=accept, mint=lambda: "minted")
     assert get(middleware, "from-the-client", trusted) == (
@@ -83,7 +83,7 @@ def test_whose_ids_are_believed(accept, trusted, believed):
         ("١", False),
     ],
 )
-def test_what_an_id_may_look_like(sent, believed):
+def test_a_request_id_is_accepted_if_it_is_well_formed(sent, believed):
     """L06."""
     middleware = RequestId(app, accept="always", mint=lambda: "minted")
     assert get(middleware, sent) == (sent if believed else "minted")

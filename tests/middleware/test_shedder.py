@@ -28,7 +28,7 @@ def under_way(guarded: Any) -> Any:
     return body
 
 
-def test_what_is_too_much_is_refused_and_what_has_ended_makes_room(clock: FakeClock) -> None:
+def test_requests_above_the_limit_are_rejected_until_one_ends(clock: FakeClock) -> None:
     guarded = Shedder(app, RULES, clock=clock)
     first, second = under_way(guarded), under_way(guarded)
     answer = Client(guarded).get("/")
@@ -60,7 +60,7 @@ def test_a_forked_worker_counts_its_own(
         body.close()
 
 
-def test_its_reason_is_for_the_log(clock: FakeClock) -> None:
+def test_the_reason_of_a_rejection_is_logged(clock: FakeClock) -> None:
     guarded = Shedder(app, RULES, clock=clock)
     kept = [under_way(guarded), under_way(guarded)]
     environ = EnvironBuilder().get_environ()
@@ -120,7 +120,7 @@ def test_slow_readers_are_no_load(clock: FakeClock) -> None:
     assert guarded.limit > 2
 
 
-def test_failures_tell_nothing_of_the_time_an_answer_takes(clock: FakeClock) -> None:
+def test_failures_are_not_measured(clock: FakeClock) -> None:
     guarded = Shedder(timed(clock, [0.0], status="500 Broken"), RULES, clock=clock)
     client = Client(guarded)
     for _ in range(60):

@@ -65,7 +65,7 @@ def p99(answers: list[tuple[float, float]], after: float = 10.0) -> float:
 
 
 @pytest.mark.parametrize("rate", [250, 400, 2_000])  # the server can do 200 a second
-def test_under_overload_what_is_served_is_served_fast(rate: float) -> None:
+def test_under_overload_admitted_requests_are_fast(rate: float) -> None:
     without, _, _ = served(None, rate=rate, seconds=50)
     assert p99(without) > 2
     answers, refused, _ = served(Gradient(SheddingRules()), rate=rate, seconds=50)
@@ -80,7 +80,9 @@ def test_without_overload_hardly_anything_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("under_way", "grown"), [(100, 100), (10, 48), (1, 24)])
-def test_it_grows_while_answers_are_fast_as_far_as_it_is_needed(under_way: int, grown: int) -> None:
+def test_the_limit_grows_while_responses_are_fast_up_to_what_is_used(
+    under_way: int, grown: int
+) -> None:
     limit = Gradient(SheddingRules(most=100))
     now = 1000.0
     for _ in range(3_000):
@@ -89,7 +91,7 @@ def test_it_grows_while_answers_are_fast_as_far_as_it_is_needed(under_way: int, 
     assert limit.limit == grown
 
 
-def test_it_learns_that_the_server_is_slower_for_good() -> None:
+def test_the_limit_adapts_to_a_server_that_stays_slower() -> None:
     limit = Gradient(SheddingRules(measure_every=30))
     served(limit, rate=100, seconds=20)
     before = limit.unloaded
@@ -102,7 +104,7 @@ def test_it_learns_that_the_server_is_slower_for_good() -> None:
     assert limit.limit > 30
 
 
-def test_while_it_measures_few_are_let_pass() -> None:
+def test_the_limit_is_at_its_minimum_during_a_measurement() -> None:
     rules = SheddingRules(measure_every=10, measure_requests=20, jitter=0.5, least=2)
     limit = Gradient(rules)
     limits, now = [], 1000.0
@@ -123,7 +125,7 @@ def test_while_it_measures_few_are_let_pass() -> None:
     st.integers(1, 5),
     st.integers(5, 50),
 )
-def test_whatever_answers_take_the_limit_is_in_its_range(
+def test_the_limit_is_always_in_its_range(
     story: list[tuple[float, float]], least: int, most: int
 ) -> None:
     rules = SheddingRules(least=least, most=most, measure_requests=3, window_requests=2)
@@ -145,6 +147,6 @@ def test_whatever_answers_take_the_limit_is_in_its_range(
         ({"measure_every": math.nan}, "measure_every is a number"),
     ],
 )
-def test_settings_out_of_range_are_refused_in_words(settings: Any, words: str) -> None:
+def test_settings_out_of_range_raise(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         SheddingRules(**settings)

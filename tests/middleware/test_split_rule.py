@@ -33,18 +33,18 @@ def test_where_a_key_goes_is_the_same_on_every_machine() -> None:
     assert "".join(split.choose(key, lambda: 0.0)[0] for key in KEYS[:16]) == "onoooonooonnnnon"
 
 
-def test_who_is_with_the_new_one_stays_there_when_its_share_grows() -> None:
+def test_keys_of_a_branch_stay_there_when_its_share_grows() -> None:
     before, after = (by_key([("old", 100 - share), ("new", share)]) for share in (5, 20))
     assert all(then == "new" for now, then in zip(before, after, strict=True) if now == "new")
 
 
-def test_only_those_move_that_have_to_when_another_comes() -> None:
+def test_keys_move_only_to_a_branch_that_is_added() -> None:
     before = by_key([("a", 50), ("b", 50)])
     after = by_key([("a", 50), ("b", 50), ("c", 10)])
     assert all(then in (now, "c") for now, then in zip(before, after, strict=True))
 
 
-def test_another_split_has_others_among_the_few() -> None:
+def test_another_salt_chooses_other_keys() -> None:
     one, other = (by_key([("old", 95), ("new", 5)], salt) for salt in ("orders", "users"))
     both = sum(a == b == "new" for a, b in zip(one, other, strict=True))
     assert both < one.count("new") / 4
@@ -72,6 +72,6 @@ def test_weight_0_gets_nothing() -> None:
         ([("a", float("nan"))], "0 or more"),
     ],
 )
-def test_weights_that_can_not_be(weights: list[tuple[str, float]], words: str) -> None:
+def test_invalid_weights_raise(weights: list[tuple[str, float]], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Split(weights)

@@ -78,7 +78,7 @@ def test_a_field_chooses_only_if_it_was_named(override: str | None, value: str, 
     assert client.get("/", headers={"X-Canary": value}).text == name
 
 
-def test_the_log_is_told() -> None:
+def test_the_chosen_branch_is_logged() -> None:
     environ = EnvironBuilder().get_environ()
     Server().serve(Splitter(APPS, random=lambda: 0.99), environ)
     assert environ[SHAPED] == "split=new"
@@ -94,6 +94,6 @@ def test_the_log_is_told() -> None:
         ({"override": "X Y"}, "override: 'X Y' is not a valid header field name"),
     ],
 )
-def test_settings_that_can_not_be(settings: dict[str, Any], words: str) -> None:
+def test_invalid_settings_raise(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Splitter(**{"apps": APPS, **settings})

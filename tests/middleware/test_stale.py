@@ -113,7 +113,9 @@ CREDENTIALS = [
 
 
 @pytest.mark.parametrize("who", CREDENTIALS)
-def test_what_one_user_got_no_other_one_gets(clock: FakeClock, who: dict[str, Any]) -> None:
+def test_a_response_to_one_user_is_not_served_to_another(
+    clock: FakeClock, who: dict[str, Any]
+) -> None:
     app = App(Cache_Control="max-age=60")
     kept = stale(app, clock)
     ask(kept, "/mine", **who)
@@ -146,7 +148,7 @@ def test_a_response_marked_public_is_served_to_all_users(
         {"Vary": "*"},
     ],
 )
-def test_what_may_not_be_kept_is_not(clock: FakeClock, fields: dict[str, str]) -> None:
+def test_a_response_that_may_not_be_stored_is_not(clock: FakeClock, fields: dict[str, str]) -> None:
     app = App(**fields)
     kept = stale(app, clock)
     ask(kept)
@@ -166,7 +168,7 @@ def test_responses_that_vary_are_stored_apart(clock: FakeClock) -> None:
     assert ask(kept, headers={"Accept-Language": "fr"}).status_code == 503
 
 
-def test_no_more_variants_are_kept_than_there_may_be(clock: FakeClock) -> None:
+def test_the_number_of_stored_variants_is_bounded(clock: FakeClock) -> None:
     app = App(Vary="X-A")
     kept = stale(app, clock)
     for number in range(20):
@@ -189,7 +191,9 @@ def test_a_new_answer_takes_the_place_of_the_old_one(clock: FakeClock) -> None:
 
 
 @pytest.mark.parametrize(("status", "gone"), [(200, True), (303, True), (404, False)])
-def test_what_is_changed_is_forgotten(clock: FakeClock, status: int, gone: bool) -> None:
+def test_a_successful_unsafe_request_removes_the_stored_response(
+    clock: FakeClock, status: int, gone: bool
+) -> None:
     app = App()
     kept = stale(app, clock)
     ask(kept, "/a")
@@ -216,7 +220,7 @@ def test_the_selecting_fields_count_toward_the_size(clock: FakeClock) -> None:
     assert len(kept._cache) <= 6
 
 
-def test_it_keeps_no_more_bytes_than_it_may(clock: FakeClock) -> None:
+def test_the_stored_bytes_are_bounded(clock: FakeClock) -> None:
     app = App(b"x" * 10_000)
     kept = stale(app, clock, max_size=50_000, max_answer=10_000)
     for number in range(20):
@@ -303,7 +307,7 @@ def test_only_the_reasons_that_were_named_count(clock: FakeClock) -> None:
     assert ask(kept).status_code == 503
 
 
-def test_it_is_in_the_log(clock: FakeClock) -> None:
+def test_a_stale_response_is_logged(clock: FakeClock) -> None:
     app = App()
     kept = stale(app, clock)
     ask(kept)
@@ -327,7 +331,7 @@ def test_a_malformed_target_is_the_apps_to_refuse(clock: FakeClock) -> None:
         ({"stale_for": -1}, "stale_for: 0 or more"),
     ],
 )
-def test_settings_that_can_not_be(settings: dict[str, Any], words: str) -> None:
+def test_invalid_settings_raise(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         StaleAnswers(App(), **settings)
 

@@ -68,7 +68,7 @@ def serve(app, environ):
         ({}, False),
     ],
 )
-def test_what_asks_for_a_websocket(environ, is_one):
+def test_a_websocket_handshake_is_recognized(environ, is_one):
     assert is_websocket({**new_environ(), **environ}) is is_one
 
 
@@ -86,7 +86,7 @@ def test_the_log_says_101(app, more):
     assert (line["status"], "error" in line, "aborted" in line) == (101, False, False)
 
 
-def test_other_ends_are_logged_as_they_are():
+def test_other_responses_to_a_handshake_are_logged_with_their_status():
     assert logged(answers, HANDSHAKE)["status"] == 200
     assert logged(raises, {})["status"] == 500
 
@@ -121,7 +121,7 @@ def test_a_breaker_takes_it_for_no_failure_and_not_for_slow(app, more):
     assert other.circuit.status().state.value == "OPEN"
 
 
-def test_a_shedder_does_not_count_what_lasts():
+def test_a_shedder_does_not_count_websockets():
     seen = []
 
     def lasting(environ, start_response):
@@ -135,12 +135,12 @@ def test_a_shedder_does_not_count_what_lasts():
 
 @pytest.mark.parametrize(("app", "more"), TAKEN)
 @pytest.mark.parametrize("make", [Guard, lambda app: Guard(Guard(app)), BodyLimit])
-def test_nothing_is_answered_in_its_place(app, more, make, caplog):
+def test_no_middleware_replaces_the_response_to_a_handshake(app, more, make, caplog):
     told = serve(make(app), {**HANDSHAKE, **more})
     assert told == (["200 OK"] if app is answers else [])
     assert caplog.text == ""
 
 
-def test_a_guard_answers_for_all_others(caplog):
+def test_a_guard_replaces_failures_of_other_requests(caplog):
     assert serve(Guard(raises), {}) == ["500 Internal Server Error"]
     assert serve(Guard(nothing), {}) == ["500 Internal Server Error"]

@@ -96,7 +96,7 @@ MONTH = [
     ],
     ids=sorted(ALGORITHMS, key=list(ALGORITHMS).index),
 )
-def test_the_verdicts_of_a_story(algorithm, table):
+def test_each_sequence_of_requests_has_its_verdicts(algorithm, table):
     verdicts = play(algorithm, [event for event, _ in table])
     expected = [
         Verdict(allowed, 4, remaining, reset, retry)
@@ -139,7 +139,7 @@ def events_of(algorithm, moves):
 @pytest.mark.parametrize("kind", KINDS)
 @PATIENT
 @given(stories())
-def test_whatever_happens_it_decides_as_a_slow_model_does(kind, story):
+def test_each_algorithm_decides_as_its_model_does(kind, story):
     limit, period, moves = story
     algorithm = kind(quota_of(kind, limit, period))
     events = events_of(algorithm, moves)
@@ -181,7 +181,7 @@ def test_a_clock_set_back_never_fills_a_bucket(story):
 @pytest.mark.parametrize("kind", [TokenBucket, SlidingWindow])
 @PATIENT
 @given(stories())
-def test_how_much_may_pass_in_any_span_of_time(kind, story):
+def test_no_span_of_time_admits_more_than_the_algorithm_allows(kind, story):
     limit, period, moves = story
     algorithm = kind(Quota(limit, period))
     events = events_of(algorithm, moves)
@@ -203,7 +203,7 @@ def test_how_much_may_pass_in_any_span_of_time(kind, story):
 @PATIENT
 @given(stories(back=True))
 @example((LARGEST, LONGEST, [(0, LARGEST), (3, 1), (0, LARGEST)]))
-def test_what_a_verdict_promises_comes_true_and_not_a_microsecond_earlier(kind, story):
+def test_retry_after_and_reset_are_exact_to_the_microsecond(kind, story):
     limit, period, moves = story
     algorithm = kind(quota_of(kind, limit, period))
     longest = algorithm.quota.period * (1 + 2 / 30) + algorithm.quota.period % 1
@@ -350,7 +350,7 @@ def test_foreign_bytes_count_as_none(kind, state):
         st.lists(st.integers(0, 1), min_size=31, max_size=31),
     )
 )
-def test_no_bytes_at_all_lock_a_caller_out_for_longer_than_a_period(kind, state):
+def test_no_stored_bytes_reject_a_caller_for_longer_than_a_period(kind, state):
     algorithm = kind(quota_of(kind, 20, 10))
     state, _, verdict = algorithm.take(state, 1000.0, 20)
     assert verdict.retry_after <= algorithm.quota.period * 31 / 30 + 1e-5
@@ -366,7 +366,7 @@ def test_the_state_of_one_algorithm_is_nothing_to_another(kind, other):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cost", [-1, 5, 10**9, 1.0, 0.5, True, "1", None])
-def test_a_cost_that_could_never_be_paid_is_refused_in_words(kind, cost):
+def test_a_cost_above_the_limit_raises(kind, cost):
     with pytest.raises(ValueError, match=f"a request may cost 0 to 4, .* not {cost!r}"):
         kind(quota_of(kind, 4, 10)).take(None, 1000.0, cost)
 

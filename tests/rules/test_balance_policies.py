@@ -66,7 +66,7 @@ def test_one_member_is_always_picked(name: str) -> None:
 @pytest.mark.parametrize("name", POLICIES)
 @pytest.mark.parametrize("weights", [(1, 1, 1), (1, 2, 5)])
 @pytest.mark.parametrize("key", [None, "key"])
-def test_those_to_avoid_are_picked_only_when_there_are_no_others(
+def test_members_to_avoid_are_picked_only_if_there_are_no_others(
     name: str, weights: tuple[float, ...], key: str | None
 ) -> None:
     policy, members = made(name), servers(3, *weights)
@@ -85,7 +85,7 @@ def test_idle_members_that_are_equal_share_equally(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["random", "weighted"])
-def test_weights_are_shares(name: str) -> None:
+def test_members_are_picked_in_proportion_to_their_weights(name: str) -> None:
     policy, members = made(name), servers(3, 1, 2, 5)
     policy.set_members(members)
     assert chi_square(picked(policy, 8_000), members) < 9.2
@@ -196,7 +196,7 @@ def test_round_robin_is_one_after_the_other() -> None:
 
 
 @pytest.mark.parametrize("kind", [RoundRobin, SmoothWeighted])
-def test_workers_begin_with_different_ones(kind: Any) -> None:
+def test_workers_begin_with_different_members(kind: Any) -> None:
     members = servers(4)
     first = Counter()  # type: ignore[var-annotated]
     for seed in range(2_000):
@@ -232,7 +232,7 @@ def test_round_robin_goes_on_when_members_come_and_go(
     assert policy.pick().name == next_one
 
 
-def test_a_retry_takes_no_turn_from_anybody() -> None:
+def test_a_retry_does_not_skip_a_member_for_the_next_request() -> None:
     policy: RoundRobin[Server] = RoundRobin(lambda: 0.0)
     a, b, c = members = servers(3)
     policy.set_members(members)
@@ -247,7 +247,9 @@ def test_a_retry_takes_no_turn_from_anybody() -> None:
     ("weights", "turns"),
     [((5, 1, 1), "aabacaa"), ((1, 1, 1), "abc"), ((2, 1), "aba"), ((3, 2), "ababa")],
 )
-def test_smooth_turns_are_those_of_nginx(weights: tuple[float, ...], turns: str) -> None:
+def test_smooth_weighted_round_robin_has_the_order_of_nginx(
+    weights: tuple[float, ...], turns: str
+) -> None:
     policy: SmoothWeighted[Server] = SmoothWeighted(lambda: 0.0)
     policy.set_members([Server(name, weight) for name, weight in zip("abc", weights, strict=False)])
     assert "".join(policy.pick().name for _ in range(3 * len(turns))) == 3 * turns
@@ -256,7 +258,7 @@ def test_smooth_turns_are_those_of_nginx(weights: tuple[float, ...], turns: str)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 200), st.floats(0, 0.999)
 )
-def test_smooth_turns_never_stray_from_the_shares(
+def test_smooth_weighted_round_robin_stays_close_to_the_weights(
     weights: list[int], turns: int, chance: float
 ) -> None:
     policy: SmoothWeighted[Server] = SmoothWeighted(lambda: chance)
@@ -278,7 +280,7 @@ def latency(*chances: float) -> tuple[LeastLatency[Server], list[Server]]:
     return policy, members
 
 
-def test_a_slower_answer_counts_at_once_and_a_faster_one_slowly() -> None:
+def test_a_slower_response_counts_at_once_and_a_faster_one_slowly() -> None:
     policy, (a, _) = latency()
     policy.answered(a, 0.1, 100.0)
     assert policy.load(a, 100.0) == pytest.approx(0.1)
@@ -288,7 +290,7 @@ def test_a_slower_answer_counts_at_once_and_a_faster_one_slowly() -> None:
     assert policy.load(a, 110.0) == pytest.approx(2 * exp(-1) + 0.1 * (1 - exp(-1)))
 
 
-def test_a_slow_one_is_tried_again_some_day() -> None:
+def test_a_slow_member_is_picked_again_when_its_latency_has_decayed() -> None:
     policy, (a, b) = latency()
     policy.answered(a, 8.0, 100.0)
     policy.answered(b, 0.1, 100.0)
@@ -297,7 +299,7 @@ def test_a_slow_one_is_tried_again_some_day() -> None:
     assert policy.pick(now=160.0) is a
 
 
-def test_what_is_under_way_counts() -> None:
+def test_least_latency_counts_requests_in_flight() -> None:
     policy, (a, b) = latency()
     policy.answered(a, 0.1, 100.0)
     policy.answered(b, 0.35, 100.0)
@@ -309,7 +311,7 @@ def test_what_is_under_way_counts() -> None:
     assert policy.pick(now=100.0) is a
 
 
-def test_one_that_nothing_is_known_of_gets_one_request_until_it_has_answered() -> None:
+def test_a_member_without_a_measured_latency_gets_one_request_at_a_time() -> None:
     policy, (a, b) = latency()
     policy.answered(b, 0.5, 100.0)
     assert policy.pick(now=100.0) is a
@@ -319,7 +321,7 @@ def test_one_that_nothing_is_known_of_gets_one_request_until_it_has_answered() -
     assert policy.load(a, 100.0) == LeastLatency.PENALTY / 4
 
 
-def test_failures_that_come_fast_draw_no_requests() -> None:
+def test_quick_failures_attract_no_requests() -> None:
     policy, (a, b) = latency()
     policy.answered(a, 0.001, 100.0, failed=True)
     policy.answered(b, 0.5, 100.0)
@@ -334,7 +336,7 @@ def test_a_decay_that_is_not_above_zero_raises(decay: float) -> None:
         LeastLatency(random.random, decay=decay)
 
 
-def test_those_that_are_gone_are_forgotten() -> None:
+def test_the_latency_of_a_removed_member_is_forgotten() -> None:
     policy, (a, b) = latency()
     policy.answered(a, 9.0, 100.0)
     policy.set_members([b])
@@ -352,7 +354,7 @@ def test_a_clock_set_back_is_no_failure() -> None:
     assert policy.load(a, 20.0) == pytest.approx(1.0)
 
 
-def test_the_faster_ones_get_more() -> None:
+def test_faster_members_get_more_requests() -> None:
     policy: LeastLatency[Server] = LeastLatency(random.Random(5).random)
     fast, middling, slow = members = servers(3)
     policy.set_members(members)
@@ -382,12 +384,12 @@ def owners(members: list[Server], keys: int = 3_000) -> dict[str, str]:
     return {key: policy.pick(key).name for key in map(str, range(keys))}
 
 
-def test_a_key_falls_to_the_same_in_every_worker_whatever_the_order() -> None:
+def test_a_key_has_the_same_member_whatever_the_order_of_members() -> None:
     members = servers(5)
     assert owners(members) == owners(members[::-1])
 
 
-def test_where_keys_fall_is_for_ever() -> None:
+def test_the_member_of_a_key_never_changes_between_versions() -> None:
     found = owners(servers(3), 6)
     assert "".join(name.rpartition(".")[2][0] for name in found.values()) == "000111"
 
@@ -399,7 +401,7 @@ def test_keys_are_spread_by_weight(weights: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize("weights", [(), (1, 2, 3, 1, 2)])
-def test_when_one_goes_only_its_keys_move(weights: tuple[float, ...]) -> None:
+def test_when_a_member_is_removed_only_its_keys_move(weights: tuple[float, ...]) -> None:
     members = servers(5, *weights)
     before, after = owners(members), owners(members[:2] + members[3:])
     moved = [key for key in before if before[key] != after[key]]
@@ -408,7 +410,7 @@ def test_when_one_goes_only_its_keys_move(weights: tuple[float, ...]) -> None:
     assert len(moved) < 1.15 * share * len(before)
 
 
-def test_when_one_weighs_more_keys_move_to_it_alone() -> None:
+def test_when_a_weight_grows_keys_move_only_to_that_member() -> None:
     before = owners(servers(4, 1, 1, 1, 2))
     after = owners(servers(4, 1, 1, 1, 3))
     gained = servers(4)[3].name
@@ -420,7 +422,7 @@ def test_when_one_weighs_more_keys_move_to_it_alone() -> None:
     st.floats(1.05, 3),
     st.lists(st.sampled_from(["hot", "hot", "hot", "a", "b", "c"]), max_size=150),
 )
-def test_nobody_has_more_than_its_bound_whatever_the_keys(
+def test_no_member_exceeds_its_bound_whatever_the_keys(
     weights: list[float], bound: float, keys: list[str]
 ) -> None:
     members = servers(len(weights), *weights)
@@ -432,7 +434,7 @@ def test_nobody_has_more_than_its_bound_whatever_the_keys(
         assert member.in_flight <= ceil(bound * under_way * member.weight / sum(weights))
 
 
-def test_a_hot_key_goes_to_the_next_in_its_order_and_comes_back() -> None:
+def test_a_hot_key_moves_to_the_next_member_and_returns() -> None:
     policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random)
     members = servers(4)
     policy.set_members(members)
@@ -453,7 +455,7 @@ def ranked(policy: ConsistentHash[Server], members: list[Server]) -> list[Server
     return order
 
 
-def test_the_bound_is_of_what_there_is_with_this_request() -> None:
+def test_the_bound_includes_the_present_request() -> None:
     policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random, bound=1.25)
     members = servers(2)
     policy.set_members(members)
@@ -464,7 +466,7 @@ def test_the_bound_is_of_what_there_is_with_this_request() -> None:
     assert policy.pick("hot") is not home
 
 
-def test_where_nobody_has_room_the_first_of_those_left_takes_it() -> None:
+def test_if_all_members_are_at_their_bound_the_first_is_picked() -> None:
     policy: ConsistentHash[Server] = ConsistentHash(random.Random(1).random)
     members = servers(3)
     policy.set_members(members)
@@ -494,7 +496,7 @@ def test_a_bound_out_of_range_raises(bound: float) -> None:
         (-5, 30, 2, 0.4),
     ],
 )
-def test_one_that_has_just_begun_gets_less(
+def test_a_member_in_slow_start_has_a_smaller_weight(
     age: float, window: float, aggression: float, weight: float
 ) -> None:
     assert slow_start(4.0, age, window, aggression=aggression) == pytest.approx(weight)

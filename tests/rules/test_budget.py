@@ -27,7 +27,7 @@ def made(budget: RetryBudget, rate: float, seconds: float, start: float = 1000.0
     ("rate", "least", "most"),
     [(1000, 0.19, 0.205), (100, 0.19, 0.21), (20, 0.19, 0.22), (5, 0.5, 0.62), (1, 1.0, 1.0)],
 )
-def test_when_all_requests_fail_retries_are_their_share(
+def test_when_all_requests_fail_retries_are_the_configured_share(
     rate: float, least: float, most: float
 ) -> None:
     retries = made(RetryBudget(), rate, 60)
@@ -64,7 +64,7 @@ def test_retries_do_not_pay_for_retries() -> None:
     assert sum(budget.withdraw(1000.0) for _ in range(100)) == 10
 
 
-def test_what_was_saved_up_is_forgotten() -> None:
+def test_requests_older_than_the_period_do_not_count() -> None:
     budget = RetryBudget(floor=0)
     for _ in range(1000):
         budget.request(1000.0)
@@ -106,6 +106,6 @@ def test_no_ten_seconds_have_more_than_their_share_and_the_floor(
         ({"period": 0}, "period is a number of seconds above 0"),
     ],
 )
-def test_settings_out_of_range_are_refused_in_words(settings: Any, words: str) -> None:
+def test_settings_out_of_range_raise(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RetryBudget(**settings)

@@ -157,7 +157,7 @@ def test_each_sequence_of_events_leads_to_its_states(
 
 
 @pytest.mark.parametrize(("state", "event"), list(product(State, Event)))
-def test_what_is_not_in_the_table_never_happens(state: State, event: Event) -> None:
+def test_no_transition_outside_of_the_table_happens(state: State, event: Event) -> None:
     verdict = CircuitVerdict(state, 7, 1000.0, 1)
     if (state, event) in TRANSITIONS:
         moved = move(verdict, event, 1000.0, RULES)
@@ -268,7 +268,7 @@ WORDS = ["acquire", "acquire", "acquire", "trip", "ok", "ok", "ok", "refused", "
         max_size=120,
     ),
 )
-def test_whatever_happens_it_is_as_a_slow_model_says(
+def test_a_circuit_decides_as_its_model_does(
     rules: CircuitRules, story: list[tuple[str, float, float]]
 ) -> None:
     verdict, model, now = CircuitVerdict(), Model(rules), 1024.0
@@ -304,7 +304,7 @@ def test_whatever_happens_it_is_as_a_slow_model_says(
     st.binary(max_size=40)
     | st.builds(bytes.__add__, st.just(b"c"), st.binary(min_size=23, max_size=23))
 )
-def test_no_bytes_keep_anybody_out_for_longer_than_the_rules_say(raw: bytes) -> None:
+def test_no_stored_bytes_keep_a_circuit_open_for_longer_than_the_rules_allow(raw: bytes) -> None:
     now = 1000.0
     verdict = unpack(raw, now, RULES)
     assert acquire(verdict, now + 30.001, RULES)[1] == 0
@@ -359,6 +359,6 @@ def test_a_clock_set_forward_is_no_worse_than_waiting() -> None:
         ({"jitter": 1.5}, "jitter is a share between 0 and 1"),
     ],
 )
-def test_settings_out_of_range_are_refused_in_words(settings: Any, words: str) -> None:
+def test_settings_out_of_range_raise(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         CircuitRules(**settings)

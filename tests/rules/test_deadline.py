@@ -17,7 +17,9 @@ from wsgigate.rules.retry import Deadline, deadline, read_timeout, try_time, wri
         (30, 1e6, Deadline(130.0, False)),
     ],
 )
-def test_a_client_can_only_shorten(timeout: float, asked: float | None, made: Deadline) -> None:
+def test_a_client_can_only_shorten_the_deadline(
+    timeout: float, asked: float | None, made: Deadline
+) -> None:
     assert deadline(100.0, timeout, asked) == made
 
 
@@ -53,14 +55,14 @@ def test_an_attempt_has_what_is_left_or_less(
         ("9" * 100, None),
     ],
 )
-def test_what_the_client_asks_for_is_read(text: str, seconds: float | None) -> None:
+def test_the_timeout_field_of_the_client_is_read(text: str, seconds: float | None) -> None:
     assert read_timeout(text) == seconds
 
 
 @pytest.mark.parametrize(
     ("now", "text"), [(100.0, "30.000"), (100.0004, "29.999"), (129.9995, "0.001"), (140, "0.001")]
 )
-def test_what_is_left_is_passed_on(now: float, text: str) -> None:
+def test_the_remaining_time_is_written_as_a_field(now: float, text: str) -> None:
     written = write_timeout(deadline(100.0, 30), now)
     assert written == text
     assert read_timeout(written)

@@ -27,7 +27,7 @@ from wsgigate.rules.fallback import REASONS, FallbackRules, may_ask_another, rea
         ("Connection refused", True, "raised"),
     ],
 )
-def test_why_it_failed(failure: str | None, raised: bool, reason: str) -> None:
+def test_each_failure_has_its_reason(failure: str | None, raised: bool, reason: str) -> None:
     assert reason_of(failure, raised) == reason
     assert reason in REASONS
 
@@ -46,7 +46,9 @@ def test_why_it_failed(failure: str | None, raised: bool, reason: str) -> None:
         (FallbackRules(reasons=["timeout"]), 503, "refused", False),
     ],
 )
-def test_what_is_replaced(rules: FallbackRules, status: int, reason: str, replaced: bool) -> None:
+def test_a_response_is_replaced_by_status_and_reason(
+    rules: FallbackRules, status: int, reason: str, replaced: bool
+) -> None:
     assert rules.replaces(status, reason) is replaced
 
 
@@ -91,6 +93,6 @@ def test_an_unsafe_request_that_may_have_been_processed_gets_no_fallback(
         ({"methods": ["get"]}, "methods: 'get' is not a method in capitals"),
     ],
 )
-def test_rules_that_can_not_be(settings: dict[str, Any], words: str) -> None:
+def test_invalid_rules_raise(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         FallbackRules(**settings)

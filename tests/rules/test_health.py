@@ -113,7 +113,7 @@ def test_the_first_check_decides_and_then_it_takes_several_in_a_row(
     assert seen == verdicts
 
 
-def test_since_tells_when_the_verdict_changed_and_checked_when_it_was_last_asked() -> None:
+def test_since_is_the_last_change_and_checked_the_last_check() -> None:
     health = record(None, OK, 100.0, CHECK)
     assert (health.since, health.checked, health.streak) == (100.0, 100.0, 1)
     for now in (110.0, 120.0):
@@ -234,7 +234,7 @@ def test_garbage_in_the_store_is_a_value_error_and_nothing_else(garbage: bytes) 
         Health.from_bytes(garbage)
 
 
-def test_the_good_record_the_garbage_is_made_of_is_good() -> None:
+def test_the_record_that_the_malformed_ones_are_made_of_is_valid() -> None:
     assert Health.from_bytes(json.dumps(GOOD).encode()).healthy is True
 
 
@@ -252,7 +252,7 @@ def test_statuses_are_final_ones(statuses: list[Any]) -> None:
         HealthCheck("/", statuses=statuses)
 
 
-def test_what_an_answer_contains_is_short() -> None:
+def test_a_long_text_that_a_response_must_contain_raises() -> None:
     with pytest.raises(ValueError, match="contains"):
         HealthCheck("/", contains="x" * 1_025)
 
@@ -302,7 +302,7 @@ def test_an_answer_is_judged_by_its_status_and_what_it_contains(
         ({"fields": {f"X-{n}": "" for n in range(65)}}, "fields: has at most 64"),
     ],
 )
-def test_a_request_that_can_not_be_is_refused_by_its_name(
+def test_an_invalid_request_of_a_check_is_rejected_by_name(
     setting: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError, match=said):
@@ -313,7 +313,7 @@ def test_a_request_that_can_not_be_is_refused_by_its_name(
     "setting",
     [{"host": "a"}, {"fields": {"X-A": "1"}}, {"method": "HEAD"}, {"scheme": "https"}],
 )
-def test_a_connection_alone_asks_for_nothing(setting: dict[str, Any]) -> None:
+def test_a_tcp_check_takes_no_settings_of_a_request(setting: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(setting))} is for a check that has a path"):
         HealthCheck(None, **setting)
     assert HealthCheck(None, port=9000).port == 9000

@@ -30,14 +30,16 @@ from wsgigate.rules.retry import Delays, HedgeRules, hedgeable
         ("PURGE", False, False),
     ],
 )
-def test_only_what_reads_is_with_two_at_once(method: str, has_body: bool, may: bool) -> None:
+def test_only_safe_requests_without_a_body_are_hedged(
+    method: str, has_body: bool, may: bool
+) -> None:
     assert hedgeable(method, has_body) is may
 
 
 @pytest.mark.parametrize(
     ("after", "quantile"), [(0.2, None), (60, None), ("p95", 0.95), ("p99.9", 0.999), ("p50", 0.5)]
 )
-def test_the_time_is_fixed_or_a_share_of_the_answers(after: Any, quantile: float | None) -> None:
+def test_the_hedging_delay_is_seconds_or_a_percentile(after: Any, quantile: float | None) -> None:
     assert HedgeRules(after=after).quantile == (quantile and pytest.approx(quantile))
 
 
@@ -58,7 +60,7 @@ def test_the_time_is_fixed_or_a_share_of_the_answers(after: Any, quantile: float
         ({"most": 1.5}, "most"),
     ],
 )
-def test_a_setting_that_can_not_be_is_refused(settings: dict[str, Any], said: str) -> None:
+def test_an_invalid_setting_raises(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"^{said}: "):
         HedgeRules(**settings)
 
@@ -86,7 +88,7 @@ def test_old_answers_are_forgotten() -> None:
     st.lists(st.floats(0, 100), min_size=1, max_size=60),
     st.sampled_from([0.1, 0.5, 0.95, 0.999]),
 )
-def test_a_share_of_the_answers_began_within_it(took: list[float], quantile: float) -> None:
+def test_the_quantile_of_the_response_times_is_exact(took: list[float], quantile: float) -> None:
     delays = Delays(quantile, least=1, most=20)
     for seconds in took:
         delays.add(seconds)

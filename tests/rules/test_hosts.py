@@ -30,7 +30,7 @@ def test_a_host_is_one_of_them_or_below_one(host: str, known: bool) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["", "*", "a.*.b", "**.a", "a b", "a:80", "http://a", "*."])
-def test_what_is_no_host_is_refused(pattern: str) -> None:
+def test_a_malformed_host_raises(pattern: str) -> None:
     with pytest.raises(ValueError, match="a host is a name such as"):
         host_pattern(pattern)
 

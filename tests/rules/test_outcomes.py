@@ -38,6 +38,6 @@ def test_the_statuses_that_count_as_failures_are_configurable() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 404, 429, 600, "500", 500.0, True])
-def test_what_can_be_no_failure_is_refused(status: object) -> None:
+def test_a_status_that_cannot_be_a_failure_raises(status: object) -> None:
     with pytest.raises(ValueError, match="statuses are 500 to 599: others are no failures"):
         check_failures([status])  # type: ignore[list-item]

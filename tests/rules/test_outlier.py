@@ -47,7 +47,7 @@ def report(outliers: Outliers, name: str, calls: str, now: float = 0.0) -> list[
         ("-----+++++-----", 4),  # it is left out already: these began before
     ],
 )
-def test_so_many_failures_in_a_row_eject(calls: str, at: int | None) -> None:
+def test_consecutive_failures_eject_an_instance(calls: str, at: int | None) -> None:
     outliers = pool(2)
     told = report(outliers, "a", calls)
     assert [place for place, each in enumerate(told) if each] == ([] if at is None else [at])
@@ -58,7 +58,7 @@ def test_the_rule_can_be_turned_off() -> None:
     assert not any(report(pool(2, consecutive_failures=None), "a", "-" * 500))
 
 
-def test_each_time_is_longer_up_to_the_most() -> None:
+def test_each_ejection_is_longer_up_to_the_maximum() -> None:
     outliers, now, lengths = pool(2), 0.0, []
     for _ in range(12):
         ejection = report(outliers, "a", "-----", now)[-1]
@@ -71,7 +71,9 @@ def test_each_time_is_longer_up_to_the_most() -> None:
 @pytest.mark.parametrize(
     ("well", "length"), [(0, 120), (29.9, 120), (30, 90), (60, 60), (90, 30), (1e9, 30)]
 )
-def test_time_that_it_does_well_is_taken_off_again(well: float, length: float) -> None:
+def test_the_next_ejection_is_shorter_after_time_without_failures(
+    well: float, length: float
+) -> None:
     ejection = Ejection(1000.0, 3).again(1000.0 + well, OutlierRules())
     assert ejection.until - 1000.0 - well == pytest.approx(length)
 
@@ -93,14 +95,14 @@ def test_time_that_it_does_well_is_taken_off_again(well: float, length: float) -
         (10, 0.0, 0),
     ],
 )
-def test_never_more_than_a_share_is_left_out(instances: int, share: float, most: int) -> None:
+def test_at_most_the_configured_share_is_ejected(instances: int, share: float, most: int) -> None:
     outliers = pool(instances, most_ejected=share)
     for at in range(instances):
         report(outliers, chr(ord("a") + at), "-" * 20)
     assert len(outliers.ejected(0.0)) == most
 
 
-def test_whose_turn_it_was_not_is_left_out_when_another_is_back() -> None:
+def test_an_instance_kept_by_the_share_is_ejected_when_another_returns() -> None:
     outliers = pool(2)
     report(outliers, "a", "-----", 0.0)
     report(outliers, "b", "-----", 0.0)
@@ -109,7 +111,7 @@ def test_whose_turn_it_was_not_is_left_out_when_another_is_back() -> None:
     assert outliers.ejected(30.0) == {"b"}
 
 
-def test_requests_that_began_before_do_not_make_it_longer() -> None:
+def test_requests_that_began_before_the_ejection_do_not_prolong_it() -> None:
     outliers = pool(6)
     told = report(outliers, "a", "-" * 30)
     assert [each for each in told if each] == [Ejection(30.0, 1, 0.0, "5 failures in a row")]
@@ -128,7 +130,7 @@ def test_returns_is_the_end_of_the_next_ejection() -> None:
     assert outliers.returns == math.inf
 
 
-def test_one_that_a_check_finds_well_again_is_back_at_once_but_not_forgiven() -> None:
+def test_a_restored_instance_returns_at_once_and_its_next_ejection_is_longer() -> None:
     outliers = pool(2)
     report(outliers, "a", "-----", 0.0)
     outliers.restore("a", 5.0)
@@ -140,7 +142,7 @@ def test_one_that_a_check_finds_well_again_is_back_at_once_but_not_forgiven() ->
     outliers.restore("nobody", 6.0)
 
 
-def test_those_that_are_gone_are_forgotten() -> None:
+def test_removed_instances_are_forgotten() -> None:
     outliers = pool(3)
     report(outliers, "a", "-----", 0.0)
     outliers.set_instances(["b", "c"])
@@ -150,7 +152,7 @@ def test_those_that_are_gone_are_forgotten() -> None:
     assert outliers.ejected(1.0) == frozenset()
 
 
-def test_the_count_goes_on_when_others_come() -> None:
+def test_the_count_of_failures_outlives_new_instances() -> None:
     outliers = pool(2)
     report(outliers, "a", "----")
     outliers.set_instances(["a", "b", "c"])
@@ -165,7 +167,7 @@ def test_the_count_goes_on_when_others_come() -> None:
         max_size=200,
     ),
 )
-def test_whatever_happens_enough_are_left_and_all_come_back(
+def test_the_share_is_never_exceeded_and_every_ejection_ends(
     count: int, share: float, story: list[tuple[int, str, float]]
 ) -> None:
     rules = OutlierRules(consecutive_failures=2, most_ejected=share)
@@ -200,14 +202,14 @@ def test_whatever_happens_enough_are_left_and_all_come_back(
         ((1, 1, 1, 1, 1, 1, 0.2, 0.1), {"deviations": 1.0}, ["h", "g"]),
     ],
 )
-def test_which_instances_have_a_markedly_lower_success_rate(
+def test_instances_with_a_markedly_lower_success_rate_are_found(
     rates: tuple[float, ...], settings: dict[str, Any], low: list[str]
 ) -> None:
     counts = {chr(ord("a") + at): (1000, round(1000 * rate)) for at, rate in enumerate(rates)}
     assert low_success(counts, OutlierRules(**settings)) == low
 
 
-def test_those_with_too_few_requests_are_not_judged() -> None:
+def test_instances_with_too_few_requests_are_not_judged() -> None:
     counts = dict.fromkeys("abcde", (100, 100)) | {"f": (99, 0)}
     assert low_success(counts, OutlierRules()) == []
     counts["f"] = (100, 0)
@@ -239,7 +241,7 @@ def test_a_sweep_judges_each_interval_by_itself(judged: bool) -> None:
         ("", "", "abcd", True),
     ],
 )
-def test_what_checks_and_requests_find_counts_together(
+def test_ejections_and_health_checks_are_combined(
     healthy: str, failing: str, taken: str, panic: bool
 ) -> None:
     outliers = pool(4)
@@ -264,6 +266,6 @@ def test_what_checks_and_requests_find_counts_together(
         ({"deviations": 0}, "deviations is a number"),
     ],
 )
-def test_settings_out_of_range_are_refused_in_words(settings: Any, words: str) -> None:
+def test_settings_out_of_range_raise(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         OutlierRules(**settings)

@@ -54,7 +54,7 @@ def test_a_body_ends_when_it_was_waited_for_too_long(
         ({"total": float("inf")}, "response_timeout is more than 0"),
     ],
 )
-def test_rules_that_cannot_be(settings: dict[str, float], message: str) -> None:
+def test_invalid_rules_raise(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PaceRules(**settings)
 
@@ -78,7 +78,7 @@ def test_streams_of_events_are_slow_by_design(fields: list[tuple[str, str]], str
     assert is_stream(fields) is stream
 
 
-def test_whether_there_is_anything_to_watch() -> None:
+def test_rules_without_any_limit_limit_nothing() -> None:
     assert PaceRules().limits
     assert PaceRules(least=0, total=1).limits
     assert not PaceRules(least=0).limits

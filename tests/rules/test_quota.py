@@ -71,7 +71,7 @@ def test_a_quota_is_read_as_people_write_it(text, limit, period):
         (f"{'9' * 9000} per minute", "has a number that cannot be read"),
     ],
 )
-def test_what_is_no_quota_is_refused_with_what_is_wrong(text, words):
+def test_a_malformed_quota_raises_an_error_that_explains_it(text, words):
     with pytest.raises(ValueError, match=words):
         Quota.parse(text)
 

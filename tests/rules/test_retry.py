@@ -131,7 +131,9 @@ TABLE: dict[str, tuple[Attempt, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize(("facts", "settings", "why"), TABLE.values(), ids=TABLE)
-def test_whether_it_is_made_once_more(facts: Attempt, settings: dict[str, Any], why: str) -> None:
+def test_each_failed_attempt_is_retried_or_has_a_reason_against_it(
+    facts: Attempt, settings: dict[str, Any], why: str
+) -> None:
     decision = decide(facts, RetryRules(**settings), 0.5, lambda: True)
     assert (decision.again, decision.why) == (not why, why)
 
@@ -153,7 +155,7 @@ FACTS = list(
 
 
 @pytest.mark.parametrize("trusts_keys", [False, True])
-def test_whatever_is_known_nothing_that_may_have_been_processed_is_done_twice(
+def test_no_unsafe_request_that_may_have_been_processed_is_retried(
     trusts_keys: bool,
 ) -> None:
     rules = RetryRules(attempts=3, idempotency_key=trusts_keys)
@@ -254,6 +256,6 @@ def test_the_wait_is_in_the_decision() -> None:
         ({"buffer": -1}, "buffer is 0 to 16777216 bytes"),
     ],
 )
-def test_settings_out_of_range_are_refused_in_words(settings: Any, words: str) -> None:
+def test_settings_out_of_range_raise(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         RetryRules(**settings)

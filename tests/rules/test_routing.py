@@ -70,7 +70,7 @@ def test_the_most_specific_route_wins_whatever_the_order(
     assert serve(Router(routes), path) == endpoint
 
 
-def test_without_a_route_there_is_none() -> None:
+def test_a_request_without_a_matching_route_has_none() -> None:
     router = Router([route("/api")])
     assert serve(router, "/") is None
     assert serve(router, "/API") is None  # E14
@@ -151,13 +151,15 @@ def test_an_explicit_priority_wins_over_what_is_more_specific() -> None:
         (route("/a", host="a.test"), route("/a", "again", host="A.TEST")),
     ],
 )
-def test_routes_that_nothing_tells_apart_are_refused(one: Route[str], other: Route[str]) -> None:
+def test_routes_that_match_the_same_requests_are_rejected(
+    one: Route[str], other: Route[str]
+) -> None:
     with pytest.raises(RouteConflict) as caught:
         Router([route("/first"), one, other])
     assert (caught.value.first, caught.value.second) == (1, 2)
 
 
-def test_routes_that_something_tells_apart_are_not() -> None:
+def test_routes_that_differ_in_any_condition_are_accepted() -> None:
     apart = [
         route("/a"),
         route("/a", "exact", exact=True),

@@ -56,7 +56,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("settings", "calls", "opens"), TABLE)
-def test_the_last_call_opens_it_or_does_not(
+def test_the_last_call_of_each_sequence_opens_the_circuit_or_not(
     settings: dict[str, float | None], calls: str, opens: bool
 ) -> None:
     tally = Tally(CircuitRules(**settings))  # type: ignore[arg-type]
@@ -76,7 +76,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
     assert tally.add(Outcome.FAILED, 102.0)
 
 
-def test_what_is_told_of_failures_outlives_a_change_of_state() -> None:
+def test_the_counts_outlive_a_change_of_state() -> None:
     tally = Tally(CircuitRules(consecutive_failures=2))
     tally.add(Outcome.OK, 1.0)
     tally.add(Outcome.FAILED, 2.0)

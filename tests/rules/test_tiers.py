@@ -74,7 +74,7 @@ def one(*places: int, panic: bool = False, tier: int = 0) -> tuple[Level, ...]:
         ((WELL, ILL, ILL, ILL, ILL_SPARE), 0.5, one(0, 1, 2, 3, panic=True)),
     ],
 )
-def test_which_tiers_get_which_share_of_the_requests(
+def test_each_tier_gets_its_share_of_the_requests(
     standings: tuple[InstanceState, ...], panic: float, found: tuple[Level, ...]
 ) -> None:
     levels = available(standings, panic)
@@ -96,7 +96,7 @@ def test_which_tiers_get_which_share_of_the_requests(
         (50, 0, 1.0, 0.0),
     ],
 )
-def test_a_tier_takes_1_4_times_what_is_well_of_it_and_the_next_one_the_rest(
+def test_a_tier_takes_1_4_times_its_healthy_share_and_the_next_one_the_rest(
     well: int, spares: int, first: float, second: float
 ) -> None:
     standings = [InstanceState(at < well) for at in range(100)]
@@ -118,7 +118,7 @@ def test_a_tier_takes_1_4_times_what_is_well_of_it_and_the_next_one_the_rest(
     ),
     st.sampled_from([0.0, 0.3, 0.5, 1.0]),
 )
-def test_what_there_is_is_shared_and_by_nobody_who_may_not(
+def test_shares_add_up_to_one_and_no_disabled_instance_has_one(
     standings: list[InstanceState], panic: float
 ) -> None:
     levels = available(standings, panic)
@@ -198,7 +198,7 @@ def test_a_request_that_failed_on_all_of_a_tier_goes_to_the_standby_tier() -> No
     assert set(picked(policy, 50, avoid=[A, B, C, D])) == {A.name, B.name}
 
 
-def test_what_one_of_a_tier_has_failed_stays_in_that_tier() -> None:
+def test_a_retry_stays_in_its_tier() -> None:
     policy: Tiers[Server] = Tiers(lambda: 0.5, lambda: RoundRobin(lambda: 0.0))
     policy.set_members([(0, 0.5, [A]), (1, 0.5, [C, D])])  # of two halves, a half is the second
     assert policy.pick(None, (), 0.0) is C
@@ -216,7 +216,7 @@ def test_a_draining_instance_keeps_its_measured_latency() -> None:
     assert set(picked(policy, 50, now=100.0)) == {B.name}
 
 
-def test_each_tier_goes_on_where_it_was() -> None:
+def test_each_tier_keeps_its_position_in_round_robin() -> None:
     policy: Tiers[Server] = Tiers(lambda: 0.0, lambda: RoundRobin(lambda: 0.0))
     policy.set_members([(0, 1.0, [A, B, C])])
     assert policy.pick(None, (), 0.0) is A
@@ -226,7 +226,7 @@ def test_each_tier_goes_on_where_it_was() -> None:
     assert policy.pick(None, (), 0.0) is B
 
 
-def test_each_tier_hears_of_its_own_answers() -> None:
+def test_each_tier_measures_its_own_latencies() -> None:
     policy = tiers(LeastLatency)
     policy.set_members([(0, 0.5, [A, B]), (1, 0.5, [C, D])])
     assert policy.timed
@@ -238,7 +238,7 @@ def test_each_tier_hears_of_its_own_answers() -> None:
     assert set(picked(policy, 100, now=100.0)) == {B.name, C.name}
 
 
-def test_a_name_that_is_no_policy_is_refused() -> None:
+def test_an_unknown_policy_raises() -> None:
     with pytest.raises(ValueError, match="balance is one of two-choices"):
         policy_of("best", random.random)
 
@@ -267,7 +267,7 @@ def test_a_name_that_is_no_policy_is_refused() -> None:
         ("a", "a0! b0 a1 b1", {"b": 1.0}),
     ],
 )
-def test_the_own_zone_comes_first_and_others_take_what_it_cannot(
+def test_the_own_zone_comes_first_and_other_zones_take_the_rest(
     own: str, instances: str, shares: dict[str, float]
 ) -> None:
     made = [

@@ -60,7 +60,7 @@ def sets(draw):
 
 @PATIENT
 @given(sets())
-def test_it_decides_as_slow_models_asked_one_after_the_other(drawn):
+def test_several_quotas_decide_as_their_models_do(drawn):
     algorithms, moves = drawn
     together, now, state = CombinedAlgorithm(algorithms), int(NOW * 1_000_000), None
     models = [MODELS[type(algorithm)](algorithm) for algorithm in algorithms]
@@ -84,7 +84,7 @@ def test_it_decides_as_slow_models_asked_one_after_the_other(drawn):
             assert not all(verdict.allowed for verdict in together.take(state, early, cost)[2])
 
 
-def test_its_state_is_that_of_each_and_a_few_bytes():
+def test_the_state_has_the_states_of_all_quotas_and_a_few_bytes():
     together = CombinedAlgorithm([SECOND, MINUTE, MONTH])
     state = together.take(None, NOW)[0]
     assert state == b"t" + b"".join(
@@ -156,14 +156,14 @@ def test_a_cost_above_any_of_the_limits_could_never_pass(cost):
         CombinedAlgorithm([MINUTE, SECOND]).take(None, NOW, cost)
 
 
-def test_a_set_of_quotas_has_some_and_each_once():
+def test_no_quotas_and_equal_quotas_are_rejected():
     with pytest.raises(ValueError, match="at least one quota"):
         CombinedAlgorithm([])
     with pytest.raises(ValueError, match="two of the quotas are the same: 2 per second"):
         CombinedAlgorithm([SECOND, MINUTE, FixedWindow(Quota(2, 1, name="other"))])
 
 
-def test_the_tightest_is_the_one_to_wait_for():
+def test_the_tightest_quota_rejects_for_longest_or_has_least_left():
     free = Verdict(True, 10, 9, 1.0, 0.0)
     low = Verdict(True, 100, 5, 1.0, 0.0)
     long = Verdict(True, 5, 5, 60.0, 0.0)

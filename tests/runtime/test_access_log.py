@@ -62,7 +62,7 @@ def test_a_record_as_json():
     )
 
 
-def test_what_is_not_always_there_comes_last():
+def test_optional_members_come_last():
     record = PLAIN._replace(
         reason="over quota", error="OSError", aborted=True, subject="u1", shaped="split=b"
     )
@@ -125,7 +125,7 @@ def test_no_value_can_forge_a_line(make, field, value):
         assert list(json.loads(line))[:4] == ["time", "request_id", "client", "method"]
 
 
-def test_methods_that_a_client_makes_up_are_not_remembered():
+def test_overlong_methods_are_not_cached():
     access_log._known.cache_clear()
     line = JsonLines().line(PLAIN._replace(method="M" * 21))
     assert json.loads(line)["method"] == "M" * 21
@@ -134,7 +134,7 @@ def test_methods_that_a_client_makes_up_are_not_remembered():
     assert access_log._known.cache_info().currsize == long + 1
 
 
-def test_controls_are_shown_as_escapes():
+def test_control_characters_are_escaped():
     record = PLAIN._replace(subject="a\r\n\x1b\x85\u2028\\ z\U000e0001")
     escaped = rb"a\x0d\x0a\x1b\x85\u2028\x5c\x20z\U000e0001"
     assert b"subject=" + escaped + b" " in TextLines().line(record)
@@ -147,7 +147,7 @@ def test_letters_of_all_scripts_are_left_to_read():
     assert rb"subject=Jos\xe9\u674e " in TextLines("ascii").line(PLAIN._replace(subject="José李"))
 
 
-def test_values_are_cut():
+def test_long_values_are_truncated():
     """L04."""
     record = PLAIN._replace(subject="x" * 513)
     assert json.loads(JsonLines().line(record))["subject"] == "x" * 511 + "…"
@@ -183,14 +183,14 @@ def test_a_value_that_is_no_text_is_written_as_text():
         (None, "/\u20ac", "/%3F"),
     ],
 )
-def test_which_path_is_logged(target, path, logged):
+def test_the_logged_path_has_no_query_and_no_authority(target, path, logged):
     """L03: the query and an authority may hold secrets."""
     line = JsonLines().line(PLAIN._replace(target=target, path=path))
     assert json.loads(line)["path"] == logged
 
 
 @pytest.mark.parametrize("now", [0.0, 0.9999, 1.0, 1_750_000_000.0004, 4_102_444_799.9996])
-def test_times_are_in_utc_and_never_ahead(now):
+def test_times_are_in_utc_and_truncated_to_milliseconds(now):
     lines = JsonLines()
     lines.line(PLAIN)  # whatever second it remembers
     written = json.loads(lines.line(PLAIN._replace(time=now)))["time"]
@@ -198,7 +198,7 @@ def test_times_are_in_utc_and_never_ahead(now):
     assert written == f"{expected}.{int(now * 1000) % 1000:03d}Z"
 
 
-def test_lost_records_are_a_line():
+def test_the_number_of_lost_records_is_logged():
     assert json.loads(JsonLines().dropped(1.5, 7)) == {
         "time": "1970-01-01T00:00:01.500Z",
         "event": "log records dropped",

@@ -46,7 +46,7 @@ def threads(name: str) -> int:
     return sum(thread.name == name for thread in threading.enumerate())
 
 
-def test_no_more_run_and_no_more_wait_than_there_may() -> None:
+def test_at_most_the_configured_calls_run_and_wait() -> None:
     background, gate = BackgroundQueue(threads=2, queue=3, name="bounded"), Gate()
     assert threads("bounded") == 0
     assert background.put(gate)
@@ -88,7 +88,7 @@ def test_a_thread_without_work_ends_and_another_one_begins() -> None:
     background.close()
 
 
-def test_closing_drops_what_waits_and_ends_the_threads() -> None:
+def test_closing_drops_waiting_calls_and_ends_the_threads() -> None:
     background, gate = BackgroundQueue(threads=1, name="closing"), Gate()
     for _ in range(3):
         background.put(gate)
@@ -136,7 +136,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"threads": 0}, {"queue": 0}])
-def test_less_than_one_is_refused(settings: dict[str, int]) -> None:
+def test_a_bound_below_one_raises_an_error_that_names_it(settings: dict[str, int]) -> None:
     [name] = settings
     with pytest.raises(ValueError, match=f"{name}: 1 or more"):
         BackgroundQueue(**settings)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ def status(app: Any, **headers: str) -> int:
 
 @pytest.mark.parametrize("store", [None, "memory:", "lmdb"])
 @pytest.mark.parametrize("before", [True, False])
-def test_quotas(store: str | None, before: bool, tmp_path: Path) -> None:
+def test_quotas_follow_a_frozen_clock(store: str | None, before: bool, tmp_path: Path) -> None:
     def limiter() -> Limiter:
         kept = LmdbStore(tmp_path / "store") if store == "lmdb" else store
         return Limiter(hello, "1 per hour", store=kept, algorithm="fixed-window")
@@ -53,7 +53,7 @@ def test_quotas(store: str | None, before: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_tokens(before: bool) -> None:
+def test_the_expiry_of_tokens_follows_a_frozen_clock(before: bool) -> None:
     def authenticator() -> Authenticator:
         return Authenticator(hello, algorithms=["HS256"], secret=SECRET, leeway=0)
 
@@ -67,7 +67,7 @@ def test_tokens(before: bool) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_circuits(before: bool) -> None:
+def test_circuits_follow_a_frozen_clock(before: bool) -> None:
     def failing(environ: Any, start_response: Any) -> list[bytes]:
         start_response("500 Oops", [])
         return []
@@ -84,7 +84,9 @@ def test_circuits(before: bool) -> None:
         assert status(app) == 500
 
 
-def test_what_is_kept_and_what_is_logged(capsys: pytest.CaptureFixture[str]) -> None:
+def test_stale_responses_and_log_lines_follow_a_frozen_clock(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     answers = [200, 503, 503]
 
     def app(environ: Any, start_response: Any) -> list[bytes]:
@@ -108,7 +110,7 @@ def test_what_is_kept_and_what_is_logged(capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
-def test_denials() -> None:
+def test_denials_follow_a_frozen_clock() -> None:
     with freeze_time(NOON) as frozen:
         denied = DenyList("memory:")
         app = Authenticator(hello, algorithms=["HS256"], secret=SECRET, deny_list=denied)
@@ -139,7 +141,7 @@ SERVERS = ("servers", "cli", "testing")
     [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in SERVERS],
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
-def test_nothing_is_waited_for_by_a_clock_that_may_stand_still(path: Path) -> None:
+def test_waiting_code_uses_only_the_real_clock(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and path.name != "clocks.py":
             assert ast.unparse(node.func) not in ("time.monotonic", "time.perf_counter")

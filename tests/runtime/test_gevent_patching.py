@@ -123,7 +123,7 @@ service = "named"
 
 
 @pytest.mark.parametrize("when", ["in a worker that was forked", "in the same process"])
-def test_no_lock_that_was_made_before_is_used_any_more(when: str, tmp_path: Path) -> None:
+def test_no_lock_made_before_gevent_patched_is_still_used(when: str, tmp_path: Path) -> None:
     (tmp_path / "full.toml").write_text(FULL)
     (tmp_path / "more.toml").write_text(MORE)
     source = MAKE + (FORK if "forked" in when else "") + LOOK

@@ -38,7 +38,9 @@ for level in ("debug", "info", "warning", "error"):
         ),
     ],
 )
-def test_what_a_process_logs(before: str, call: str, shown: list[str]) -> None:
+def test_set_up_and_adopt_decide_which_records_a_process_logs(
+    before: str, call: str, shown: list[str]
+) -> None:
     code = CODE.format(before=before, call=call)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -48,7 +50,7 @@ def test_what_a_process_logs(before: str, call: str, shown: list[str]) -> None:
         assert all("wsgigate.circuits: it is" in line for line in lines)
 
 
-def test_handlers_that_an_application_has_are_not_doubled(
+def test_no_handler_is_added_where_the_application_has_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     own = logging.getLogger("wsgigate")

@@ -139,7 +139,7 @@ def test_a_stream_that_is_closed_is_not_written_to():
     sink.close()
 
 
-def test_no_stdout_at_all(monkeypatch):
+def test_without_a_stdout_records_are_dropped_and_counted(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     sink = sink_of(None)
     sink.put(RECORD)
@@ -179,7 +179,7 @@ def test_nothing_starts_before_the_first_record():
     assert writers() <= before
 
 
-def test_closed_is_not_the_end():
+def test_a_closed_sink_writes_again_at_the_next_record():
     stream = Stream()
     sink = sink_of(stream)
     sink.put(RECORD)
@@ -276,7 +276,7 @@ def test_a_pipe_that_does_not_wait_is_waited_for():
         assert sink.dropped == 0
 
 
-def test_the_lines_go_to_whatever_is_standard_output_at_the_time(capsys, monkeypatch):
+def test_lines_go_to_the_standard_output_of_the_moment(capsys, monkeypatch):
     sink = sink_of(None)
 
     def written():

@@ -31,7 +31,7 @@ def run(script):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_what_is_left_at_exit_is_written():
+def test_records_that_wait_at_exit_are_written():
     written = run("for number in range(500): sink.put(RECORD._replace(bytes=number))")
     assert [line["bytes"] for line in written] == list(range(500))
 

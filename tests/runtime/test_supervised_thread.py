@@ -24,7 +24,7 @@ def until_told(stopping: threading.Event) -> None:
     stopping.wait(20)
 
 
-def test_it_is_started_once_and_again_after_it_was_stopped() -> None:
+def test_a_thread_is_started_once_and_again_after_it_was_stopped() -> None:
     begun: list[int] = []
     thread = made(until_told, lambda: begun.append(1))
     assert [thread.start(), thread.start(), thread.alive] == [True, False, True]
@@ -34,7 +34,7 @@ def test_it_is_started_once_and_again_after_it_was_stopped() -> None:
     thread.stop(10)
 
 
-def test_one_that_has_ended_by_itself_is_started_again() -> None:
+def test_a_thread_that_has_ended_by_itself_can_be_started_again() -> None:
     ended = threading.Event()
     thread = made(lambda stopping: ended.set())
     thread.start()

@@ -79,5 +79,5 @@ def test_a_failure_is_logged_at_its_beginning_each_minute_and_at_its_end(
         ("x" * 1000, "x" * 297 + "..."),
     ],
 )
-def test_what_others_have_made_stays_on_one_line(text: str, shown: str) -> None:
+def test_one_line_escapes_line_breaks_and_control_characters(text: str, shown: str) -> None:
     assert one_line(text) == shown

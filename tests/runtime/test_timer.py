@@ -23,7 +23,7 @@ def done(count: int = 1) -> tuple[Callable[[], object], Callable[[], bool]]:
     return called.release, lambda: all(called.acquire(timeout=10) for _ in range(count))
 
 
-def test_nothing_runs_before_the_first_alarm() -> None:
+def test_no_thread_runs_before_the_first_call_is_scheduled() -> None:
     before = names()
     timer = Timer()
     assert names() == before
@@ -32,7 +32,7 @@ def test_nothing_runs_before_the_first_alarm() -> None:
     assert waited()
 
 
-def test_what_is_due_sooner_is_done_sooner_whatever_came_first() -> None:
+def test_calls_run_in_the_order_of_their_due_times() -> None:
     timer = Timer(threads=1)
     order: list[str] = []
     call, waited = done(2)
@@ -49,7 +49,7 @@ def test_what_is_due_sooner_is_done_sooner_whatever_came_first() -> None:
     late.cancel()
 
 
-def test_what_is_called_off_is_not_done() -> None:
+def test_a_cancelled_call_does_not_run() -> None:
     timer = Timer(threads=1)
     call, waited = done()
     off = timer.after(0.02, lambda: pytest.fail("it was called off"))
@@ -60,7 +60,7 @@ def test_what_is_called_off_is_not_done() -> None:
     scheduled.cancel()  # too late, and nothing
 
 
-def test_what_nobody_wants_any_more_is_not_kept() -> None:
+def test_cancelled_calls_are_removed_from_the_schedule() -> None:
     timer = Timer()
     for _ in range(10_000):
         timer.after(3600, print).cancel()
@@ -68,7 +68,7 @@ def test_what_nobody_wants_any_more_is_not_kept() -> None:
     assert len(timer._schedule._calls) < 200
 
 
-def test_there_are_no_more_threads_than_there_may_be_and_nothing_is_lost() -> None:
+def test_at_most_the_configured_threads_run_and_every_call_is_made() -> None:
     before = names()
     timer = Timer(threads=3)
     together = threading.Barrier(4)  # three threads, and this one
@@ -86,7 +86,7 @@ def test_there_are_no_more_threads_than_there_may_be_and_nothing_is_lost() -> No
     assert len(names() - before) == 3
 
 
-def test_an_alarm_that_fails_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_that_raises_does_not_stop_others(caplog: pytest.LogCaptureFixture) -> None:
     timer = Timer(threads=1)
     call, waited = done()
     with caplog.at_level(logging.ERROR, logger="wsgigate.threads"):
@@ -108,7 +108,7 @@ def test_due_calls_wait_until_a_thread_can_be_started(
     assert waited()
 
 
-def test_the_only_thread_goes_on_where_no_other_is_to_be_had(
+def test_the_only_thread_makes_all_calls_if_no_other_can_be_started(
     threadless: Callable[[], AbstractContextManager[None]],
 ) -> None:
     timer = Timer(threads=2)
@@ -120,7 +120,7 @@ def test_the_only_thread_goes_on_where_no_other_is_to_be_had(
         assert waited()
 
 
-def test_a_forked_worker_has_its_own() -> None:
+def test_a_forked_worker_has_threads_of_its_own() -> None:
     timer = Timer(threads=1)
     parents = timer.after(3600, lambda: pytest.fail("that is the parent's"))
     child = os.fork()
