@@ -1,4 +1,4 @@
-"""What a server gets wrong, as a table."""
+"""Faults of servers that the check detects, as a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes something is done for the operator's token alone, and for no other site's page."""
+"""Changes require the token of the operator, and are rejected from pages of other sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What claims must say: told as tables of claims and time."""
+"""The claims that a token must have, as tables."""
 
 from __future__ import annotations
 

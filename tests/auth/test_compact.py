@@ -1,4 +1,4 @@
-"""The compact form of a token, read in one way or not at all."""
+"""The compact form of a token is parsed in one way, or rejected."""
 
 from __future__ import annotations
 

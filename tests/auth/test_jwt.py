@@ -1,4 +1,4 @@
-"""The keys that tokens are signed with: none weak, none of the wrong kind."""
+"""Verification keys: weak keys and keys of the wrong kind are rejected."""
 
 from __future__ import annotations
 

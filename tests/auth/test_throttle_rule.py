@@ -1,4 +1,4 @@
-"""Wrong tokens of an address, as a table of moments."""
+"""The rule that throttles wrong tokens of an address, as a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workers that share a circuit: what one of them finds, all of them know."""
+"""Workers that share the verdict of a circuit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A circuit whose threads and processes act at the same time."""
+"""A circuit used by several threads and processes at the same time."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def store(clock: FakeClock) -> MemoryStore:
 
 
 class Flaky(MemoryStore):
-    """A store that is down while it is told to be."""
+    """A store that fails while *down* is set."""
 
     down = False
     asked = 0

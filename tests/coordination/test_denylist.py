@@ -1,4 +1,4 @@
-"""Tokens are denied before they end, by everybody who shares the store and soon enough."""
+"""Denied tokens are denied by all workers of a store within the staleness."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ END = NOW + 3600
 
 
 class Counting(MemoryStore):
-    """Counts how often it is read, and fails when it is told to."""
+    """A store that counts its reads, and fails while *down* is set."""
 
     reads = 0
     down = False

@@ -1,4 +1,4 @@
-"""What one switches off, all hear of that share the store."""
+"""The maintenance switch, shared by all workers of a store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is out of service, as a value that is switched."""
+"""The value of all maintenance notices, and how it is switched."""
 
 from __future__ import annotations
 

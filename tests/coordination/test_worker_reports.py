@@ -1,4 +1,4 @@
-"""Every worker answers for all of them, and all answer the same."""
+"""Reports of all workers, which any worker can return."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Named(WorkerReports):
 
 
 class Watched:
-    """A store that counts what it is asked, and fails while it is told to."""
+    """A store that counts its calls, and fails while *down* is set."""
 
     def __init__(self, store: Store) -> None:
         self.store = store

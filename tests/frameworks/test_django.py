@@ -1,4 +1,4 @@
-"""The middlewares as an entry of Django's MIDDLEWARE: seen by its test client, and harmless."""
+"""The middlewares in Django's MIDDLEWARE, under its test client and under a server."""
 
 from __future__ import annotations
 

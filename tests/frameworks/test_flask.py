@@ -1,4 +1,4 @@
-"""Refusals that the Flask app inside renders, and its CORS fields on them."""
+"""Rejections that the Flask app renders, with its CORS fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which addresses are the same, and which are on a list."""
+"""Addresses: their spellings, and lists of addresses and networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A body that was read in part can be read again from its beginning, by any way of reading."""
+"""A buffered body that was read in part can be read again from its beginning."""
 
 from __future__ import annotations
 

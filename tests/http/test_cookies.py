@@ -1,4 +1,4 @@
-"""Cookies are found and taken out, and what was not asked for stays as it was."""
+"""Cookies are found and removed, and the others stay as they were."""
 
 from __future__ import annotations
 

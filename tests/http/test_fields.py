@@ -1,4 +1,4 @@
-"""What counts as a field, what is done to fields, and how limits are written."""
+"""Header fields: syntax, hop-by-hop fields, field rules and rate limit values."""
 
 from __future__ import annotations
 

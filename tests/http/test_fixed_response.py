@@ -1,4 +1,4 @@
-"""A fixed answer, and what can be none."""
+"""Fixed responses, and the settings that are invalid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What proxies tell of the client, read from the end that can be believed."""
+"""``X-Forwarded-For`` and ``Forwarded``: reading, writing and trusted proxies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which spellings of a path a pattern matches, as tables."""
+"""The spellings of a path that a pattern matches, as tables."""
 
 from __future__ import annotations
 

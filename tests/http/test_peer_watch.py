@@ -1,4 +1,4 @@
-"""A proxy that hides the clients is found and logged once, with the cure."""
+"""A proxy that hides the client addresses is detected and logged once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A refusal is logged by the access log, or where there is none, by a logger of its own."""
+"""A rejection is logged by the access log, or without one by the logger of rejections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer is replaced before it begins, and passed on untouched otherwise."""
+"""A response can be replaced before it begins, and is passed on unchanged otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One form of a request target: what spells the same becomes it, what is ambiguous is refused."""
+"""Request targets: equal spellings have one form, ambiguous ones are rejected."""
 
 from __future__ import annotations
 

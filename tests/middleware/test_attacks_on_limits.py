@@ -1,4 +1,4 @@
-"""Attacks on limits, by the ids of the catalogue that tests/test_catalogue.py tells of."""
+"""Attacks on limits, by the ids of tests/test_catalogue.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def hello(environ, start_response):
 
 
 class Answering:
-    """An app that answers with what it is told to, and counts how often it is asked."""
+    """An app with a configurable response that counts its calls."""
 
     def __init__(self, status="200 OK"):
         self.status, self.asked = status, 0

@@ -1,4 +1,4 @@
-"""Who the caller is: a good token and nothing else, and one answer to every flaw."""
+"""The authenticator: tokens, challenges, claims, scopes and its cache."""
 
 from __future__ import annotations
 

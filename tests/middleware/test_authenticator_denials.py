@@ -1,4 +1,4 @@
-"""A token that was denied is no good token, remembered or not, and what happens without a store."""
+"""Denied tokens are rejected, cached or not; and the store of the deny list fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No body is larger than allowed, told beforehand or not, and no reader waits for ever."""
+"""Bodies above the limit are rejected, with or without an announced length."""
 
 from __future__ import annotations
 

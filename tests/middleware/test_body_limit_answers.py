@@ -1,4 +1,4 @@
-"""What a body that turns out too large does to the answer of the app that was reading it."""
+"""The response of an app that reads a body which is too large."""
 
 from __future__ import annotations
 

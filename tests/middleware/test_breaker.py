@@ -1,4 +1,4 @@
-"""An app that keeps failing is left alone for a while, and then tried again."""
+"""The circuit breaker around an app: failures, rejections, probes and its store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _silent = silence("wsgigate.circuits")
 
 
 class App:
-    """Answers with what it is told to, and counts how often it is asked."""
+    """An app with a configurable response that counts its calls."""
 
     def __init__(self, answer: Any = 200) -> None:
         self.answer = answer

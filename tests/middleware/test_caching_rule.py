@@ -1,4 +1,4 @@
-"""Which answers may be kept, for how long, and to whom they may be shown."""
+"""The rules of stored responses: which are stored, for how long, and who gets them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who the client is: the peer, or whom a trusted proxy vouches for, and nobody's own word."""
+"""The client address: the peer, or the address that a trusted proxy vouches for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""As many requests at a time as there are places, wherever they are served."""
+"""The limit of concurrent requests across all workers, and its leases."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ def test_a_failed_renewal_does_not_end_the_thread(caplog):
 
 
 def test_leases_are_renewed_after_a_thread_could_not_be_started(threadless):
-    """One that could not be started counted as one that runs, and places ran out while in use."""
+    """A thread that could not be started counted as running, and slots expired while in use."""
     renewed = threading.Event()
     leases = Leases(lambda place, held: renewed.set(), 0.02, time.monotonic, Timer(threads=1))
     with threadless():

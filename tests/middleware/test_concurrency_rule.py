@@ -1,4 +1,4 @@
-"""Places for requests: how many there are, how they are kept, and how they become free."""
+"""The rule of concurrent requests: admission, release, renewal and expiry of leases."""
 
 from __future__ import annotations
 

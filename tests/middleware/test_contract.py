@@ -1,4 +1,4 @@
-"""Every middleware keeps the WSGI contract, and the suite that says so finds those that do not."""
+"""Every middleware keeps the WSGI contract, and the public suite detects violations."""
 
 from __future__ import annotations
 

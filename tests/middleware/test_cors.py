@@ -1,4 +1,4 @@
-"""Which origins may call, what a preflight is told, and what the app's own fields become."""
+"""CORS: allowed origins, preflights, and the fields of the app."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def tell(environ, start_response):
 
 
 def checked(inner, at="/admin"):
-    """The app behind a gateway that lets nobody without a token to *at*."""
+    """Return *app* behind a gateway that requires a token for the path *at*."""
     guarded = Authenticator(inner, algorithms=["HS256"], secret=SECRET)
     return Dispatcher([Route(at, guarded)], fallback=inner)
 

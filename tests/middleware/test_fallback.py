@@ -1,4 +1,4 @@
-"""What an app fails to, another one answers; nothing is done twice."""
+"""A fallback app serves what the first app fails to serve; nothing is processed twice."""
 
 from __future__ import annotations
 

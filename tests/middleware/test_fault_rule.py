@@ -1,4 +1,4 @@
-"""Which requests are spoiled, and in which way."""
+"""The rule of injected faults, as a table."""
 
 from __future__ import annotations
 

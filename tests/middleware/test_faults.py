@@ -1,4 +1,4 @@
-"""Requests are spoiled on purpose, and only then."""
+"""Faults are injected into the selected requests only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guard answers for an app that fails before its response began."""
+"""Guard responds for an app that fails before its response has begun."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limiter counts callers, tells them how they stand, and turns them away in time."""
+"""The rate limiter: quotas, response fields and rejections."""
 
 import json
 import re

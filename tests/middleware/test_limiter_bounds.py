@@ -1,4 +1,4 @@
-"""A flood of callers fills no more of a store than it may have."""
+"""A flood of callers does not exceed the size of a store."""
 
 from __future__ import annotations
 

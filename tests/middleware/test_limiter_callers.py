@@ -1,4 +1,4 @@
-"""By which keys a limiter tells callers apart, and what a caller without one counts as."""
+"""The keys by which a limiter distinguishes callers, and callers without one."""
 
 from __future__ import annotations
 

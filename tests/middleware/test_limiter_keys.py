@@ -1,4 +1,4 @@
-"""What a limiter counts together, and what it counts apart."""
+"""Requests that a limiter counts together, and those that it counts apart."""
 
 from wsgiref.util import setup_testing_defaults
 

@@ -1,4 +1,4 @@
-"""What a limiter counts against: several quotas at once, plans and costs; what it leaves alone."""
+"""Several quotas, plans, costs, exemptions and dry runs of a limiter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a limiter counts: in a store of its own unless told, and exactly, whoever asks."""
+"""The store of a limiter: the default one, outages, misconfiguration and exactness."""
 
 import logging
 import os
@@ -63,7 +63,7 @@ def test_while_the_store_is_down_requests_pass_and_are_counted(caplog):
 
 
 class Flaky(MemoryStore):
-    """A store that is down while it is told to be."""
+    """A store that fails while *down* is set."""
 
     down = False
 

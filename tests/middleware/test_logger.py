@@ -1,4 +1,4 @@
-"""One record per response, at its end, with how it ended."""
+"""The access log has one record per response, written at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""While an app is out of service only those get to it who look after it."""
+"""During maintenance only operators and exempt paths reach the app."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A copy of a request goes to another app, and the client's own never hears of it."""
+"""Mirrored requests are copied to another app, and never delay or fail the client."""
 
 from __future__ import annotations
 

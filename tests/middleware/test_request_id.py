@@ -1,4 +1,4 @@
-"""Every request has one id, and a client cannot write into a log through it."""
+"""Every request has one id, which a client cannot use to write into a log."""
 
 from __future__ import annotations
 

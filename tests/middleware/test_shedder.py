@@ -1,4 +1,4 @@
-"""What is too much is refused at once."""
+"""Load shedding: requests above the adaptive limit are rejected at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is too much is refused, and the rest is as fast as ever: tried on a server made up."""
+"""The adaptive limit of load shedding, on a simulated server."""
 
 from __future__ import annotations
 

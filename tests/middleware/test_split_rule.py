@@ -1,4 +1,4 @@
-"""Requests are divided by weight, the same key always to the same, and as few move as have to."""
+"""Requests are split by weight, a key always to the same branch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests are divided between apps, the same caller's to the same one."""
+"""The splitter divides requests between apps, those of one caller to the same app."""
 
 from __future__ import annotations
 

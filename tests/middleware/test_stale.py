@@ -1,4 +1,4 @@
-"""Good answers are kept, and shown again when the app fails, to those who may see them."""
+"""Stale responses are served when the app fails, to callers that may see them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsgigate.testing.server import Body, Server, new_environ
 
 
 class App:
-    """Answers with what it is told to, until it is told to fail."""
+    """An app whose responses and failures a test sets."""
 
     def __init__(self, body: Any = b"good", **fields: str) -> None:
         self.body = body

@@ -1,4 +1,4 @@
-"""WebSockets that an app inside has taken over: no failure, whatever the server gets to see."""
+"""WebSockets that an inner app has taken over are no failures."""
 
 from __future__ import annotations
 

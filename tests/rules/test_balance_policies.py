@@ -1,4 +1,4 @@
-"""Who takes the next request: tables, statistics over fixed seeds, and what always holds."""
+"""Balancing policies: tables, statistics over fixed seeds, and invariants."""
 
 from __future__ import annotations
 

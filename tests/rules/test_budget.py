@@ -1,4 +1,4 @@
-"""Retries are a share of the requests, whatever happens."""
+"""The retry budget: its share, its floor and its period."""
 
 from __future__ import annotations
 

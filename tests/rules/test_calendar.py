@@ -1,4 +1,4 @@
-"""The spans of the calendar begin and end where another calendar says they do."""
+"""Calendar quotas begin and end where another calendar implementation says."""
 
 from __future__ import annotations
 

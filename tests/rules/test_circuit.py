@@ -1,4 +1,4 @@
-"""When a circuit opens, who may probe, when it closes: told as stories with time as a column."""
+"""The circuit: when it opens, which probes pass and when it closes, as tables."""
 
 from __future__ import annotations
 

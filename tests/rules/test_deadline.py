@@ -1,4 +1,4 @@
-"""A client may wait for less long, never for longer."""
+"""Deadlines of requests, which a client can only shorten."""
 
 from __future__ import annotations
 

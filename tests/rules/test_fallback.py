@@ -1,4 +1,4 @@
-"""What is answered by somebody else, and who may be asked a second time."""
+"""The rules of fallbacks: reasons of failures, and which requests may be repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Health checks as tables: which settings hold, and what a row of outcomes makes of an instance."""
+"""Health checks as tables: valid settings, and the verdict after a series of outcomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a request is hedged, as tables, and after how long, over what answers took."""
+"""The rules of hedging: which requests, and after which delay."""
 
 from __future__ import annotations
 

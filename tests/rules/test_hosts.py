@@ -1,4 +1,4 @@
-"""A list of hosts, some of them for every name below."""
+"""Patterns of host names."""
 
 from __future__ import annotations
 

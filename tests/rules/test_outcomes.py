@@ -1,4 +1,4 @@
-"""What a status tells of the service."""
+"""The outcome of a call by its status."""
 
 from __future__ import annotations
 

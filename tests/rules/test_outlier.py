@@ -1,4 +1,4 @@
-"""Instances that fail are left out for a while, and never too many of them."""
+"""Outlier detection: failing instances are ejected for a time, up to a share."""
 
 from __future__ import annotations
 

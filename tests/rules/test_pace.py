@@ -1,4 +1,4 @@
-"""How slowly a body may come."""
+"""The least rate of a response body."""
 
 from __future__ import annotations
 

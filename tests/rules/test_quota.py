@@ -1,4 +1,4 @@
-"""Quotas are read as they are written."""
+"""Quotas are parsed from text and written as text."""
 
 import dataclasses
 import math

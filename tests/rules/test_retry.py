@@ -1,4 +1,4 @@
-"""What is made once more and what never is. Ids such as N05 are those of the fault catalogue."""
+"""Which failed attempts are retried; ids such as N05 are those of the fault catalogue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is reason enough to open a circuit, call by call."""
+"""The reasons to open a circuit, call by call."""
 
 from __future__ import annotations
 

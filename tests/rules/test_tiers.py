@@ -1,4 +1,4 @@
-"""How tiers of instances share the requests, and who takes them in each."""
+"""The shares of tiers and zones, and the pick within each."""
 
 from __future__ import annotations
 

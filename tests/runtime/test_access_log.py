@@ -1,4 +1,4 @@
-"""A record is one line, whatever is in it."""
+"""A record of the access log is one line, whatever its values contain."""
 
 from __future__ import annotations
 

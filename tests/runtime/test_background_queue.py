@@ -1,4 +1,4 @@
-"""Work in the background: bounded, begun when there is some, and none of it another process's."""
+"""The background queue: its bounds, its threads, closing and forks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen time is frozen for all that decides about requests, and for nothing that waits."""
+"""Code that decides follows a frozen clock; code that waits uses the real one."""
 
 from __future__ import annotations
 

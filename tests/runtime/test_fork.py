@@ -1,4 +1,4 @@
-"""This process: what is known of it, and what it has loaded for good."""
+"""The process id, forks and objects that outlive them."""
 
 from __future__ import annotations
 

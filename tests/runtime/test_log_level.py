@@ -1,4 +1,4 @@
-"""How much is logged, and where to."""
+"""The level and the handler of the log of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing the log never makes a request wait, and never hurts one."""
+"""Writing the access log never delays a request and never fails one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one thread of a process: started once, ended in good order, begun anew after a fork."""
+"""A supervised thread: its start, its end, and a new start after a fork."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is logged again and again, and what lasts."""
+"""Bounds on repeated messages, changes of state and lasting failures in the log."""
 
 from __future__ import annotations
 

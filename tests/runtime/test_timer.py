@@ -1,4 +1,4 @@
-"""What is to be done later is done when it is due, in few threads, unless it is called off."""
+"""The timer: due calls, cancelled calls and its bound on threads."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_call_that_raises_does_not_stop_others(caplog: pytest.LogCaptureFixtur
 def test_due_calls_wait_until_a_thread_can_be_started(
     threadless: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    """One that could not be started counted as one that ran, and no scheduled call ran any more."""
+    """A thread that could not be started counted as running, so that no call was made any more."""
     timer = Timer(threads=2)
     call, waited = done(2)
     with threadless():
