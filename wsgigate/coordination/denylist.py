@@ -22,12 +22,12 @@ __all__ = [
     "TokenIdentity",
     "covers",
     "end_of",
+    "entries_of",
     "entry_of_jti",
     "entry_of_subject",
     "entry_of_token",
     "extended",
     "extended_subject",
-    "hit",
     "identity",
 ]
 
@@ -110,7 +110,7 @@ def end_of(token: str) -> tuple[str, float]:
     return entry_of_token(compact.signed), float(exp)
 
 
-def hit(found: TokenIdentity) -> Iterator[tuple[str, str]]:
+def entries_of(found: TokenIdentity) -> Iterator[tuple[str, str]]:
     """Yield each entry that can deny *found*, with the reason it gives."""
     yield found.token, "the token was denied"
     if found.jti:
@@ -254,7 +254,7 @@ class DenyList:
             known = self._known = self._read(known, now)
         if token.token in known.good:
             return ""
-        for entry, reason in hit(token):
+        for entry, reason in entries_of(token):
             value = self.store.get(self.PREFIX + entry)[0]
             if value is not None and covers(entry, value, token.issued):
                 return reason

@@ -24,7 +24,8 @@ from wsgigate.http.responses import (
 from wsgigate.http.target import BadTarget, kept_target_of
 from wsgigate.http.wsgi import CLAIMS, FAILURE, ExcInfo, Headers, environ_key, without
 from wsgigate.rules.arguments import Bytes, Range, Seconds, checked
-from wsgigate.rules.fallback import SAFE, FallbackRules, reason_of
+from wsgigate.rules.fallback import FallbackRules, reason_of
+from wsgigate.rules.retry import SAFE
 from wsgigate.runtime.clocks import steady, wall
 from wsgigate.runtime.fork import quiesce_at_fork
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from wsgigate.rules.arguments import Method, OneOf, Range, checked
+from wsgigate.rules.retry import SAFE
 
-__all__ = ["REASONS", "SAFE", "FallbackRules", "may_ask_another", "reason_of"]
-
-SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
-"""The safe methods (RFC 9110 section 9.2.1); TRACE is never forwarded."""
+__all__ = ["REASONS", "FallbackRules", "may_ask_another", "reason_of"]
 
 _REASONS = {
     "Address not allowed": "refused",
