@@ -29,10 +29,16 @@ def pool(*urls: str, **options: Any) -> Pool:
 
 
 def lease_of(users: Pool, url: str) -> InstanceLease:
-    others = [member for name, member in users._members.items() if name != url]
-    lease = users.pick(avoid=others)
-    assert lease is not None
-    assert lease.instance.url == url
+    """Return a lease of the instance at *url*, as if all others had failed the request."""
+    others: list[InstanceLease] = []
+    while True:
+        lease = users.pick(avoid=[each.member for each in others], only_others=True)
+        assert lease is not None
+        if lease.instance.url == url:
+            break
+        others.append(lease)
+    for other in others:
+        other.release()
     return lease
 
 

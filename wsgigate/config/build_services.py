@@ -27,7 +27,6 @@ from wsgigate.config.model import (
     STICKY,
     Balance,
     Config,
-    InstanceTable,
     RouteTable,
     ServiceTable,
 )
@@ -153,9 +152,7 @@ class Services:
         if named and catch(at(path, "host"), lambda: host_and_port(named)) is None:
             named = ""
         instances = [
-            Instance(item.url, item.weight, item.tier, named, item.zone)
-            if isinstance(item, InstanceTable)
-            else Instance(item, host=named)
+            Instance(item, host=named) if isinstance(item, str) else Instance(**item, host=named)
             for item in service.instances
         ]
         balance = catch(at(path, "balance"), lambda: balance_of(service.balance), keys=["key"])

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import Middleware
-from wsgigate.config.model import Config, FallbackTable, GatewayTable, InstanceTable, RouteTable
+from wsgigate.config.model import Config, FallbackTable, GatewayTable, RouteTable
 from wsgigate.config.tables import suggestion
 from wsgigate.config.types import is_loopback
 from wsgigate.http.forwarded import UNIX
@@ -182,7 +182,7 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
         if service.tls is not None:
             if service.tls.ca is not None and not service.tls.verify:
                 errors.add(at(path, "tls"), "verify = false ignores ca; remove one of them")
-            urls = [i.url if isinstance(i, InstanceTable) else i for i in service.instances or ()]
+            urls = [i if isinstance(i, str) else i.get("url") for i in service.instances or ()]
             if urls and not any(url and url.startswith("https:") for url in urls):
                 warnings.append((at(path, "tls"), "none of its instances is https://"))
         hosts = config.preserved_hosts(name)

@@ -42,6 +42,7 @@ from wsgigate.config.types import (
     Text,
     Url,
 )
+from wsgigate.discovery import Instance
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.forwarded import AddressList, address_field
 from wsgigate.http.responses import fixed_response
@@ -78,7 +79,6 @@ __all__ = [
     "Config",
     "FallbackTable",
     "GatewayTable",
-    "InstanceTable",
     "MaintenanceTable",
     "RegistryTable",
     "RouteTable",
@@ -435,26 +435,12 @@ class FallbackTable:
     methods: tuple[str, ...] | None = argument(FallbackRules, default=None)
 
 
-@table
-class InstanceTable:
-    """One instance and its share of the requests."""
-
-    url: str = setting("The instance's address.", Url())
-    weight: int = setting(
-        "The share relative to the other instances; 0 drains the instance.",
-        Integer(0, 65535),
-        default=1,
-    )
-    tier: int = setting(
-        "The priority tier: 0 is used first, the next tiers as far as those before fail.",
-        Integer(0, 15),
-        default=0,
-    )
-    zone: str = setting(
-        "The availability zone of the instance.",
-        Text("a zone without spaces", pattern=r"[\x21-\x7e]{0,128}"),
-        default="",
-    )
+_INSTANCE = ArgumentTable(
+    Instance,
+    without=("host",),
+    doc="One instance and its share of the requests.",
+    keys={"url": TableKey(Url(), "The instance's address.")},
+)
 
 
 @table
@@ -477,10 +463,10 @@ class Tls:
 class ServiceTable:
     """A backend application: its instances, and how the gateway connects to them."""
 
-    instances: tuple[InstanceTable | str, ...] = setting(
+    instances: tuple[Arguments | str, ...] = setting(
         'The addresses of the instances: "http://10.0.0.5:8000", or { url = "...", weight = 2, '
         "tier = 1 }.",
-        ListOf(UnionOf(is_table, Table(InstanceTable), Url()), least=1),
+        ListOf(UnionOf(is_table, _INSTANCE, Url()), least=1),
         default=(),
     )
     discover: Discover | tuple[str, ...] | str | None = setting(

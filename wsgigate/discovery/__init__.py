@@ -5,9 +5,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
+from typing import Annotated
 from urllib.parse import quote, unquote, urlsplit
 
-from wsgigate.rules.arguments import explained
+from wsgigate.rules.arguments import Pattern, Range, explained
 
 __all__ = ["LAST_TIER", "Instance", "host_and_port"]
 
@@ -40,10 +41,10 @@ class Instance:
     """
 
     url: str
-    weight: int = 1
-    tier: int = 0
+    weight: Annotated[int, Range(0, 65535)] = 1
+    tier: Annotated[int, Range(0, LAST_TIER)] = 0
     host: str = ""
-    zone: str = ""
+    zone: Annotated[str, Pattern(_ZONE.pattern, "a zone without spaces")] = ""
     scheme: str = field(init=False, repr=False, compare=False)
     authority: str = field(init=False, repr=False, compare=False)
     origin: str = field(init=False, repr=False, compare=False)
