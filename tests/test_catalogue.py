@@ -158,7 +158,7 @@ def names(file: str) -> frozenset[str]:
 
 
 @pytest.mark.parametrize("case", COVERED)
-def test_what_is_said_to_hold_a_case_is_there(case: str) -> None:
+def test_each_named_test_exists(case: str) -> None:
     for place in COVERED[case]:
         file, _, name = place.partition("::")
         assert name in names(file), f"{case}: {place} is gone"

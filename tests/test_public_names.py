@@ -139,7 +139,7 @@ def test_a_module_uses_only_names_that_another_exports(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_what_a_module_exports_is_there(name: str) -> None:
+def test_each_exported_name_exists(name: str) -> None:
     if name.endswith("__main__"):
         return  # importing it runs the command line
     module: ModuleType = import_module(name)

@@ -86,7 +86,7 @@ def test_findings_follow_from_the_facts(facts: dict[str, Any], expected: list[st
     assert [f"{each.severity} {each.setting}" for each in found] == expected
 
 
-def test_of_a_server_nobody_knows_nothing_is_said() -> None:
+def test_an_unknown_server_has_no_findings() -> None:
     assert findings(ServerFacts()) == []
 
 

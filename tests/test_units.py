@@ -25,7 +25,7 @@ from wsgigate.units import parse_duration, parse_size
         (" 1KB ", 1000),
     ],
 )
-def test_a_size(text, size):
+def test_a_size_is_read_in_bytes(text, size):
     assert parse_size(text) == size
 
 
@@ -34,7 +34,7 @@ def test_a_size(text, size):
     ["", "MiB", "10M", "10 MiBs", "-1", "+1", "1e3", "0x10", "1_000", "1,5KB", "٣KB", "1.2.3KB",
      "1.5", "0.3B", "10  MiB", -1, True, None, 1.5, "9" * 20],
 )  # fmt: skip
-def test_what_is_no_size(text):
+def test_a_malformed_size_raises(text):
     with pytest.raises(ValueError, match=r"size|bytes"):
         parse_size(text)
 
@@ -60,7 +60,7 @@ def test_what_is_no_size(text):
         (" 10s ", 10.0),
     ],
 )
-def test_a_duration(text, seconds):
+def test_a_duration_is_read_in_seconds(text, seconds):
     assert parse_duration(text) == pytest.approx(seconds)
 
 
@@ -69,6 +69,6 @@ def test_a_duration(text, seconds):
     ["", "s", "30 parsecs", "5m5m", "30m1h", "1ms1s", "-3s", "1..5s", ".5s", "1e3s", "1 2", "٣s",
      "5min", "inf", "nan", -1, float("inf"), float("nan"), True, None, [], "9" * 20 + "s"],
 )  # fmt: skip
-def test_what_is_no_duration(text):
+def test_a_malformed_duration_raises(text):
     with pytest.raises(ValueError, match="duration"):
         parse_duration(text)

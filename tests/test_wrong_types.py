@@ -151,18 +151,20 @@ def test_a_wrong_type_is_a_value_error(name: str, parameter: str) -> None:
         (lambda: Splitter({"a": 1}), "apps: expected a table"),  # type: ignore[dict-item]
     ],
 )
-def test_it_names_the_parameter_and_what_is_right(make: Callable[[], object], words: str) -> None:
+def test_the_error_names_the_parameter_and_the_expected_type(
+    make: Callable[[], object], words: str
+) -> None:
     with pytest.raises(ValueError, match=re.escape(words)):
         make()
 
 
-def test_a_secret_is_not_told() -> None:
+def test_the_error_does_not_show_a_secret() -> None:
     with pytest.raises(ValueError) as raised:  # noqa: PT011
         Authenticator(app, algorithms=["HS256"], secret={"secret": "of the tests"})
     assert "of the tests" not in str(raised.value)
 
 
-def test_what_stands_in_for_a_class_and_a_call_that_does_not_fit_are_left_alone() -> None:
+def test_mocks_and_calls_with_wrong_arguments_are_not_checked() -> None:
     class Rules:
         """Not a FaultRules, and all that is asked of one."""
 

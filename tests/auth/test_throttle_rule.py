@@ -39,7 +39,7 @@ def test_distinct_wrong_tokens_are_counted_for_a_while(
     assert guessed(*guesses).wait(now, RULES) == wait
 
 
-def test_it_is_shared_as_bytes_and_never_grows() -> None:
+def test_the_state_is_bytes_of_a_bounded_length() -> None:
     state = guessed(*((20.0 * n, chr(48 + n)) for n in range(70)))
     assert len(state.entries) == 64
     assert Guesses.from_bytes(state.to_bytes()) == state

@@ -107,7 +107,7 @@ def test_an_endpoint_returns_a_status_and_fields(client: Client) -> None:
     assert not {"Content-Type", "Content-Length"} & set(response.headers.keys())
 
 
-def test_an_endpoint_answers_with_304_to_a_known_tag(client: Client) -> None:
+def test_an_endpoint_returns_304_for_a_known_etag(client: Client) -> None:
     response = client.get("/tagged")
     assert (response.data, response.content_type) == (b"[1]", "application/x-list")
     for known in ('W/"1"', '"1"', '"0", W/"1"', "*"):

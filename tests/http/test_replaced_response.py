@@ -72,7 +72,7 @@ def test_a_successful_response_is_passed_on(kind: Any, status: str, choose: Any)
     assert (answer.status, answer.chunks) == (status, [b"one", b"two"])
 
 
-def test_the_body_of_an_answer_that_stays_is_the_apps_own() -> None:
+def test_the_body_of_a_response_that_is_not_replaced_is_passed_on_as_it_is() -> None:
     body = Body()
     got = replaceable_response(
         eager("200 OK", body), new_environ(), Server().start_response, failures
@@ -114,7 +114,7 @@ def test_an_app_that_raises_counts_as_500(kind: str) -> None:
         serve(app, never)
 
 
-def test_an_app_that_raises_after_its_answer_was_replaced_is_replaced() -> None:
+def test_an_app_that_raises_after_its_response_was_replaced_is_replaced() -> None:
     def app(environ: Any, start_response: Any) -> Any:
         start_response("503 Busy", PLAIN)(b"written to nobody")
         raise Boom

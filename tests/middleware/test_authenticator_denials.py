@@ -32,7 +32,7 @@ def denied():
         ),
     ],
 )
-def test_a_denied_token_gets_the_answer_of_a_bad_one(denied, deny, reason, remembered):
+def test_a_denied_token_gets_the_response_to_an_invalid_one(denied, deny, reason, remembered):
     gate = Gate(deny_list=denied)
     if remembered:
         assert gate.bearer(TOKEN) == (200, "")
@@ -116,7 +116,7 @@ def test_the_log_reports_that_the_deny_list_can_be_read_again(caplog):
     ]
 
 
-def test_while_the_store_fails_good_tokens_pass_where_that_is_wanted(caplog):
+def test_while_the_store_fails_valid_tokens_pass_with_allow(caplog):
     gate = Gate(deny_list=DenyList(BrokenStore()), on_store_error="allow")
     assert gate.bearer(TOKEN) == (200, "")
     assert gate.bearer("bad") == INVALID
@@ -128,7 +128,7 @@ def test_while_the_store_fails_good_tokens_pass_where_that_is_wanted(caplog):
     )
 
 
-def test_the_answer_without_a_store_can_be_replaced():
+def test_the_response_while_the_store_fails_can_be_replaced():
     gate = Gate(deny_list=DenyList(BrokenStore()), refuse=lambda problem: Problem(418))
     assert gate.bearer(TOKEN)[0] == 418
 

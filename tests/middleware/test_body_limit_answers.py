@@ -63,7 +63,7 @@ def written(environ, start_response):
 
 
 @pytest.mark.parametrize("app", [lazy_read, caught_and_answered, written])
-def test_an_answer_that_has_not_begun_is_replaced(app):
+def test_a_response_that_has_not_begun_is_replaced(app):
     server = Server().serve(BodyLimit(app, LIMIT), chunked(101))
     assert server.status.startswith("413")
     assert json.loads(b"".join(server.chunks))["status"] == 413
@@ -86,7 +86,7 @@ def test_the_replaced_response_is_closed():
     assert body.closed == 1
 
 
-def test_an_answer_that_has_begun_fails():
+def test_a_response_that_has_begun_fails():
     def app(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])
         yield b"begun"
@@ -98,7 +98,7 @@ def test_an_answer_that_has_begun_fails():
     assert (server.status, server.chunks) == ("200 OK", [b"begun"])
 
 
-def test_another_answer_can_be_given():
+def test_the_rejection_can_be_replaced():
     def page(problem):
         def app(environ, start_response):
             start_response("413 Too Much", [("Content-Type", "text/html")])

@@ -80,7 +80,7 @@ def test_the_refusal_says_what_the_lesson_says_and_when_to_come_again(clock: Fak
     assert environ[REASON] == "the circuit 'default' is open"
 
 
-def test_the_answer_of_a_refusal_can_be_replaced(clock: FakeClock) -> None:
+def test_the_response_of_a_rejection_can_be_replaced(clock: FakeClock) -> None:
     def refuse(problem: Any) -> Any:
         return Flask("refused").response_class(problem.detail.upper(), problem.status)
 
@@ -176,14 +176,14 @@ def test_a_client_that_leaves_gives_its_probe_to_another(clock: FakeClock) -> No
     assert guarded.circuit.status().state is State.CLOSED
 
 
-def test_the_answer_to_a_head_request_is_one_even_without_a_body(clock: FakeClock) -> None:
+def test_a_response_to_head_counts_although_it_has_no_body(clock: FakeClock) -> None:
     guarded = breaker(App(200), clock)
     body: Any = guarded(EnvironBuilder(method="HEAD").get_environ(), lambda *_: lambda data: None)
     body.close()
     assert guarded.circuit.status().successes == 1
 
 
-def test_slow_answers_open_it_but_not_slow_clients(clock: FakeClock) -> None:
+def test_slow_responses_open_the_circuit_but_slow_clients_do_not(clock: FakeClock) -> None:
     rules = CircuitRules(slow_after=1, minimum_calls=2, jitter=0)
 
     def app(environ: Any, start_response: Any) -> Iterator[bytes]:

@@ -137,7 +137,7 @@ def test_a_no_store_request_stores_nothing() -> None:
         ([("Age", "old"), ("Date", "once")], 0),
     ],
 )
-def test_the_age_that_an_answer_comes_with(fields: Fields, age: float) -> None:
+def test_the_age_field_of_a_response_counts(fields: Fields, age: float) -> None:
     found = storable(200, fields, credentials=False, now=NOW, stale_for=1)
     assert found is not None
     assert found.age == age

@@ -351,7 +351,7 @@ def test_a_django_app_behind_it_knows_client_and_scheme(django_app):
     assert told(client, "192.0.2.7", **fields) == {"client": "192.0.2.7", "secure": False}
 
 
-def test_the_answer_to_too_many_is_a_problem_document():
+def test_too_many_entries_get_a_problem_document():
     stack = ClientAddress(None, trusted_proxies=[PROXY])
     response = Client(stack).get(
         "/", headers={"X-Forwarded-For": "1," * 40}, environ_base={"REMOTE_ADDR": PROXY}
@@ -412,7 +412,7 @@ def test_an_address_field_of_an_untrusted_peer_is_removed(source, peer):
         ("203.0.113.9%eth0", PROXY),
     ],
 )
-def test_only_one_address_is_believed(value, client):
+def test_only_a_single_valid_address_is_accepted(value, client):
     environ, status = see(fields={"X-Real-IP": value}, source="x-real-ip")
     assert (status, environ[CLIENT]) == (200, client)
     if client == PROXY:

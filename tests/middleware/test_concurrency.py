@@ -335,7 +335,7 @@ def test_leases_are_renewed_after_a_thread_could_not_be_started(threadless):
     leases.stop()
 
 
-def test_it_limits_flask_and_django(store, django_app):
+def test_flask_and_django_apps_are_limited(store, django_app):
     app = flask.Flask("shop")
     app.get("/")(lambda: {"hello": "flask"})
     app.get("/stream", endpoint="stream")(lambda: flask.Response(iter(["1", "2"])))

@@ -48,7 +48,7 @@ def test_releasing_an_expired_lease_removes_other_expired_leases():
     assert rule.release(left, 116.0, B)[0] is None
 
 
-def test_a_lease_may_be_as_short_as_it_may_be():
+def test_the_shortest_lease_is_a_tenth_of_a_second():
     assert Concurrency(1, 0.1).lease == 0.1
 
 

@@ -212,7 +212,7 @@ def test_the_response_varies_by_origin(origin, own, vary):
 
 
 @pytest.mark.parametrize("origin", [APP, None])
-def test_an_answer_for_all_is_the_same_for_all(origin):
+def test_a_response_for_any_origin_does_not_vary(origin):
     server, _ = request(Cors(app, origins=["*"]), origin=origin)
     assert all_of(server, "Access-Control-Allow-Origin") == ["*"]
     assert all_of(server, "Vary") == []

@@ -110,7 +110,7 @@ def test_the_other_gets_the_body_although_the_first_has_put_another_in_its_place
     assert other.bodies == [b"order"]
 
 
-def test_a_fixed_answer_does_nothing_so_it_may_answer_all() -> None:
+def test_a_fixed_response_may_replace_the_response_to_any_request() -> None:
     fixed = fixed_response("later", status=503)
     app = Fallback(App(504, reads=5), fixed, rules=ALL, kind="fixed", acts=False)
     assert ask(app, "POST", b"order") == ("503", "fixed")

@@ -191,7 +191,7 @@ def test_an_app_that_returns_no_iterable_is_a_failure(caplog):
     assert Server().serve(Guard(app)).status.startswith("500")
 
 
-def test_a_head_that_the_server_refuses_is_the_servers_to_answer_for():
+def test_an_error_of_the_server_while_it_starts_the_response_is_raised():
     calls = []
 
     def start_response(status, headers, exc_info=None):
@@ -221,7 +221,7 @@ def test_head_is_answered_without_a_body(caplog):
     assert server.chunks == []
 
 
-def test_another_answer_can_be_given(caplog):
+def test_the_response_can_be_replaced(caplog):
     closed = []
 
     def page(problem):

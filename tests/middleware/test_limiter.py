@@ -196,7 +196,7 @@ def test_the_log_names_the_rejected_caller_and_the_response_does_not(store):
     assert b"192.0.2.7" not in body
 
 
-def test_a_refusal_can_be_answered_in_another_shape_and_still_tells_the_numbers(store):
+def test_a_replaced_rejection_still_has_the_rate_limit_fields(store):
     def page(problem: Problem):
         def app(environ, start_response):
             start_response("429 Slow Down", [("Content-Type", "text/html")])

@@ -118,7 +118,7 @@ def test_another_key_falls_back_without_a_warning(store, key, caplog):
     assert [each for each in caplog.records if each.name != REFUSALS] == []
 
 
-def test_the_fallback_of_a_subject_is_in_no_log_line_as_it_is_kept(store):
+def test_a_rejection_by_a_fallback_key_names_the_address(store):
     app = Limiter(hello, "1/m", store=store, key="subject")
     reasons = []
 

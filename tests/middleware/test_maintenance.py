@@ -102,7 +102,7 @@ def test_the_app_never_sees_the_secret_and_those_further_in_know_it(
     assert client.get("/").status_code == 503
 
 
-def test_a_page_may_be_answered_instead(switch: MaintenanceSwitch) -> None:
+def test_a_page_can_replace_the_problem_document(switch: MaintenanceSwitch) -> None:
     switch.on("gateway")
     client = Client(Maintenance(app, switch, page=(b"<h1>Closed</h1>", "text/html")))
     answer = client.get("/")

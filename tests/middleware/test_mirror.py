@@ -294,7 +294,7 @@ def test_an_endless_response_of_the_mirror_is_closed(bound: str) -> None:
     mirror.close()
 
 
-def test_it_works_around_an_app_of_a_framework(shadow: Shadow) -> None:
+def test_a_mirror_works_around_an_app_of_a_framework(shadow: Shadow) -> None:
     from flask import Flask, request
 
     flask = Flask(__name__)

@@ -241,11 +241,11 @@ def test_each_thread_has_its_own(filtered):
     assert sorted(lines.getvalue().splitlines()) == ["A A", "B B"]
 
 
-def test_it_keeps_the_contract_with_a_filter(filtered):
+def test_the_wsgi_contract_holds_with_a_filter(filtered):
     check_middleware(RequestId)
 
 
-def test_it_is_found_by_its_name_in_a_configuration(filtered):
+def test_the_filter_can_be_named_in_a_logging_configuration(filtered):
     logging.config.dictConfig(
         {
             "version": 1,

@@ -70,7 +70,7 @@ def test_the_reason_of_a_rejection_is_logged(clock: FakeClock) -> None:
         body.close()
 
 
-def test_the_answer_of_a_refusal_can_be_replaced(clock: FakeClock) -> None:
+def test_the_response_of_a_rejection_can_be_replaced(clock: FakeClock) -> None:
     def refuse(problem: Any) -> Any:
         def answer(environ: Any, start_response: Any) -> Iterable[bytes]:
             start_response("503 Busy", [])
@@ -98,7 +98,7 @@ def timed(
     return slow
 
 
-def test_the_limit_follows_how_long_answers_take(clock: FakeClock) -> None:
+def test_the_limit_follows_the_response_times(clock: FakeClock) -> None:
     takes = [0.01]
     guarded = Shedder(timed(clock, takes), RULES, clock=clock)
     client = Client(guarded)

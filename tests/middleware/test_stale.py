@@ -55,7 +55,7 @@ def test_while_the_app_is_well_every_request_reaches_it(clock: FakeClock) -> Non
     assert (app.asked, kept.shown) == (3, 0)
 
 
-def test_when_it_fails_the_last_good_answer_is_shown_with_its_age(clock: FakeClock) -> None:
+def test_when_the_app_fails_the_stored_response_is_served_with_its_age(clock: FakeClock) -> None:
     app = App(Age="5", ETag='"1"', Cache_Control="max-age=60, stale-if-error=60")
     kept = stale(app, clock)
     ask(kept, "/a?x=1")
@@ -95,7 +95,9 @@ def test_head_is_answered_with_what_get_was(clock: FakeClock) -> None:
         {"path": "/a", "headers": {"Upgrade": "websocket"}},
     ],
 )
-def test_a_kept_answer_is_for_its_own_target_alone(clock: FakeClock, other: dict[str, Any]) -> None:
+def test_a_stored_response_is_served_for_its_own_target_only(
+    clock: FakeClock, other: dict[str, Any]
+) -> None:
     app = App()
     kept = stale(app, clock)
     ask(kept, "/a")
@@ -178,7 +180,7 @@ def test_the_number_of_stored_variants_is_bounded(clock: FakeClock) -> None:
     assert shown == [503] * 12 + [200] * 8
 
 
-def test_a_new_answer_takes_the_place_of_the_old_one(clock: FakeClock) -> None:
+def test_a_new_response_replaces_the_stored_one(clock: FakeClock) -> None:
     app = App(b"first")
     kept = stale(app, clock)
     ask(kept)
@@ -233,7 +235,9 @@ def test_the_stored_bytes_are_bounded(clock: FakeClock) -> None:
 
 @pytest.mark.parametrize("body", [b"x" * 11, [b"x" * 5, b"x" * 6], "streamed"])
 @pytest.mark.parametrize("length", [True, False])
-def test_an_answer_that_is_too_large_is_not_kept(clock: FakeClock, body: Any, length: bool) -> None:
+def test_a_response_that_is_too_large_is_not_stored(
+    clock: FakeClock, body: Any, length: bool
+) -> None:
     app = App((lambda environ: iter([b"x" * 5, b"x" * 6])) if body == "streamed" else body)
     if length:
         app.fields.append(("Content-Length", "11"))
@@ -251,7 +255,9 @@ def serve_some(app: Any, chunks: int) -> None:
     body.close()
 
 
-def test_a_streamed_answer_is_passed_on_as_it_comes_and_kept_at_its_end(clock: FakeClock) -> None:
+def test_a_streamed_response_is_passed_on_as_it_comes_and_stored_at_its_end(
+    clock: FakeClock,
+) -> None:
     body = Body()
     app = App(lambda environ: body)
     kept = stale(app, clock)
@@ -262,13 +268,13 @@ def test_a_streamed_answer_is_passed_on_as_it_comes_and_kept_at_its_end(clock: F
     assert ask(kept).text == "onetwothree"
 
 
-def test_an_answer_that_was_not_read_to_its_end_is_not_kept(clock: FakeClock) -> None:
+def test_a_response_that_was_not_read_to_its_end_is_not_stored(clock: FakeClock) -> None:
     kept = stale(App(lambda environ: Body()), clock)
     serve_some(kept, 4)  # all that there is, but not its end
     assert kept.size == 0
 
 
-def test_an_answer_that_was_cut_is_not_kept(clock: FakeClock) -> None:
+def test_a_response_that_failed_half_way_is_not_stored(clock: FakeClock) -> None:
     def cut(environ: Any) -> Iterable[bytes]:
         yield b"part"
         raise ConnectionResetError("cut")
@@ -346,7 +352,7 @@ def test_a_response_to_head_is_not_stored(clock: FakeClock) -> None:
     assert kept.size == 0
 
 
-def test_the_age_that_an_answer_came_with_counts(clock: FakeClock) -> None:
+def test_the_age_field_of_a_stored_response_counts(clock: FakeClock) -> None:
     app = App(Age="50", Cache_Control="max-age=60, stale-if-error=0")
     kept = stale(app, clock)
     ask(kept)

@@ -179,7 +179,7 @@ def test_first_checks_are_spread_over_a_second_or_a_shorter_interval() -> None:
         record(record(None, OK, 1.0, CHECK), FAIL, 2.0, CHECK),
     ],
 )
-def test_a_record_comes_back_from_its_bytes_as_it_was(health: Health) -> None:
+def test_a_record_is_read_back_from_its_bytes(health: Health) -> None:
     assert Health.from_bytes(health.to_bytes()) == health
 
 
@@ -238,7 +238,7 @@ def test_the_record_that_the_malformed_ones_are_made_of_is_valid() -> None:
     assert Health.from_bytes(json.dumps(GOOD).encode()).healthy is True
 
 
-def test_a_check_without_a_path_has_no_answer_to_judge() -> None:
+def test_a_check_without_a_path_judges_no_response() -> None:
     assert HealthCheck(None).path is None
     with pytest.raises(ValueError, match="contains"):
         HealthCheck(None, contains="ok")
@@ -272,7 +272,7 @@ def test_a_long_text_that_a_response_must_contain_raises() -> None:
         (None, "grün", 200, "alles grün".encode(), ""),
     ],
 )
-def test_an_answer_is_judged_by_its_status_and_what_it_contains(
+def test_a_response_is_judged_by_its_status_and_text(
     statuses: list[int] | None, contains: str, status: int, body: bytes, error: str
 ) -> None:
     settings = {} if statuses is None else {"statuses": statuses}

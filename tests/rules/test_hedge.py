@@ -74,7 +74,7 @@ def test_there_is_no_hedging_delay_before_a_hundred_responses() -> None:
     assert delays.after() == pytest.approx(0.94)
 
 
-def test_old_answers_are_forgotten() -> None:
+def test_old_response_times_are_forgotten() -> None:
     delays = Delays(0.9, least=10, most=100)
     for _ in range(500):
         delays.add(5.0)
