@@ -438,7 +438,10 @@ def argument_keys(make: Constructor) -> Mapping[str, TableKey]:
         if rules is not None:
             keys |= {each: key._replace(rules=name) for each, key in argument_keys(rules).items()}
             continue
-        found = _kind_of(hint)
+        try:
+            found = _kind_of(hint)
+        except TypeError as error:
+            raise TypeError(f"{name} of {make.__qualname__}: {error}") from None
         if found is None:
             continue  # a function, a store, an app: not for a file
         traits = set(_traits_in(hint))
