@@ -133,7 +133,7 @@ def test_a_range_that_a_file_cannot_check_is_an_error(hint: Any) -> None:
     def make(value: Any) -> None: ...
 
     make.__annotations__["value"] = hint
-    with pytest.raises(TypeError, match="^value of .*: let the constructor check it"):
+    with pytest.raises(TypeError, match=r"^value of .*: let the constructor check it"):
         argument_keys(make)
 
 
