@@ -21,6 +21,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import requests
@@ -162,7 +163,7 @@ def upload_of(request: requests.PreparedRequest) -> Upload | None:
         known = getattr(body, "length", None)
         if not chunked and length is None and isinstance(known, int):
             length, field = known, ("Content-Length", str(known))
-        blocks = iter(lambda: read(BLOCK), b"")
+        blocks = iter(partial(read, BLOCK), b"")
     else:
         whole: Iterable[bytes | str] = body
         blocks = (_bytes(block) for block in whole)
@@ -188,11 +189,12 @@ class Upload:
     :param blocks: The body in parts.
     :param length: Its length in bytes; ``None`` for a chunked body.
     :param field: The framing field that the request lacks.
+    :ivar ended: Whether the whole body was read.
     :ivar first: The first block, framed.
     :ivar replayable: Whether everything read so far can be sent again.
     """
 
-    __slots__ = ("_blocks", "_ended", "_left", "field", "first", "replayable")
+    __slots__ = ("_blocks", "_left", "ended", "field", "first", "replayable")
 
     def __init__(
         self,
@@ -203,30 +205,25 @@ class Upload:
     ) -> None:
         self._blocks = blocks
         self._left = length
-        self._ended = length == 0
+        self.ended = length == 0
         self.field = field
         self.first = self._next()
         self.replayable = True
 
-    @property
-    def ended(self) -> bool:
-        """Whether the whole body was read."""
-        return self._ended
-
     def rest(self) -> Iterator[bytes]:
         """Yield the blocks after the first."""
-        while not self._ended:
+        while not self.ended:
             self.replayable = False
             yield self._next()
 
     def _next(self) -> bytes:
-        if self._ended:
+        if self.ended:
             return b""
         block = next(self._blocks, b"")
         while not block and self._left is None:
             again = next(self._blocks, None)  # an empty block must not look like the last chunk
             if again is None:
-                self._ended = True
+                self.ended = True
                 return b"0\r\n\r\n"
             block = again
         if self._left is None:
@@ -234,7 +231,7 @@ class Upload:
         if not block or len(block) > self._left:
             raise InvalidHeader("the length of the body differs from its Content-Length")
         self._left -= len(block)
-        self._ended = self._left == 0
+        self.ended = self._left == 0
         return block
 
 

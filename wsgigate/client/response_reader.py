@@ -85,6 +85,9 @@ MOST_INTERIM = 10
 _LONGEST_LEARNT = 4096
 """Longest head, in characters, whose field names are cached; bounds the memory of the cache."""
 
+_LONGEST_STATUS = 128
+"""Longest status line, in bytes, that is cached."""
+
 MOST_CHUNK_OVERHEAD = 65536
 """Maximum bytes of chunk extensions or trailers in a row without body data between them."""
 
@@ -218,9 +221,10 @@ class ResponseReader:
         self.complete = True
 
     def _read_head(self, head: bytes) -> None:
-        line = _STATUS_LINE.match(head)  # checked here: llhttp skips empty lines before a message
-        if line is None:
-            raise BrokenResponse("malformed status line")
+        end = head.find(b"\n") + 1
+        line = head[:end]  # checked here: llhttp skips empty lines before a message
+        learn_line = _read_status if end <= _LONGEST_STATUS else _read_status.__wrapped__
+        status, version, reason = learn_line(line)
         try:
             HttpResponseParser(_NO_CALLBACKS).feed_data(head)
         except HttpParserUpgrade:
@@ -228,7 +232,7 @@ class ResponseReader:
         except HttpParserError as error:
             raise BrokenResponse(f"malformed response head: {error}") from None
         # llhttp has validated the syntax; this checks that no line was skipped.
-        text = head[line.end() :].decode("latin-1")
+        text = head[end:].decode("latin-1")
         fields = _FIELD.findall(text)
         if len(fields) != text.count("\n") - 1:
             raise BrokenResponse("malformed response head")
@@ -237,11 +241,10 @@ class ResponseReader:
         if " \r" in text or "\t\r" in text:
             fields = [(name, value.rstrip(" \t")) for name, value in fields]
         self.fields = fields
-        self.status = status = int(line[2])
-        self.version = version = 11 if line[1] == b"1" else 10
+        self.status = status
+        self.version = version
         self.keep = version == 11
-        reason = line[3]
-        self.reason = reason.decode("latin-1") if reason and not _CONTROL.search(reason) else ""
+        self.reason = reason
         learn = _framing if len(text) <= _LONGEST_LEARNT else _framing.__wrapped__
         length_at, codings, connections = learn(tuple(map(_name_of, fields)))
         for at in connections:
@@ -321,6 +324,25 @@ class _ChunkCallbacks:
 
     def on_message_complete(self) -> None:
         self._reader.complete = True
+
+
+@lru_cache(maxsize=256)
+def _read_status(line: bytes) -> tuple[int, int, str]:
+    """Return status, version (10 or 11) and reason phrase of a status line with its line end.
+
+    Cached, because there are few of them.
+
+    :raises BrokenResponse: The line is malformed.
+    """
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise BrokenResponse("malformed status line")
+    reason = match[3] or b""
+    return (
+        int(match[2]),
+        11 if match[1] == b"1" else 10,
+        "" if _CONTROL.search(reason) else reason.decode("latin-1"),
+    )
 
 
 @lru_cache(maxsize=1024)

@@ -484,7 +484,7 @@ class Attempts:
                     request.headers[_TIMEOUT] = write_timeout(until, began)
                 if number > 1 and not resilience.fails_over:
                     # on a new connection, so that the client does not repeat it automatically
-                    request.fresh = True  # type: ignore[attr-defined]
+                    request.fresh = True
             response = self._sender.send(request, watch, limits)
             if self._counts:
                 took = resilience.clock() - began if self._timed else 0.0

