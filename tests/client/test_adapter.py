@@ -457,7 +457,7 @@ def test_a_plain_response_over_tls_is_an_error(forward: Forward) -> None:
 def test_a_body_until_the_end_of_a_tls_connection_needs_its_close_notify(
     authority: Authority,
 ) -> None:
-    """Anybody in between can end a connection, only the instance can say farewell in TLS."""
+    """Others can end the TCP connection; only the instance can send close_notify."""
     context = server_context(authority.issue("ragged", [LOOPBACK]))
     with over_tls(context) as backend:
         backend.answers = [cut(b"HTTP/1.1 200 OK\r\n\r\nbegun")]

@@ -315,7 +315,7 @@ def test_a_socket_error_is_a_connection_error(pairs: Pairs) -> None:
 
 
 def test_bytes_after_the_end_of_a_body_end_its_connection(pairs: Pairs) -> None:
-    """G07: what came behind it is nobody's, so the connection is not either."""
+    """G07: the bytes belong to no response, so the connection is not reused."""
     for more, kept in ((b"56789", 1), (b"56789stray", 0)):
         pool, raw = begun(pairs, LENGTH + b"1234")
         pairs.theirs[-1].sendall(more)
@@ -408,7 +408,7 @@ def test_a_waiting_request_gets_a_usable_connection(
 
 
 def test_a_connection_with_unread_data_is_not_kept(pairs: Pairs) -> None:
-    """Of what TLS has decrypted already, no poller tells."""
+    """A poller does not report data that TLS has decrypted already."""
     pool = pool_of(pairs)
     connection = pool.acquire(0.0, 5.0)
     connection.pending = lambda: 1
@@ -448,7 +448,7 @@ def test_an_interrupted_dial_frees_its_slot() -> None:
 
 
 def test_a_waiting_request_checks_once_more_after_its_timeout(pairs: Pairs) -> None:
-    """Else a connection lies there that was given back to who has given up, while others wait."""
+    """Otherwise a connection returned at that moment stays unused while others wait."""
     clock = FakeClock(0.0)
     pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
     held = pool.acquire(0.0, 5.0)

@@ -238,7 +238,7 @@ def test_a_forked_process_has_a_thread_of_its_own(prober: Prober, backend: Backe
 
 
 def test_a_forked_process_closes_its_copies_of_the_parents_sockets(prober: Prober) -> None:
-    """A child that asked nobody kept the instance's connection open for as long as it lived."""
+    """Otherwise a child keeps the connection open for as long as it lives."""
     asked = threading.Event()
 
     def hang(connection: socket.socket, _request: Received) -> bool:

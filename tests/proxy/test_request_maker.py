@@ -65,7 +65,7 @@ def test_only_options_has_max_forwards_decremented(method: str, forwards: str, s
 
 
 def test_hop_by_hop_fields_are_removed() -> None:
-    """C06: nor a length that a server put among the fields, nor what is told of old settings."""
+    """C06: also a Content-Length among the fields, and obsolete settings."""
     gone = {
         "HTTP_HTTP2_SETTINGS": "x",
         "HTTP_EXPECT": "100-continue",

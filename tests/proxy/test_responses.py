@@ -356,7 +356,7 @@ def test_a_response_byte_by_byte_is_the_same_response(
 def test_a_delayed_final_response_does_not_reach_the_next_client(
     backend: Backend, forward: Forward
 ) -> None:
-    """G21: an interim answer, and the final one only when somebody waits for it."""
+    """G21: an interim response, and the final one only while the next client waits."""
     said = socket.socketpair()
 
     def paused(connection: socket.socket, _request: Received) -> bool:

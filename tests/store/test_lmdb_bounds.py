@@ -134,7 +134,7 @@ class Counting:
 
 @pytest.mark.parametrize("pinned", [False, True])
 def test_each_new_caller_costs_a_full_store_one_lookup(program, folder, clock, pinned):
-    """Nobody may have a server do milliseconds of work by one request of a new address each."""
+    """Requests from new addresses must not cost milliseconds each."""
     store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
     fill(store, "live", 100, 3600)
     if pinned:  # not even those that are there can be changed

@@ -175,7 +175,7 @@ def test_slots_of_killed_readers_are_reused(child, folder, monkeypatch):
 def test_slots_of_killed_readers_are_reused_while_another_process_has_the_file_open(
     child, folder, monkeypatch
 ):
-    """The table of readers is not made anew then."""
+    """The table of readers is kept then."""
     monkeypatch.setattr("wsgigate.store.lmdb_environment.READERS", 4)
     monkeypatch.setattr("wsgigate.store.lmdb_environment.LOCK_BYTES", 4 * 64 + 128)
     store = LmdbStore(folder)

@@ -1,4 +1,4 @@
-"""Composite kinds: lists, maps, alternatives, and tables.
+"""Composite kinds: lists, maps, unions, and tables.
 
 The keys of a table are declared once. A :class:`Table` has them as the fields of a dataclass, for
 what only the file has: the type of a field gives its kind, unless the file is stricter. An

@@ -119,7 +119,7 @@ STEPS = st.lists(st.tuples(st.floats(0.1, 60), STATES, st.booleans(), st.boolean
 def test_a_client_that_applies_deltas_has_the_current_instances(
     steps: list[tuple[float, dict[str, Status], bool, bool]],
 ) -> None:
-    """Whichever worker answers it, and however often they are started anew."""
+    """Whichever worker answers, and however often workers are restarted."""
     clock = Clock()
     store = MemoryStore(clock=clock)
     workers = [Registry(store), Registry(store)]

@@ -197,7 +197,7 @@ def test_a_delta_has_the_recent_changes(served: CompatRegistry) -> None:
 
 
 def test_a_delta_is_complete_after_a_start_and_in_every_worker(served: CompatRegistry) -> None:
-    """What one worker did is told by another one that has just been started, never asked before."""
+    """A worker that was just started reports the changes of the others."""
     register(served, "a", "b", "c")
     served.clock.now += 10
     served.ask("DELETE", "/eureka/apps/USERS/b")

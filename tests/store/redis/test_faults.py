@@ -298,7 +298,7 @@ def test_a_late_answer_is_not_taken_for_that_of_the_next_command():
 
 
 def test_an_unexpected_second_answer_closes_the_connection():
-    """Which of the two is the right one, nobody can tell."""
+    """It is unknown which of the two answers is the right one."""
     with peer((value(b"first") + value(b"spare"), value(b"spare")), (GOOD,)) as store:
         with pytest.raises(StoreError, match="more answers than expected"):
             store.get("first")

@@ -346,7 +346,7 @@ def test_tls_is_used_and_the_certificate_verified(start, connect, certificate):
 
 
 def test_a_connection_with_tls_is_used_again(start, connect, certificate):
-    """Tickets for the next session, which TLS 1.3 sends unasked, are nothing to be afraid of."""
+    """TLS 1.3 sends unrequested session tickets, which are no unexpected answer."""
     key, file = certificate
     server = start(
         *("--tls-auth-clients", "no", "--tls-ca-cert-file", str(file)),
