@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from wsgigate.runtime import fork
 from wsgigate.runtime.logs import FailureLog
 from wsgigate.runtime.threads import SupervisedThread
-from wsgigate.store import Store, StoreError, get_all, update
+from wsgigate.store import Store, StoreError, get_all, removed, update
 
 __all__ = ["Report", "StableTimes", "WorkerReports"]
 
@@ -244,7 +244,7 @@ class WorkerReports:
                 stopping.wait(EVERY)
         finally:
             try:
-                update(self._store, self._key(self.worker), lambda _, __: (None, 0.0, None))
+                update(self._store, self._key(self.worker), removed)
                 self._change_list([self.worker])
             except StoreError:
                 pass  # the report expires

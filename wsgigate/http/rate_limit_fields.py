@@ -1,4 +1,6 @@
-"""Rate limit fields in responses: ``RateLimit`` of the IETF draft, and ``X-RateLimit-*``.
+"""What limiters share: their fields in responses, argument checks and log messages.
+
+The fields are ``RateLimit`` of the IETF draft, and ``X-RateLimit-*``.
 
 Nested limiters report their numbers together: each appends its decision to the list under
 :data:`LIMITS`, and when the response starts, the fields of all are written.
@@ -28,7 +30,10 @@ __all__ = [
     "QuotaVerdict",
     "Terms",
     "check_options",
+    "counted_again",
     "is_list_of",
+    "observing",
+    "outage",
     "rate_limit",
     "rate_limit_policy",
 ]
@@ -75,6 +80,28 @@ def check_options(name: str, on_store_error: str) -> None:
         raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
     if not re.fullmatch(r"[A-Za-z0-9._:~-]{1,64}", name):
         raise ValueError(f"name is 1 to 64 letters, digits and any of ._:~-, not {name!r}")
+
+
+def counted_again(name: str) -> str:
+    """Return the message that the limit *name* is counted again."""
+    return f"the limit {name!r} is counted again"
+
+
+def outage(name: str, *, passes: bool) -> str:
+    """Return the message that the limit *name* cannot be counted."""
+    outcome = "passed" if passes else "were rejected"
+    return (
+        f"the limit {name!r} cannot be counted, %s requests {outcome} since the last such message: "
+        "%s"
+    )
+
+
+def observing(name: str) -> str:
+    """Return the message that the limit *name*, which only observes, would have rejected."""
+    return (
+        f"the limit {name!r} (observe only) would have rejected %s requests since the last such "
+        "message; the last: %s"
+    )
 
 
 def _quoted(name: str) -> str:

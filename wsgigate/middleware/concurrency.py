@@ -42,14 +42,22 @@ from wsgigate.http.caller import (
 )
 from wsgigate.http.peer_watch import PeerWatch
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
-from wsgigate.http.rate_limit_fields import QUOTA_EXCEEDED, LimitFields, Terms, check_options
+from wsgigate.http.rate_limit_fields import (
+    QUOTA_EXCEEDED,
+    LimitFields,
+    Terms,
+    check_options,
+    counted_again,
+    observing,
+    outage,
+)
 from wsgigate.http.wsgi import REASON, ExcInfo, Headers, client_address, close_body, is_preflight
 from wsgigate.rules.arguments import OneOf, Range, Seconds, checked
 from wsgigate.rules.quota import Verdict
 from wsgigate.runtime import fork
-from wsgigate.runtime.logs import ThrottledLog, counted_again, observing, outage
+from wsgigate.runtime.logs import ThrottledLog
 from wsgigate.runtime.threads import ScheduledCall, Timer
-from wsgigate.store import Store, StoreError
+from wsgigate.store import Store, StoreError, removed
 from wsgigate.store.open import OpenedStore, resettable
 
 __all__ = ["ID_BYTES", "LARGEST", "Concurrency", "ConcurrencyLimiter", "Leases"]
@@ -428,12 +436,12 @@ class ConcurrencyLimiter:
         :raises StoreError: The store fails.
         """
         if key is not None:
-            self._opened.update(self._prefix + store_key(key), _nothing)
+            self._opened.update(self._prefix + store_key(key), removed)
             return
         self._leases.forget_all()
         for place, _ in list(self._opened.items(self._prefix)):
             if place[len(self._prefix) :][:1] in ("=", "#"):
-                self._opened.update(place, _nothing)
+                self._opened.update(place, removed)
 
     def counts_in_memory(self) -> bool:
         """Return whether the leases are in the memory of this process only."""
@@ -525,10 +533,6 @@ class ConcurrencyLimiter:
             headers=(("Retry-After", "5"),),
         )
         return self._refuse(problem)(environ, start_response)
-
-
-def _nothing(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
-    return None, 0.0, None
 
 
 class _LeasedBody:

@@ -32,13 +32,16 @@ from wsgigate.http.rate_limit_fields import (
     LimitFields,
     Terms,
     check_options,
+    counted_again,
+    observing,
+    outage,
 )
 from wsgigate.http.wsgi import REASON, address_key, client_address, is_preflight, peer
 from wsgigate.rules.algorithms import ALGORITHMS, LimitPolicy, QuotaSpec
 from wsgigate.rules.arguments import OneOf, checked
 from wsgigate.rules.quota import Quota, Verdict
-from wsgigate.runtime.logs import ThrottledLog, counted_again, observing, outage
-from wsgigate.store import Store, StoreError
+from wsgigate.runtime.logs import ThrottledLog
+from wsgigate.store import Store, StoreError, removed
 from wsgigate.store.open import OpenedStore, resettable
 
 __all__ = ["Limiter"]
@@ -250,11 +253,11 @@ class Limiter:
             mine = re.compile(f"{begins}(?:together|[^/]+/[^/]+/[^/]+)/{ends}", re.DOTALL)
             for name, _ in list(self._opened.items(f"limit/{self.name}/")):
                 if mine.fullmatch(name):
-                    self._opened.update(name, _forgotten)
+                    self._opened.update(name, removed)
         else:
             for counted in (self._default, *self._plans.values()):
                 if counted is not None:
-                    self._opened.update(counted.kept(key), _forgotten)
+                    self._opened.update(counted.kept(key), removed)
 
     def counts_in_memory(self) -> bool:
         """Return whether the counts are in the memory of this process only."""
@@ -368,10 +371,6 @@ class Limiter:
             headers=(("Retry-After", "5"),),
         )
         return self._refuse(problem)(environ, start_response)
-
-
-def _forgotten(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
-    return None, 0.0, None
 
 
 class _CompiledQuotas(LimitPolicy):

@@ -18,10 +18,7 @@ __all__ = [
     "RepeatLog",
     "ThrottledLog",
     "adopt",
-    "counted_again",
-    "observing",
     "one_line",
-    "outage",
     "set_up",
 ]
 
@@ -335,25 +332,3 @@ def one_line(text: object) -> str:
     if shown.isprintable():
         return shown
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
-
-
-def counted_again(name: str) -> str:
-    """Return the message that the limit *name* is counted again."""
-    return f"the limit {name!r} is counted again"
-
-
-def outage(name: str, *, passes: bool) -> str:
-    """Return the message that the limit *name* cannot be counted."""
-    outcome = "passed" if passes else "were rejected"
-    return (
-        f"the limit {name!r} cannot be counted, %s requests {outcome} since the last such message: "
-        "%s"
-    )
-
-
-def observing(name: str) -> str:
-    """Return the message that the limit *name*, which only observes, would have rejected."""
-    return (
-        f"the limit {name!r} (observe only) would have rejected %s requests since the last such "
-        "message; the last: %s"
-    )

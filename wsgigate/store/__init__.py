@@ -28,6 +28,7 @@ __all__ = [
     "check_value",
     "encoded",
     "get_all",
+    "removed",
     "update",
     "usage",
 ]
@@ -88,6 +89,11 @@ Change: TypeAlias = Callable[[bytes | None, float], tuple[bytes | None, float, R
 *old* is the live value or ``None``; *now* is the store's time in seconds. Returning *old* itself as
 *new* leaves the value and its time to live unchanged; ``None`` removes it.
 """
+
+
+def removed(old: bytes | None, now: float) -> tuple[bytes | None, float, None]:
+    """Remove the value; a :data:`Change`."""
+    return None, 0.0, None
 
 
 class StoreError(Exception):
