@@ -201,3 +201,11 @@ def test_a_malformed_chunked_body_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest) as caught:
         ChunkedDecoder().feed(body)
     assert caught.value.problem.status in (400, 431)
+
+
+@pytest.mark.parametrize("name", ["Transfer_Encoding", "Content_Length", "content_length"])
+@pytest.mark.parametrize("header_map", ["dangerous", "refuse"])
+def test_no_field_with_an_underscore_changes_the_framing(name: str, header_map: Any) -> None:
+    head = f"POST / HTTP/1.1\r\nHost: a\r\n{name}: 5".encode()
+    with pytest.raises(BadRequest):
+        HeadParser(HeadRules(header_map=header_map)).parse(head, {})

@@ -123,6 +123,9 @@ _USUAL_METHOD = re.compile(r"[^a-z#]{3,20}")
 _SINGLE = frozenset(("HTTP_HOST", "CONTENT_TYPE", "CONTENT_LENGTH"))
 """Fields that must not be repeated (RFC 9110 section 5.3): two readers may choose differently."""
 
+_FRAMING = frozenset(("CONTENT_TYPE", "CONTENT_LENGTH", "TRANSFER_ENCODING"))
+"""What no name with an underscore may become: another reader would not use such a field."""
+
 _KEYS: dict[str, str] = {}
 """Environ keys by the spelling of a field's name."""
 
@@ -280,6 +283,8 @@ class HeadParser:
             if self._rules.header_map == "drop":
                 return ""
         key = upper.replace("-", "_")
+        if key in _FRAMING and "_" in name:
+            raise BadRequest(_BAD_HEAD, "a field of the framing with an underscore in its name")
         if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             key = "HTTP_" + key
         if "_" not in name and len(_KEYS) < _MOST_KEYS:
