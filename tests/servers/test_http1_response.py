@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
+import io
+import random
 import re
 import sys
 from collections.abc import Iterable
@@ -201,3 +204,52 @@ def test_early_hints_precede_the_response() -> None:
 
 def test_the_date_is_that_of_rfc_9110() -> None:
     assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", http_date())
+
+
+def test_two_different_lengths_are_refused_and_equal_ones_sent_once() -> None:
+    with pytest.raises(ValueError, match="two different"):
+        Sent().run([b"hello"], LENGTH, ("content-length", "6"))
+    assert Sent().run([b"hello"], LENGTH, LENGTH)[1] == [*KEEP, "Content-Length: 5"]
+
+
+def test_a_connection_that_was_upgraded_is_not_kept() -> None:
+    result = Sent()
+    result.run([b""], ("Connection", "Upgrade"), status="101 Switching Protocols")
+    assert not result.response.keep
+
+
+class Kept(io.BufferedReader):
+    """What http.client reads several responses from: it closes its file after each."""
+
+    def makefile(self, mode: str) -> Kept:
+        return self
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_http_client_reads_responses_of_all_kinds_one_after_the_other(seed: int) -> None:
+    chance = random.Random(seed)
+    sent = io.BytesIO()
+    expected = []
+    for _ in range(200):
+        method = chance.choice(["GET", "GET", "HEAD"])
+        status = chance.choice(["200 OK", "200 OK", "204 No Content", "304 Not Modified"])
+        parts = [chance.randbytes(chance.randint(0, 300)) for _ in range(chance.randint(0, 4))]
+        body = b"".join(parts)
+        fields = [("Content-Length", str(len(body)))] if chance.random() < 0.5 else []
+        response = Response(
+            lambda data, last: sent.write(data), method, (1, 1), keep=True, keep_alive=5
+        )
+        response.start(status, fields)
+        response.run(parts if chance.random() < 0.5 else iter(parts))
+        assert response.keep
+        expected.append((method, status, body if (method, status) == ("GET", "200 OK") else b""))
+    sent.seek(0)
+    stream: Any = Kept(sent)  # type: ignore[arg-type]
+    for method, status, body in expected:
+        read = http.client.HTTPResponse(stream, method=method)
+        read.begin()
+        assert (f"{read.status} {read.reason}", read.read()) == (status, body)
+    assert stream.read() == b""

@@ -159,6 +159,10 @@ class Response:
             if kind == _USUAL:
                 fields.append((name, value))
             elif kind == _LENGTH:
+                if length is not None:
+                    if length != _length_of(value):
+                        raise ValueError("two different Content-Length fields")
+                    continue
                 length = _length_of(value)
                 fields.append((name, value))
             elif kind == _CONNECTION:
@@ -279,7 +283,7 @@ class Response:
         keep = self.keep and (self.length is not None or self.chunked or self.body_forbidden)
         if self._begins is not None:
             keep = self._begins() and keep
-        self.keep = keep
+        self.keep = keep = keep and self.status_code != 101  # what follows is no HTTP
         if self.upgrade:
             connection = "upgrade"
         elif not keep:
