@@ -38,6 +38,7 @@ class Peer:
             self.sock, address = listener.accept()
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         self.waits: dict[Connection, float] = {}
+        self.watched: list[Connection] = []  # connections to be flushed
         rules = options.pop("rules", HeadRules())
         deadlines = Deadlines(
             head=options.pop("head", 10.0),
@@ -54,6 +55,7 @@ class Peer:
             rules,
             deadlines,
             waits=self.waits,
+            watch=self.watched.append,
             **options,
         )
 
@@ -134,8 +136,21 @@ def test_pipelined_requests_are_served_one_after_the_other(peer: Peer) -> None:
     assert third.environ["PATH_INFO"] == "/c"
 
 
-def test_one_empty_line_before_a_request_is_ignored(peer: Peer) -> None:
-    assert peer.say(b"\r\n" + HEAD) is not None
+@pytest.mark.parametrize("pieces", [[b"\r\n" + HEAD], [b"\r", b"\n", HEAD], [b"\r\n", HEAD]])
+def test_one_empty_line_before_a_request_is_ignored(pieces: list[bytes], peer: Peer) -> None:
+    for _ in range(2):
+        requests = [peer.say(piece) for piece in pieces]
+        assert requests[-1] is not None
+
+
+@pytest.mark.parametrize(
+    "pieces", [[b"\r\n\r\n" + HEAD], [b"\r\n\r", b"\n" + HEAD], [b"\r\n", b"\r\n", HEAD]]
+)
+def test_two_empty_lines_before_a_request_are_not(pieces: list[bytes], peer: Peer) -> None:
+    for piece in pieces[:-1]:
+        peer.client.sendall(piece)
+    with pytest.raises(BadRequest):
+        peer.say(pieces[-1])
 
 
 @pytest.mark.parametrize(
@@ -143,6 +158,7 @@ def test_one_empty_line_before_a_request_is_ignored(peer: Peer) -> None:
     [
         (b"GET / HTTP/1.1\nHost: a\n\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\n", 400),
+        (b"\nGET / HTTP/1.1\r\n", 400),
         (b"\r\n\r\n\r\n", 400),
         (b"GET /" + b"a" * 200, 414),
         (b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 2000, 431),
@@ -215,6 +231,13 @@ def test_the_preamble_of_a_balancer_gives_the_clients_address(make: Make) -> Non
     peer.ours.rest()
     with pytest.raises(BadRequest):
         peer.say(b"PROXY TCP4 192.0.2.8 192.0.2.1 4100 80\r\n" + HEAD)
+
+
+def test_a_preamble_from_another_peer_is_refused(make: Make) -> None:
+    with pytest.raises(BadRequest) as caught:
+        make(proxied="v1", may_proxy=False).say(b"PROXY UNKNOWN\r\n" + HEAD)
+    assert caught.value.problem.status == 403
+    assert make(proxied="v1", may_proxy=False).say(HEAD) is not None
 
 
 def test_a_malformed_preamble_is_refused(make: Make) -> None:
@@ -380,7 +403,7 @@ def test_what_is_left_of_a_body_that_has_arrived_is_discarded(peer: Peer) -> Non
 
 def test_output_that_the_kernel_takes_is_sent_at_once(peer: Peer) -> None:
     peer.ours.send(b"hello")
-    assert not peer.ours.owes
+    assert not peer.ours.flushing
     assert peer.client.recv(100) == b"hello"
     assert not peer.ours.leave(True)
 
@@ -388,7 +411,7 @@ def test_output_that_the_kernel_takes_is_sent_at_once(peer: Peer) -> None:
 def filled(peer: Peer) -> int:
     """Send until output is owed; return how many bytes that were."""
     size = 0
-    while not peer.ours.owes or peer.ours.flush():
+    while not peer.ours.flushing or peer.ours.flush() is not False:
         peer.ours.send(b"x" * 50_000)
         size += 50_000
     return size
@@ -397,6 +420,7 @@ def filled(peer: Peer) -> int:
 def test_what_a_client_does_not_read_is_kept_and_sent_when_it_does(peer: Peer) -> None:
     size = filled(peer)
     peer.ours.send(b"last")
+    assert peer.watched == [peer.ours]  # once
     assert peer.ours.leave(True)
     assert peer.ours.keeps is True
     assert peer.ours.flush() is False
@@ -407,7 +431,39 @@ def test_what_a_client_does_not_read_is_kept_and_sent_when_it_does(peer: Peer) -
         assert peer.ours.wait(select.POLLOUT, 10)
     reader.join()
     assert got[0] == b"x" * size + b"last"
-    assert not peer.ours.owes
+    assert not peer.ours.flushing
+
+
+def test_what_is_owed_leaves_while_the_app_is_busy_with_the_next_part(peer: Peer) -> None:
+    size = filled(peer)
+    assert peer.watched == [peer.ours]
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(peer.received(size)))
+    reader.start()
+    while (done := peer.ours.flush()) is False:
+        assert peer.ours.wait(select.POLLOUT, 10)
+    reader.join()
+    assert done is None  # the thread that serves the request goes on
+    assert len(got[0]) == size
+    assert not peer.ours.leave(True)
+
+
+def test_output_does_not_renew_the_time_for_reading_what_came_before(peer: Peer) -> None:
+    filled(peer)
+    peer.ours.timeout = 7.0
+    peer.ours.send(b"next")
+    assert peer.ours.timeout == 7.0
+
+
+def test_a_connection_that_is_given_up_is_ended_by_the_thread_that_serves_it(peer: Peer) -> None:
+    filled(peer)
+    peer.ours.serving = True
+    assert peer.ours.give_up()
+    with pytest.raises(ClientStalled):
+        peer.ours.send(b"next")
+    assert not peer.ours.leave(False)
+    assert not peer.ours.give_up()
+    assert peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == ABANDONED
 
 
 def test_a_sender_waits_above_the_backlog_and_the_order_is_kept(peer: Peer) -> None:
@@ -422,7 +478,7 @@ def test_a_sender_waits_above_the_backlog_and_the_order_is_kept(peer: Peer) -> N
     reader = threading.Thread(target=read)
     reader.start()
     peer.ours.send(data)
-    while not peer.ours.flush():
+    while peer.ours.flush() is False:
         assert peer.ours.wait(select.POLLOUT, 10)
     reader.join(20)
     assert not reader.is_alive()
@@ -440,10 +496,16 @@ def test_a_response_that_is_not_read_is_given_up(make: Make) -> None:
         peer.ours.send(b"x")
 
 
-def test_two_threads_do_not_send_at_the_same_time(peer: Peer) -> None:
+def test_no_lock_is_held_while_a_sender_waits(peer: Peer) -> None:
     filled(peer)
-    with peer.ours._lock:
-        assert peer.ours.flush() is None
+    sender = threading.Thread(target=lambda: peer.ours.send(bytes(4 * BACKLOG)))
+    sender.start()
+    while not peer.waits:
+        assert sender.is_alive()
+    assert peer.ours.flush() is False  # another thread need not wait for it
+    peer.received(3 * BACKLOG + 100_000)
+    sender.join(20)
+    assert not sender.is_alive()
 
 
 def test_a_file_follows_what_is_owed(peer: Peer, tmp_path: Path) -> None:

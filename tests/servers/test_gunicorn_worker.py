@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import socket
+import ssl
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,7 +15,13 @@ from typing import Any
 
 import pytest
 from gunicorn.config import Config
+from gunicorn.http.message import Request
+from gunicorn.http.unreader import IterUnreader
+from gunicorn.http.wsgi import create
 
+from tests.support.certificates import make_certificate
+from wsgigate.http.wsgi import LEND_THREAD
+from wsgigate.servers.gunicorn_connection import ClientStalled
 from wsgigate.servers.gunicorn_threads import IdleConnections
 from wsgigate.servers.gunicorn_worker import GateWorker, _OnceToken
 
@@ -45,13 +56,15 @@ def hello(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 class Gate:
     """A worker, and clients that are connected to it."""
 
-    def __init__(self, app: Any = hello, **settings: Any) -> None:
+    def __init__(
+        self, app: Any = hello, kind: type[GateWorker] = GateWorker, **settings: Any
+    ) -> None:
         cfg = Config()
         for name, value in {"threads": 4, "keepalive": KEPT, **settings}.items():
             cfg.set(name, value)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.log = Log()
-        self.worker = GateWorker(1, 1, [self.listener], None, 30, cfg, self.log)
+        self.worker = kind(1, 1, [self.listener], None, 30, cfg, self.log)
         self.worker.prepare()
         self.worker.wsgi = app
         self.worker.tpool.start = lambda: None  # the test is the only thread
@@ -263,7 +276,7 @@ def test_a_response_that_is_not_read_takes_no_thread(make: Make) -> None:
     connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
     client.sendall(GET.replace(b"/ ", b"/?200000 "))
     gate.step()
-    assert connection.owes
+    assert connection.flushing
     assert not gate.worker._at_work
     with client.makefile("rb", buffering=0) as file:
         received = b""
@@ -271,7 +284,7 @@ def test_a_response_that_is_not_read_takes_no_thread(make: Make) -> None:
             received += file.read(1000)
         size = len(received) - received.index(b"\r\n\r\n") - 4
         while size < 200_000:
-            if connection.owes:
+            if connection.flushing:
                 gate.step()
             size += len(file.read(1 << 16))
     assert size == 200_000
@@ -374,6 +387,228 @@ def test_the_scheme_is_that_of_a_trusted_proxy_only(make: Make) -> None:
     make(app).ask(request)
     make(app, forwarded_allow_ips="").ask(request)
     assert seen == ["https", "http"]
+
+
+def test_a_stopping_worker_lets_slow_requests_and_responses_finish(make: Make) -> None:
+    gate = make(large)
+    waiting, slow = gate.connect(), gate.connect()
+    slow.sendall(GET[:20])
+    gate.step()
+    reads = gate.connect()
+    connection = list(gate.worker.idle)[-1]
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+    reads.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+    reads.sendall(GET.replace(b"/ ", b"/?250000 "))
+    gate.step()
+    assert connection.flushing
+    gate.worker.begin_stop(time.monotonic() + 2.0)
+    gate.worker.expire(time.monotonic() + 3.0)
+    assert gate.worker.connections() == 2
+    assert waiting.recv(1) == b""
+
+
+def test_a_connection_ends_once(gate: Gate) -> None:
+    gate.connect()
+    [connection] = gate.worker.idle
+    gate.worker.idle.take_oldest()
+    gate.worker.release(connection)
+    gate.worker.abort(connection)
+    gate.worker.release(connection)
+    assert gate.worker.connections() == 1
+    assert connection.sock.fileno() >= 0  # it lingers
+
+
+def test_the_access_log_has_the_status_of_an_app_that_fails(make: Make) -> None:
+    gate = make(fails, accesslog="-")
+    gate.ask()
+    [(response, *_)] = gate.log.accesses
+    assert response.status == "500 Internal Server Error"
+    assert response.sent > 0
+    assert "access log" not in "".join(gate.log.lines)
+
+
+def test_an_apps_own_lost_connection_is_logged(make: Make) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        raise ConnectionResetError(errno.ECONNRESET, "the database has left")
+
+    gate = make(app)
+    assert gate.ask().startswith(b"HTTP/1.1 500 ")
+    assert gate.log.lines == ["Error handling request GET /"]
+
+
+def test_an_app_that_raises_stop_iteration_is_answered(make: Make) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        return [next(iter([]))]
+
+    assert make(app).ask().startswith(b"HTTP/1.1 500 ")
+
+
+def test_errors_of_the_app_go_where_the_log_goes_by_then(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        print("from the app", file=environ["wsgi.errors"])
+        return hello(environ, start_response)
+
+    gate = make(app)
+    closed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", closed)
+        client = gate.connect()
+        gate.ask(client=client)
+    assert closed.getvalue() == "from the app\n"
+    closed.close()
+    gate.ask(client=client)
+    assert capsys.readouterr().err == "from the app\n"
+
+
+def test_a_file_is_sent_from_where_its_reader_is(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        file = (tmp_path / "file").open("rb")
+        file.read(3)  # the system's offset is 10 by now
+        start_response("200 OK", [])
+        wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"](file)
+        return wrapped
+
+    assert make(app).ask().endswith(b"\r\n\r\n3456789")
+
+
+PREAMBLE = b"PROXY TCP4 192.0.2.7 192.0.2.1 4100 80\r\n"
+
+
+def test_the_proxy_protocol_is_that_of_allowed_peers_only(make: Make) -> None:
+    allowed = make(proxy_protocol="v1", proxy_allow_ips="127.0.0.1")
+    assert allowed.ask(PREAMBLE + GET).endswith(b"ok")
+    other = make(proxy_protocol="v1", proxy_allow_ips="192.0.2.1")
+    assert other.ask(PREAMBLE + GET).startswith(b"HTTP/1.1 403 ")
+
+
+def limited(most: int, *trusted: str) -> type[GateWorker]:
+    return GateWorker.having(max_connections_per_client=most, trusted_proxies=trusted)
+
+
+def test_one_client_has_so_many_connections_and_no_more(make: Make) -> None:
+    gate = make(kind=limited(2))
+    first, second, third, fourth = (gate.connect() for _ in range(4))
+    assert (third.recv(1), fourth.recv(1)) == (b"", b"")
+    assert gate.worker.connections() == 2
+    assert gate.log.lines == ["Connections closed: ip=127.0.0.1 has 2 (max_connections_per_client)"]
+    assert gate.ask(client=second).endswith(b"ok")
+    first.close()
+    gate.step()
+    assert gate.ask().endswith(b"ok")
+    for client in gate.clients:
+        client.close()
+    while gate.worker.connections():
+        gate.step()
+    assert gate.worker._clients._open == {}
+    assert gate.ask().endswith(b"ok")
+
+
+def test_the_limit_of_connections_does_not_apply_to_trusted_proxies(make: Make) -> None:
+    for gate in (make(kind=limited(1, "127.0.0.0/8")), make(proxy_protocol="v1", kind=limited(1))):
+        assert [gate.ask(client=gate.connect())[-2:] for _ in range(3)] == [b"ok"] * 3
+
+
+@pytest.mark.parametrize("name", ["strip_header_spaces", "permit_obsolete_folding"])
+def test_settings_without_effect_are_reported(name: str) -> None:
+    cfg, log = Config(), Log()
+    GateWorker.check_config(cfg, log)
+    assert log.lines == []
+    cfg.set(name, True)
+    GateWorker.check_config(cfg, log)
+    assert log.lines == [f"GateWorker does not support gunicorn's setting {name}"]
+
+
+class Impatient(GateWorker):
+    idle_timeout = 0.2
+
+
+def test_an_upgrade_over_tls_has_the_deadlines_of_other_requests(
+    make: Make, tmp_path: Path
+) -> None:
+    """Its socket is a blocking one for the app, but not for the server."""
+    seen: list[Any] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.append(environ["gunicorn.socket"].gettimeout())
+        try:
+            environ["wsgi.input"].read()
+        except Exception as error:
+            seen.append(type(error))
+        seen.append(environ["gunicorn.socket"].gettimeout())
+        return hello(environ, start_response)
+
+    file = str(make_certificate(tmp_path))
+    gate = make(app, kind=Impatient, certfile=file, keyfile=file)
+    plain = gate.connect()
+    tls = ssl.create_default_context(cafile=file)
+    clients: list[ssl.SSLSocket] = []
+
+    def upload() -> None:
+        client = tls.wrap_socket(plain, server_hostname="127.0.0.1")
+        clients.append(client)
+        fields = b"Upgrade: x\r\nConnection: upgrade\r\nContent-Length: 200000\r\n\r\n"
+        client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\n" + fields + bytes(80_000))
+
+    thread = threading.Thread(target=upload)
+    thread.start()
+    while not seen:
+        gate.step()
+    thread.join()
+    assert seen == [None, ClientStalled, None]
+    clients[0].close()
+
+
+UNLIKE = {
+    *("wsgi.errors", "wsgi.input", "wsgi.early_hints", "gunicorn.socket", "wsgi.multithread"),
+    *("HTTP_COOKIE", LEND_THREAD),
+}
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET /a%20b?c=d HTTP/1.1\r\nHost: a.test:81\r\nX-A: 1\r\nX-A: 2\r\n\r\n",
+        b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Type: a/b\r\n\r\nok",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n",
+        b"GET /mounted/x HTTP/1.1\r\nHost: a\r\nSCRIPT_NAME: /mounted\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Proto: https\r\n\r\n",
+    ],
+)
+def test_the_environ_is_that_of_gunicorns_own_worker(
+    data: bytes, family: int, make: Make, tmp_path: Path
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.append(environ)
+        return hello(environ, start_response)
+
+    gate = make(app)
+    gate.listener.close()
+    gate.listener = socket.socket(family)
+    gate.listener.bind(
+        {socket.AF_INET: ("127.0.0.1", 0), socket.AF_INET6: ("::1", 0)}.get(
+            socket.AddressFamily(family), str(tmp_path / "socket")
+        )
+    )
+    gate.listener.listen()
+    with socket.socket(family) as client:
+        client.connect(gate.listener.getsockname())
+        sock, address = gate.listener.accept()
+        gate.worker.opened(sock, address, gate.listener)
+        gate.ask(data, client)
+    parsed = Request(gate.worker.cfg, IterUnreader(iter([data])), address)
+    _, theirs = create(parsed, sock, address, gate.listener.getsockname(), gate.worker.cfg)
+    kept = [{key: environ[key] for key in environ.keys() - UNLIKE} for environ in (seen[0], theirs)]
+    assert kept[0] == kept[1]
+    assert theirs.keys() - seen[0].keys() <= UNLIKE
 
 
 def test_exactly_one_worker_takes_the_token() -> None:

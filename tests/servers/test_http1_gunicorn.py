@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import socket
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.http.wsgi import create
 
+from wsgigate.servers.gunicorn_connection import BUFFERED, ClientGone, Connection, Deadlines
 from wsgigate.servers.http1_request import BadRequest, ChunkedDecoder, HeadParser, HeadRules
 
 PEER = ("192.0.2.1", 4321)
@@ -167,3 +169,62 @@ def test_a_body_is_read_whatever_pieces_it_comes_in() -> None:
         assert found.getvalue() == b"hello0123456789abcdef"
         assert decoder.complete
         assert decoder.rest + rest == b"next"
+
+
+def served(pieces: list[bytes]) -> tuple[list[tuple[dict[str, str], bytes]], bool]:
+    """Return the requests that a connection reads from *pieces*, and whether it refuses one."""
+    client, sock = socket.socketpair()
+    rules = HeadRules()
+    ours = Connection(
+        sock, "", {}, HeadParser(rules), rules, Deadlines(9, 9, 500, 9), waits={}, watch=id
+    )
+    found: list[tuple[dict[str, str], bytes]] = []
+    left = list(pieces)
+    with client, sock:
+        try:
+            while True:
+                request = ours.advance() if left != pieces else None
+                if request is None:
+                    if left:
+                        client.sendall(left.pop(0))
+                    else:
+                        client.shutdown(socket.SHUT_WR)
+                    continue
+                if request.streamed is not None:
+                    client.sendall(b"".join(left))  # the kernel keeps few small pieces
+                    left.clear()
+                    client.shutdown(socket.SHUT_WR)
+                found.append((compared(request.environ), request.environ["wsgi.input"].read()))
+                ours.rest()
+        except BadRequest:
+            return found, True
+        except ClientGone:
+            return found, False
+
+
+LARGE = b"POST /large HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (
+    BUFFERED + 9,
+    bytes(BUFFERED + 9),
+)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_requests_are_the_same_whatever_pieces_they_arrive_in(seed: int) -> None:
+    chance = random.Random(seed)
+    read = refused = 0
+    for first, second in zip(mutants(60, seed), mutants(60, -1 - seed), strict=True):
+        data = b"".join(
+            [chance.choice(GOOD), chance.choice([first, LARGE]), chance.choice(GOOD), second]
+        )
+        whole = served([data])
+        read += len(whole[0])
+        refused += whole[1]
+        for most in (1, 7, 100) if len(data) < 2000 else (9000,):
+            pieces, at = [], 0
+            while at < len(data):
+                size = chance.randint(1, most)
+                pieces.append(data[at : at + size])
+                at += size
+            assert served(pieces) == whole, data
+    assert read > 60
+    assert refused > 15

@@ -183,6 +183,13 @@ class GatewayTable:
         Duration(),
         default=None,
     )
+    max_connections_per_client: int | None = setting(
+        "The maximum number of connections that one client address, or one /64 network of IPv6, "
+        "may have open to each worker under gunicorn; further ones are closed. trusted_proxies "
+        "have no limit. Default: no limit.",
+        Integer(1, 1_000_000),
+        default=None,
+    )
     keep_alive: float = setting(
         "How long an idle client connection stays open for the next request; 0 closes it after "
         "each response.",

@@ -24,6 +24,7 @@ __all__ = [
     "cookie_values",
     "is_field_value",
     "is_token",
+    "one_cookie_field",
     "read_retry_after",
     "retry_after",
     "unix_time",
@@ -54,6 +55,17 @@ def without_cookies(field: str, names: Collection[str]) -> str:
     """
     kept = [pair for pair in field.split(";") if pair.partition("=")[0].strip(" \t") not in names]
     return ";".join(kept).lstrip(" \t")
+
+
+def one_cookie_field(fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return *fields* with several ``COOKIE`` fields joined by semicolons (RFC 9113 section 8.2.3).
+
+    gunicorn would join them by a comma, which can be part of a cookie's value.
+    """
+    cookies = [value for name, value in fields if name == "COOKIE"]
+    if len(cookies) < 2:
+        return fields
+    return [*(field for field in fields if field[0] != "COOKIE"), ("COOKIE", "; ".join(cookies))]
 
 
 HOP_BY_HOP = frozenset(

@@ -38,6 +38,7 @@ from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
 from wsgigate.config.model import Config, GatewayTable
 from wsgigate.gateway import Gateway
+from wsgigate.http.fields import one_cookie_field
 from wsgigate.runtime import fork
 from wsgigate.runtime.logs import adopt
 from wsgigate.server_check import ServerFacts, facts_of_gunicorn
@@ -77,8 +78,8 @@ def settings(
     - ``worker_connections`` grows with the threads: gunicorn's default of 1000 may be less than the
       number of threads.
     - ``loglevel`` is the file's ``gateway.log_level``; the gateway's loggers use the same level.
-    - ``pre_request`` joins several ``Cookie`` fields with a semicolon; gunicorn would join them
-      with a comma, which can be part of a cookie's value.
+    - ``pre_request`` joins several ``Cookie`` fields with a semicolon where gunicorn's own worker
+      serves; it would join them with a comma, which can be part of a cookie's value.
 
     :param path: The file. Default: ``$WSGIGATE_CONFIG``.
     :param bind: ``HOST:PORT`` or ``unix:PATH``; overrides the file's.
@@ -103,6 +104,7 @@ def planned(config: Config) -> ServerFacts:
 def _settings(config: Config, path: str = "") -> dict[str, Any]:
     gateway = config.gateway
     files = certificate_files(config, path)
+    worker = _worker_class(gateway)
     # A registry with 10,000 instances gets 10,000 heartbeats each ten seconds.
     served = 10_000 if config.registry is None else 1_000_000
     return {
@@ -112,7 +114,7 @@ def _settings(config: Config, path: str = "") -> dict[str, Any]:
         "workers": gateway.workers or fork.processors(),
         "threads": gateway.threads,
         "worker_connections": gateway.threads + WAITING,
-        "worker_class": _worker_class(gateway),
+        "worker_class": worker,
         "proc_name": gateway.name,
         "http_parser": "python",
         "forwarded_allow_ips": "",
@@ -130,7 +132,7 @@ def _settings(config: Config, path: str = "") -> dict[str, Any]:
         "control_socket_disable": True,
         "accesslog": None,
         "loglevel": gateway.log_level or "info",
-        "pre_request": _one_cookie_field,
+        **({"pre_request": _join_cookies} if worker == "gthread" else {}),
         "post_worker_init": _worker_started,
         "worker_exit": _worker_stopped,
     }
@@ -143,6 +145,8 @@ def _worker_class(gateway: GatewayTable) -> str | type:
         worker = GateWorker.having(
             head_timeout=gateway.head_timeout,
             idle_timeout=gateway.idle_timeout,
+            max_connections_per_client=gateway.max_connections_per_client,
+            trusted_proxies=gateway.trusted_proxies if gateway.max_connections_per_client else None,
         )
         return f"{worker.__module__}.GateWorker" if worker is GateWorker else worker
     log.warning(
@@ -272,12 +276,8 @@ def _check(path: str) -> tuple[str, str]:
     return "", next((line for line in output.splitlines() if line.startswith(of_store)), "")
 
 
-def _one_cookie_field(_worker: Any, request: Any) -> None:
-    """Join the Cookie fields of a request with semicolons (RFC 9113 section 8.2.3)."""
-    cookies = [value for name, value in request.headers if name == "COOKIE"]
-    if len(cookies) > 1:
-        others = [field for field in request.headers if field[0] != "COOKIE"]
-        request.headers = [*others, ("COOKIE", "; ".join(cookies))]
+def _join_cookies(_worker: Any, request: Any) -> None:
+    request.headers = one_cookie_field(request.headers)
 
 
 def _worker_started(worker: Any) -> None:

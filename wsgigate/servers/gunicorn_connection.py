@@ -14,16 +14,19 @@ body of up to :data:`BUFFERED` bytes. A thread is taken
 - for a client that expects ``100 Continue`` at once, as the app decides whether it wants the body.
 
 Output: :meth:`send` gives the kernel what it takes without waiting. Up to :data:`BACKLOG` bytes
-beyond that are kept here, and whatever thread is free sends them when the client has read enough:
-a slow reader of a short response occupies no thread either. Beyond it the sending thread waits.
-Three rules make this safe:
+beyond that are kept here, and whatever thread is free sends them when the client has read enough,
+also while the app is busy with the next part of the response: a slow reader of a short response
+occupies no thread, and an event is not held back until the next one. Beyond it the sending thread
+waits. Four rules make this safe:
 
-- ``_owed`` is changed under ``_lock`` only. A sender that sees it empty may send without the lock:
-  only a sender makes it non-empty, and there is one sender at a time.
-- A thread that was called because the socket is writable gives up if the lock is taken: the sender
-  has it, and arms the connection again when it leaves.
-- The last to let go of the connection ends it: :meth:`leave` tells the serving thread whether
-  output is owed, under the lock, and if so the thread that sends the last of it takes over.
+- ``_owed`` is changed under ``_lock`` only, which is never held while waiting. A sender that sees
+  it empty may send without the lock: only a sender makes it non-empty, and there is one at a time.
+- ``flushing`` is true from when a sender has the connection watched for output until a thread finds
+  that nothing is owed any longer. So at most one thread at a time is called to flush it.
+- The last to let go of the connection ends it, as the lock decides: :meth:`leave` returns whether
+  it is being flushed, and if so the thread that sends the last of it takes over.
+- TLS: one thread may flush while another one reads a body, and OpenSSL allows no two calls for one
+  connection at a time. So reading takes the lock, too.
 
 Deadlines are times of the monotonic clock in ``timeout``, which the worker's loop enforces for a
 connection that no thread has, and :meth:`advance` for one that sends drops: a head must be complete
@@ -33,8 +36,8 @@ within ``idle_timeout`` seconds. A client that misses the last has its connectio
 (``SO_LINGER`` 0), which discards what the system has buffered.
 
 A plain socket stays in blocking mode, and each call says ``MSG_DONTWAIT``: an app that uses
-``gunicorn.socket`` itself expects a blocking one. TLS knows no such flag; its sockets do not block
-but while a request with ``Upgrade`` is served.
+``gunicorn.socket`` itself expects a blocking one. TLS knows no such flag: its sockets do not block
+but while a request with ``Upgrade`` is served, and then not for the calls made here.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ import termios
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from fcntl import ioctl
 from typing import Any, NamedTuple, cast
 
@@ -95,10 +99,6 @@ ABANDONED = struct.pack("ii", 1, 0)
 
 _DONTWAIT = socket.MSG_DONTWAIT
 
-_TIMEVAL = struct.Struct("ll")
-
-_LATER = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
 _TOO_LONG_LINE = Problem(414, "The request target is too long.")
 
 _TOO_LONG = Problem(431, "The request has too many fields or too long ones.")
@@ -106,6 +106,8 @@ _TOO_LONG = Problem(431, "The request has too many fields or too long ones.")
 _BAD_BODY = Problem(400, "Malformed request body.")
 
 _BAD_HEAD = Problem(400, "Malformed request head.")
+
+_FORBIDDEN = Problem(403, "Request forbidden.")
 
 
 class ClientGone(ConnectionResetError):
@@ -163,12 +165,16 @@ class Connection:
     :param deadlines: The worker's.
     :param waits: Since when each thread waits for its client; shared by all connections.
     :param proxied: The versions of the PROXY protocol that the peer may begin with.
+    :param may_proxy: Whether the peer is one that may do so; another one is refused.
     :param http2: Whether a client may begin with the preface of HTTP/2.
+    :param watch: Has a thread call :meth:`flush` once the socket is writable.
     :ivar buffer: Bytes that were read and belong to the next request.
     :ivar timeout: When the connection is closed, unless something arrives or leaves before.
     :ivar initialized: Whether anything was read; see ``gunicorn_threads``.
     :ivar serving: Whether a thread is in the app with one of its requests.
     :ivar keeps: Whether it stays open after the response; None while that is not decided.
+    :ivar counted: The client's address as its connections are counted; empty if they are not.
+    :ivar flushing: Whether a thread is, or will be, called to send what is owed.
     """
 
     def __init__(
@@ -181,8 +187,10 @@ class Connection:
         deadlines: Deadlines,
         *,
         waits: dict[Connection, float],
+        watch: Callable[[Connection], object],
         http2: bool = False,
         proxied: Mode = "off",
+        may_proxy: bool = True,
     ) -> None:
         self.sock = sock
         self.client = address
@@ -190,6 +198,7 @@ class Connection:
         self.initialized = False
         self.serving = False
         self.keeps: bool | None = None
+        self.flushing = False
         self.served = 0
         self.timeout = time.monotonic() + deadlines.head
         self._template = template
@@ -198,7 +207,10 @@ class Connection:
         self._deadlines = deadlines
         self._http2 = http2
         self._waits = waits
+        self._watch = watch
         self._proxied: Mode = proxied
+        self._may_proxy = may_proxy
+        self._skipped = False  # an empty line before the request
         self._partial: bytearray | None = None  # a head, or a body, that is incomplete
         self._scanned = 0
         self._head: Head | None = None
@@ -211,6 +223,7 @@ class Connection:
         self._owed_bytes = 0
         self._broken = False
         self.server: Any = None
+        self.counted = ""
         self.http2: Any = None
 
     # Input.
@@ -267,13 +280,14 @@ class Connection:
         partial += data
         if self._proxied != "off" and not self._read_preamble(partial):
             return None
-        if self._http2 and PREFACE.startswith(partial[: len(PREFACE)]):
+        if self._http2 and not self.served and PREFACE.startswith(partial[: len(PREFACE)]):
             if len(partial) >= len(PREFACE):
                 self.buffer, self._partial = bytes(partial), None
                 raise Http2Preface
             return None
-        if partial[:2] == b"\r\n":
+        if partial[:2] == b"\r\n" and not self._skipped:
             del partial[:2]  # RFC 9112 section 2.2: one empty line before a request is ignored
+            self._skipped = True
         end = partial.find(b"\r\n\r\n", max(0, self._scanned - 3))
         if end > 0:
             self._partial = None
@@ -291,10 +305,13 @@ class Connection:
             return False
         self._proxied = "off"
         if preamble.size:
+            if not self._may_proxy:
+                raise BadRequest(_FORBIDDEN, "the peer may not use the PROXY protocol")
             del partial[: preamble.size]
             self._template["PROXY_PROTOCOL"] = preamble.protocol
             if preamble.client and preamble.server:
                 (address, port), (proxy, proxy_port) = preamble.client, preamble.server
+                self.client = preamble.client
                 self._template["REMOTE_ADDR"], self._template["REMOTE_PORT"] = address, str(port)
                 self._template["PROXY_ADDR"], self._template["PROXY_PORT"] = proxy, str(proxy_port)
         return True
@@ -303,7 +320,8 @@ class Connection:
         """Check the beginning of a head as far as it can be judged."""
         seen, self._scanned = self._scanned, len(partial)
         new = partial[max(0, seen - 1) :]
-        if partial[:2] == b"\r\n" or new.count(b"\n") - new.startswith(b"\n") != new.count(b"\r\n"):
+        counted = 1 if seen and new.startswith(b"\n") else 0
+        if partial[:2] == b"\r\n" or new.count(b"\n") - counted != new.count(b"\r\n"):
             raise BadRequest(_BAD_HEAD, "a bare LF in the head")
         limit = self._rules.request_line
         if len(partial) > limit > 0 and partial.find(b"\r\n", 0, limit + 2) < 0:
@@ -314,7 +332,8 @@ class Connection:
     def _begin(self, data: bytes, end: int) -> Request | None:
         """Parse the head that ends at *end*."""
         environ = self._template.copy()
-        start = 2 if data.startswith(b"\r\n") else 0
+        start = 2 if data.startswith(b"\r\n") and not self._skipped else 0
+        self._skipped = False
         if self._http2 and not self.served and data.startswith(b"PRI "):
             self.buffer = data
             raise Http2Preface
@@ -377,6 +396,11 @@ class Connection:
         """Return whether data of a further request was read already."""
         return bool(self.buffer)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no part of a request has arrived, and no part of a response is owed."""
+        return self._partial is None and not self.flushing
+
     def wait(self, events: int, seconds: float) -> bool:
         """Wait until the socket is ready; return whether it is within *seconds*."""
         poll = select.poll()
@@ -404,29 +428,43 @@ class Connection:
         """
         if self._broken:
             raise ClientStalled("the client did not read the response in time")
+        rest = memoryview(data)
         if not self._owed_bytes:
             sent = self.send_now(data)
             if sent == len(data):
                 return
-            rest = memoryview(data)[sent:]
-        else:
-            rest = memoryview(data)
+            rest = rest[sent:]
         with self._lock:
+            if not self._owed:
+                self.timeout = time.monotonic() + self._deadlines.idle
             self._owed.append(rest)
             self._owed_bytes += len(rest)
-            self.timeout = time.monotonic() + self._deadlines.idle
-            while self._owed_bytes > BACKLOG:
-                self._flush()
-                if self._owed_bytes > BACKLOG and not self.wait(
-                    select.POLLOUT, self.timeout - time.monotonic()
-                ):
-                    self.abandon()
-                    raise ClientStalled("the client did not read the response in time")
+        self._reduce(BACKLOG)
+        with self._lock:
+            if not self._owed_bytes or self.flushing:
+                return
+            self.flushing = True
+        self._watch(self)
 
-    @property
-    def owes(self) -> bool:
-        """Whether output is kept for the client."""
-        return self._owed_bytes > 0
+    def drain(self) -> None:
+        """Wait until the client has taken all that is owed.
+
+        :raises OSError: The connection is broken, or the client does not read.
+        """
+        self._reduce(0)
+
+    def _reduce(self, most: int) -> None:
+        """Send until *most* bytes are owed."""
+        while True:
+            with self._lock:
+                self._flush()
+                if self._owed_bytes <= most and not self._broken:
+                    return
+                left = self.timeout - time.monotonic()
+            if left <= 0 or self._broken:
+                self.abandon()
+                raise ClientStalled("the client did not read the response in time")
+            self.wait(select.POLLOUT, left)
 
     def send_now(self, data: bytes | memoryview) -> int:
         """Send what the kernel takes without waiting; return how many bytes that were."""
@@ -438,17 +476,17 @@ class Connection:
             raise ClientGone(str(error)) from None
 
     def flush(self) -> bool | None:
-        """Send what is owed, as the socket is writable; never blocks.
+        """Send what is owed, as the socket is writable; never waits.
 
-        :returns: Whether nothing is owed any longer; None if another thread is sending.
+        :returns: Whether nothing is owed any longer, and the caller must do what follows: see
+            :attr:`keeps`. None if nothing is owed, and a thread is still serving the request.
         """
-        if not self._lock.acquire(blocking=False):
-            return None
-        try:
+        with self._lock:
             self._flush()
-            return not self._owed_bytes
-        finally:
-            self._lock.release()
+            if self._owed_bytes:
+                return False
+            self.flushing = False
+            return None if self.keeps is None else True
 
     def _flush(self) -> None:
         owed = self._owed
@@ -467,14 +505,25 @@ class Connection:
             self.timeout = time.monotonic() + self._deadlines.idle
 
     def leave(self, keep: bool) -> bool:
-        """Let the connection go after a response; return whether output is still owed.
+        """Let the connection go after a response; return whether it is still being flushed.
 
-        If so, the thread that sends the last of it reads :attr:`keeps`.
+        If so, the thread that sends the last of what is owed reads :attr:`keeps`.
         """
         with self._lock:
             self.serving = False
             self.keeps = keep
-            return bool(self._owed_bytes)
+            return self.flushing
+
+    def give_up(self) -> bool:
+        """Discard what is owed; return whether a thread serves a request, and will end it."""
+        with self._lock:
+            if self._owed:  # a response that was cut must not look like a complete one
+                self.abandon()
+            self._broken = True
+            self._owed.clear()
+            self._owed_bytes = 0
+            self.flushing = False
+            return self.serving
 
     def send_file(self, file: Any, offset: int, count: int) -> None:
         """Send *count* bytes of *file*, from its *offset*.
@@ -482,32 +531,26 @@ class Connection:
         :raises OSError: The connection is broken, or the client does not read.
         """
         self.drain()
-        seconds, rest = divmod(self._deadlines.idle, 1)
-        value = _TIMEVAL.pack(int(seconds), int(rest * 1e6))
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-        while count:
-            try:
-                sent = os.sendfile(self.sock.fileno(), file.fileno(), offset, min(count, SLICE))
-            except BlockingIOError:
-                self.abandon()
-                raise ClientStalled("the client did not read the response in time") from None
-            except ConnectionError as error:
-                raise ClientGone(str(error)) from None
-            if not sent:
-                raise OSError(errno.EIO, "the file is shorter than the response")
-            offset += sent
-            count -= sent
-
-    def drain(self) -> None:
-        """Wait until the client has taken all that is owed."""
-        with self._lock:
-            while self._owed_bytes:
-                self._flush()
-                if self._owed_bytes and not self.wait(
-                    select.POLLOUT, self.timeout - time.monotonic()
-                ):
-                    self.abandon()
-                    raise ClientStalled("the client did not read the response in time")
+        self.sock.setblocking(False)
+        try:
+            while count:
+                try:
+                    sent = os.sendfile(self.sock.fileno(), file.fileno(), offset, min(count, SLICE))
+                except BlockingIOError:
+                    if not self.wait(select.POLLOUT, self._deadlines.idle):
+                        self.abandon()
+                        raise ClientStalled(
+                            "the client did not read the response in time"
+                        ) from None
+                    continue
+                except ConnectionError as error:
+                    raise ClientGone(str(error)) from None
+                if not sent:
+                    raise OSError(errno.EIO, "the file is shorter than the response")
+                offset += sent
+                count -= sent
+        finally:
+            self.sock.setblocking(True)
 
     # Ending.
 
@@ -544,8 +587,10 @@ class Connection:
 class TlsConnection(Connection):
     """A connection over TLS, whose handshake is done as it arrives."""
 
+    blocks = False
+    """Whether the app may use the socket itself, and expects a blocking one."""
+
     _shaken = False
-    _wants_write = False
 
     def advance(self) -> Request | None:
         if not self._shaken:
@@ -565,22 +610,38 @@ class TlsConnection(Connection):
         return super().advance()
 
     def receive(self) -> bytes | None:
-        try:
-            return self.sock.recv(SLICE)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return None
-        except ssl.SSLEOFError:
-            return b""
-        except OSError as error:
-            raise ClientGone(str(error)) from None
+        with self._lock:  # another thread may be sending what is owed
+            try:
+                if self.blocks:
+                    self.sock.setblocking(False)
+                return self.sock.recv(SLICE)
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return None
+            except ssl.SSLEOFError:
+                return b""
+            except OSError as error:
+                raise ClientGone(str(error)) from None
+            finally:
+                self._restore()
 
     def send_now(self, data: bytes | memoryview) -> int:
         try:
+            if self.blocks:
+                self.sock.setblocking(False)
             return self.sock.send(data[:SLICE])
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return 0
         except OSError as error:
             raise ClientGone(str(error)) from None
+        finally:
+            self._restore()
+
+    def _restore(self) -> None:
+        if self.blocks:
+            try:
+                self.sock.setblocking(True)
+            except OSError:  # the app has closed it
+                pass
 
     def has_read_ahead(self) -> bool:
         if self.buffer:

@@ -36,6 +36,7 @@ from gunicorn.http2.errors import (
 )
 from gunicorn.http2.response import HTTP2Response
 
+from wsgigate.http.fields import one_cookie_field
 from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import CLIENT_STREAM, close_body
 from wsgigate.servers.gunicorn_http2_connection import Http2Connection, RefusedRequest, Stream
@@ -71,6 +72,7 @@ class Http2Worker(LoopWorker):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._http2: dict[Any, None] = {}  # connections; only the loop touches it
+        self._drained_at: float | None = None
 
     def begin_http2(self, conn: Any) -> Http2Connection:
         """Return the HTTP/2 state of *conn*, which has just been opened."""
@@ -97,6 +99,8 @@ class Http2Worker(LoopWorker):
             self.abort(conn)
             return
         self._http2[conn] = None
+        if self._drained_at is not None:
+            conn.http2.drain(self._drained_at)
         self._read_http2(conn)
 
     def release(self, conn: Any) -> None:
@@ -160,6 +164,7 @@ class Http2Worker(LoopWorker):
 
     def drain_http2(self, until: float) -> None:
         """Send GOAWAY to idle clients, and serve the requests that arrive before *until*."""
+        self._drained_at = until  # a connection may just be on its way from a thread to the loop
         for conn in self._http2:
             conn.http2.drain(until)
 
@@ -235,6 +240,7 @@ class Http2Worker(LoopWorker):
         environ: dict[str, Any] = {}
         response = None
         try:
+            req.headers = one_cookie_field(req.headers)
             self.cfg.pre_request(self, req)
             response, environ = wsgi.create(
                 req,

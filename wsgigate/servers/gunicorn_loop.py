@@ -175,13 +175,13 @@ class LoopWorker(Worker):  # type: ignore[misc]
         for _ in range(len(self._calls)):  # what these add has its turn after other events
             self._calls.popleft()()
         if self._calls:
-            self.defer(_nothing)
+            self.defer(nothing)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin to stop."""
         if self.alive:
             self.alive = False
-            self.defer(_nothing)
+            self.defer(nothing)
 
     def run(self) -> None:
         """Accept connections until a signal, or the end of the master, stops the worker."""
@@ -395,5 +395,5 @@ def _link(path: str) -> str:
         return ""
 
 
-def _nothing() -> None:
+def nothing() -> None:
     """Do nothing: deferring this wakes the loop, which then looks at what has changed."""

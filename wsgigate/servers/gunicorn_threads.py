@@ -162,9 +162,8 @@ class IdleConnections:
 
         The caller must not touch it afterwards: another thread may own it already.
 
-        :param read_ahead: Its next request was read together with the last one. It is served after
-            those that are ready already, once the socket is writable: when its client has read
-            enough of the last response.
+        :param writable: Report it once it is writable: when its client has read enough of the last
+            response, of which a part is owed, or after which a next request was read already.
         :raises OSError: The socket is closed; the connection was not added.
         """
         descriptor = connection.sock.fileno()

@@ -21,9 +21,12 @@ Threads and ownership
   the lingering table, or (HTTP/2) the loop. ``_lingering`` and ``_http2`` are changed by the main
   thread only; pool threads reach it by :meth:`~wsgigate.servers.gunicorn_loop.LoopWorker.defer`.
   ``_open`` has all connections until they linger.
-- A thread that finds output owed when the app is done leaves the connection to the thread that
-  sends the last of it: :meth:`Connection.leave` and ``keeps`` decide, under the connection's lock,
-  which of the two calls :meth:`GateWorker._after`.
+- A connection whose client reads slowly is in the table of idle ones for its output, even while a
+  thread serves it. A thread that finds it so when the app is done leaves it to the thread that
+  sends the last of the output: :meth:`Connection.leave` decides, under the connection's lock, which
+  of the two calls :meth:`GateWorker._after`. A connection that the loop expires meanwhile is ended
+  by the thread that serves it, or if none does, by the loop: :meth:`Connection.give_up`.
+- :meth:`GateWorker.release` and :meth:`GateWorker.abort` end a connection once, whoever calls.
 
 Slow clients
 
@@ -52,7 +55,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, cast
 from wsgiref.types import StartResponse
@@ -63,10 +66,11 @@ from gunicorn.glogging import Logger as GunicornLogger
 from gunicorn.http.message import _ip_in_allow_list
 from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.http2 import negotiation
-from gunicorn.sock import ssl_wrap_socket
+from gunicorn.sock import ssl_context
 
+from wsgigate.http.forwarded import AddressList
 from wsgigate.http.problem import Problem, status_line
-from wsgigate.http.wsgi import LEND_THREAD, READ_AHEAD, REASON, close_body
+from wsgigate.http.wsgi import LEND_THREAD, READ_AHEAD, REASON, address_key, close_body
 from wsgigate.middleware.logger import Logger
 from wsgigate.server_check import facts_of_gunicorn, findings, log_findings
 from wsgigate.servers.gunicorn_connection import (
@@ -79,7 +83,7 @@ from wsgigate.servers.gunicorn_connection import (
     TlsConnection,
 )
 from wsgigate.servers.gunicorn_http2 import Http2Worker, problem_of
-from wsgigate.servers.gunicorn_loop import LOOK, STOP_LINGER
+from wsgigate.servers.gunicorn_loop import LOOK, STOP_LINGER, nothing
 from wsgigate.servers.gunicorn_threads import IdleConnections, Threads
 from wsgigate.servers.http1_request import BadRequest, Head, HeadParser, HeadRules
 from wsgigate.servers.http1_response import Response, http_date
@@ -94,6 +98,14 @@ TESTED = ((27, 0), (28, 0))
 
 _PAUSE = 0.05
 """Seconds between two heartbeats of a worker that failed to boot and waits for its signal."""
+
+_UNSUPPORTED = (
+    "permit_obsolete_folding",
+    "strip_header_spaces",
+    "permit_unconventional_http_version",
+    "do_handshake_on_connect",
+)
+"""Settings without effect: those of leniency, and one that would let a client block the loop."""
 
 _STOP = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
@@ -124,6 +136,9 @@ class BootingWorker(Http2Worker):
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
         """Prepare for forking workers; the master calls this at its start."""
+        for name in _UNSUPPORTED:
+            if getattr(cfg, name):
+                log.warning("GateWorker does not support gunicorn's setting %s", name)
         cls._boot_error = _OnceToken()
 
     def init_process(self) -> None:
@@ -209,11 +224,16 @@ class GateWorker(BootingWorker):
     :cvar head_timeout: Seconds for a request head, and for the TLS handshake before it.
     :cvar idle_timeout: Seconds for a client to send more of a body or take more of a response.
     :cvar body_rate: Bytes of a body that earn its client one more second in all.
+    :cvar max_connections_per_client: Connections that one address may have open, or one /64 network
+        of IPv6; None for any number. Those of a Unix socket have no address, and no limit.
+    :cvar trusted_proxies: Addresses and networks without that limit.
     """
 
     head_timeout = 10.0
     idle_timeout = 30.0
     body_rate = 500.0
+    max_connections_per_client: int | None = None
+    trusted_proxies: Sequence[str] = ()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -227,7 +247,7 @@ class GateWorker(BootingWorker):
         self._stop_at: float | None = None  # when a stopping worker accepts no further request
 
     @classmethod
-    def having(cls, **changes: float | None) -> type[GateWorker]:
+    def having(cls, **changes: Any) -> type[GateWorker]:
         """Return a subclass with the class attributes *changes*, without those that are None."""
         given = {
             name: value
@@ -266,7 +286,7 @@ class GateWorker(BootingWorker):
             forwarders=frozenset(name.upper() for name in cfg.forwarder_headers),
         )
         self._environ = {
-            "wsgi.errors": WSGIErrorsWrapper(cfg),
+            "wsgi.errors": _Errors(cfg),
             "wsgi.version": (1, 0),
             "wsgi.multithread": True,
             "wsgi.multiprocess": int(cfg.workers) > 1,
@@ -284,11 +304,26 @@ class GateWorker(BootingWorker):
         self._hooks = self._logs or self._pre is not None or self._post is not None
         self._tls = cfg.is_ssl
         self._proxied = cfg.proxy_protocol
+        self._clients = _Clients(self.max_connections_per_client, self.trusted_proxies)
 
     # Connections.
 
     def opened(self, client: socket.socket, address: Any, listener: Any) -> None:
         """Add a connection that was accepted to the idle ones; it belongs to no thread yet."""
+        counted = ""
+        may_proxy = self._proxied != "off" and self._may_proxy(address)
+        if self._clients.most and isinstance(address, tuple) and not may_proxy:
+            counted = address_key(address[0])
+            refused = self._clients.enter(counted, address[0])
+            if refused is not None:
+                if refused:
+                    self.log.warning(
+                        "Connections closed: ip=%s has %d (max_connections_per_client)",
+                        address[0],
+                        self._clients.most,
+                    )
+                client.close()
+                return
         environ = self._environ.copy()
         environ["gunicorn.socket"] = client
         server = listener.getsockname()
@@ -306,10 +341,18 @@ class GateWorker(BootingWorker):
         if self._tls:
             try:
                 client.setblocking(False)
-                client = ssl_wrap_socket(client, self.cfg)
+                client = ssl_context(self.cfg).wrap_socket(
+                    client,
+                    server_side=True,
+                    suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
+                    do_handshake_on_connect=False,
+                )
             except OSError as error:
-                self.log.debug("TLS failed with ip=%s: %s", environ["REMOTE_ADDR"], error)
+                # nothing was read yet, so either a file cannot be used, or the client has left
+                level = self.log.debug if error.errno in _LOST else self.log.error
+                level("TLS failed with ip=%s: %s", environ["REMOTE_ADDR"], error)
                 client.close()
+                self._clients.leave(counted)
                 return
             environ["gunicorn.socket"] = client
             kind = TlsConnection
@@ -323,13 +366,26 @@ class GateWorker(BootingWorker):
             self._rules,
             self._deadlines,
             waits=self._waits,
+            watch=self._watch_output,
             proxied=self._proxied,
+            may_proxy=may_proxy,
             http2=not self._tls and negotiation.prior_knowledge_allowed(self.cfg, address),
         )
         connection.server = server
+        connection.counted = counted
         self._open[connection] = None
         self.idle.add(connection)
         self.tpool.start()
+
+    def _watch_output(self, connection: Connection) -> None:
+        self.idle.add(connection, writable=True)
+
+    def _may_proxy(self, address: Any) -> bool:
+        """Return whether the peer may send a preamble of the PROXY protocol."""
+        cfg = self.cfg
+        return not isinstance(address, tuple) or _ip_in_allow_list(
+            address[0], cfg.proxy_allow_ips, cfg.proxy_allow_networks()
+        )
 
     def connections(self) -> int:
         """Return the number of connections that are open."""
@@ -354,15 +410,16 @@ class GateWorker(BootingWorker):
             self.drop(connection)
 
     def drop(self, connection: Connection) -> None:
-        """Close a connection at once, unless a thread is in the app with its request."""
-        if connection.serving:
+        """Close a connection at once; if a thread serves its request, that one closes it."""
+        if connection.give_up():
             connection.cut()
-            return
-        self.abort(connection)
+        else:
+            self.abort(connection)
 
     def release(self, conn: Connection) -> None:
         """Close *conn* in steps; runs in the loop."""
-        self._open.pop(conn, None)
+        if not self._forget(conn):
+            return
         if conn.abandoned:
             conn.close()
         else:
@@ -370,8 +427,15 @@ class GateWorker(BootingWorker):
 
     def abort(self, conn: Connection) -> None:
         """Close *conn* at once."""
-        self._open.pop(conn, None)
-        conn.close()
+        if self._forget(conn):
+            conn.close()
+
+    def _forget(self, conn: Connection) -> bool:
+        """Return whether *conn* was open until now."""
+        if self._open.pop(conn, conn) is not None:
+            return False
+        self._clients.leave(conn.counted)
+        return True
 
     def expire(self, now: float) -> None:
         """Close the connections whose time is over."""
@@ -382,8 +446,6 @@ class GateWorker(BootingWorker):
             return
         self._next_scan = now + LOOK
         for connection in self.idle.take_expired(now):
-            if connection.owes:
-                connection.abandon()
             self.drop(connection)
         if self._stop_at is not None and now >= self._stop_at:
             self.refuse_http2()
@@ -428,10 +490,14 @@ class GateWorker(BootingWorker):
         self.drain_http2(deadline)
 
     def _cap_idle(self) -> None:
-        """Give the idle connections of a stopping worker the time for one more request."""
+        """Give the idle connections of a stopping worker the time for one more request.
+
+        Those whose request arrives slowly, or whose response is read slowly, keep their deadlines.
+        """
         until = time.monotonic() + STOP_LINGER
         for connection in self.idle:
-            connection.timeout = min(connection.timeout, until)
+            if connection.is_idle:
+                connection.timeout = min(connection.timeout, until)
 
     def end(self) -> None:
         """Close all connections that are left."""
@@ -465,20 +531,15 @@ class GateWorker(BootingWorker):
 
     def _handle(self, connection: Connection) -> None:
         """Handle an event of *connection*: it is readable, or its client has read enough."""
-        if connection.owes:
-            flushed = self._flush(connection)
-            if not flushed:
-                return
-        if connection.keeps is not None:
-            self._after(connection, connection.keeps)
-            return
-        if connection.serving:
+        if connection.flushing:
+            self._flush(connection)
             return
         try:
             request = connection.advance()
         except BadRequest as error:
+            connection.serving = True
             self._send_refusal(connection, error)
-            self.defer(self.release, connection)
+            self._leave(connection, False)
             return
         except Http2Preface:
             self.defer(self.add_http2, connection)
@@ -495,22 +556,24 @@ class GateWorker(BootingWorker):
         try:
             keep = self._serve(connection, request)
         finally:
-            if connection.leave(keep):
-                self.idle.add(connection, writable=True)
-            else:
-                self._after(connection, keep)
+            self._leave(connection, keep)
 
-    def _flush(self, connection: Connection) -> bool:
-        """Send what *connection* owes; return whether it owes nothing any longer."""
+    def _leave(self, connection: Connection, keep: bool) -> None:
+        if not connection.leave(keep):
+            self._after(connection, keep)
+
+    def _flush(self, connection: Connection) -> None:
+        """Send what *connection* owes, as its client has read enough."""
         try:
             done = connection.flush()
         except ClientGone as error:
             self.log.debug("Connection lost: %s", error)
             self.drop(connection)
-            return False
+            return
         if done is False:
             self.idle.add(connection, writable=True)
-        return bool(done)
+        elif done:
+            self._after(connection, bool(connection.keeps))
 
     def _after(self, connection: Connection, keep: bool) -> None:
         """Wait for the next request of *connection*, or close it."""
@@ -532,7 +595,7 @@ class GateWorker(BootingWorker):
         if self.nr >= self.max_requests and self.alive:
             self.log.info("Autorestarting worker after current request.")
             self.alive = False
-            self.defer(bool)
+            self.defer(nothing)
         keep = (
             head.keep and self.alive and self._keep_alive > 0 and len(self.idle) < self._most_kept
         )
@@ -547,10 +610,11 @@ class GateWorker(BootingWorker):
         if connection.buffer:
             environ[READ_AHEAD] = True
         upgrade = self._tls and "HTTP_UPGRADE" in environ
-        if upgrade:
-            connection.sock.setblocking(True)  # for an app that takes the socket over
+        if upgrade:  # for an app that takes the socket over
+            cast("TlsConnection", connection).blocks = True
+            connection.sock.setblocking(True)
         if "SERVER_NAME" not in environ:
-            _name_server(environ)
+            _name_server(environ, connection.server)
         environ["wsgi.early_hints"] = response.hint
         hooks = self._hooks and _HookRequest(head, environ)
         began = datetime.now() if hooks else None
@@ -565,7 +629,7 @@ class GateWorker(BootingWorker):
                 response.run(body)
         except BadRequest as error:
             if not response.head_sent:
-                self._send_refusal(connection, error)
+                self._send_refusal(connection, error, response)
             elif not response.is_framed:
                 connection.abandon()
             return False
@@ -573,15 +637,16 @@ class GateWorker(BootingWorker):
             self.log.debug("Connection lost: %s", error)
             connection.abandon()
             return False
-        except StopIteration:  # an app has taken the socket over: simple-websocket ends so
-            return False
         except (Exception, SystemExit, KeyboardInterrupt) as error:
-            if isinstance(error, OSError) and error.errno in _LOST:
+            if type(error) is StopIteration and "HTTP_UPGRADE" in environ:
+                return False  # the app took the socket over: simple-websocket ends so
+            if response.head_sent and isinstance(error, OSError) and error.errno in _LOST:
                 self.log.debug("Response cut: %s", error)
             else:
                 self.log.exception("Error handling request %s %s", head.method, head.target)
             if not response.head_sent:
-                self._send_refusal(connection, BadRequest(_FAILED, "the application failed"))
+                failed = BadRequest(_FAILED, "the application failed")
+                self._send_refusal(connection, failed, response)
             elif not response.is_framed:  # its end would look like that of a complete response
                 connection.abandon()
             return False
@@ -593,6 +658,7 @@ class GateWorker(BootingWorker):
             if hooks and began is not None:
                 self._after_request(hooks, environ, response, began)
             if upgrade:
+                cast("TlsConnection", connection).blocks = False
                 connection.sock.setblocking(False)
         if streamed is not None and response.keep and not streamed.discard(BUFFERED):
             return False
@@ -615,8 +681,9 @@ class GateWorker(BootingWorker):
             return False
         try:
             number = body.filelike.fileno()
-            offset = os.lseek(number, 0, os.SEEK_CUR)
-            count = os.fstat(number).st_size - offset
+            offset = body.filelike.tell()  # not the descriptor's, which buffers are ahead of
+            os.lseek(number, 0, os.SEEK_CUR)  # fails for a pipe
+            count = max(0, os.fstat(number).st_size - offset)
         except (AttributeError, OSError, ValueError):
             return False
         if response.length is not None:
@@ -631,9 +698,17 @@ class GateWorker(BootingWorker):
         response.finish()
         return True
 
-    def _send_refusal(self, connection: Connection, error: BadRequest) -> None:
-        """Send the response to a request that cannot be served, and log it."""
+    def _send_refusal(
+        self, connection: Connection, error: BadRequest, instead: Response | None = None
+    ) -> None:
+        """Send the response to a request that cannot be served, and log it.
+
+        :param instead: The app's response, which was not sent; the access log gets the sent one.
+        """
         status, fields, body = self.refusal(None, connection.client, error)
+        if instead is not None:
+            instead.status, instead.status_code = status_line(status), status
+            instead.headers, instead.sent = fields, len(body)
         head = "".join(f"{name}: {value}\r\n" for name, value in fields)
         first = f"HTTP/1.1 {status_line(status)}\r\nConnection: close\r\n"
         try:
@@ -682,6 +757,62 @@ class GateWorker(BootingWorker):
             return problem.status, fields, b"".join(body)
         finally:
             close_body(body)
+
+
+class _Clients:
+    """Counts the connections of each client address; those that linger do not count.
+
+    :param most: The most that one may have; None for any number.
+    :param exempt: Addresses and networks that are not counted.
+    """
+
+    def __init__(self, most: int | None, exempt: Iterable[str]) -> None:
+        self.most = most or 0
+        self._exempt = AddressList(exempt)
+        self._lock = threading.Lock()
+        self._open: dict[str, int] = {}
+        self._refused: set[str] = set()  # since each had no connection: logged once
+
+    def enter(self, key: str, address: str) -> bool | None:
+        """Count a connection; return None, or if it is one too many whether to log that."""
+        if address in self._exempt:
+            return None
+        with self._lock:
+            count = self._open.get(key, 0)
+            if count < self.most:
+                self._open[key] = count + 1
+                return None
+            first = key not in self._refused
+            self._refused.add(key)
+            return first
+
+    def leave(self, key: str) -> None:
+        """Count a connection no longer; *key* is empty for one that was not counted."""
+        if not key:
+            return
+        with self._lock:
+            count = self._open.get(key, 0) - 1
+            if count > 0:
+                self._open[key] = count
+            else:
+                self._open.pop(key, None)
+                self._refused.discard(key)
+
+
+class _Errors:
+    """An app's error stream, which goes where gunicorn's log goes, also after that was reopened."""
+
+    def __init__(self, cfg: Any) -> None:
+        self._cfg = cfg
+
+    def write(self, data: str) -> None:
+        WSGIErrorsWrapper(self._cfg).write(data)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        """Do nothing: what is written leaves at once."""
 
 
 class _HookRequest:
@@ -733,8 +864,12 @@ def _is_default(settings: Any, name: str) -> bool:
     return settings[name].get() is settings[name].default
 
 
-def _name_server(environ: dict[str, Any]) -> None:
-    """Set the server's name of a Unix socket, which is what the client calls it."""
-    host, _, port = environ.get("HTTP_HOST", "").partition(":")
-    usual = {"http": "80", "https": "443"}.get(environ["wsgi.url_scheme"], "")
-    environ["SERVER_NAME"], environ["SERVER_PORT"] = host, port or (usual if host else "")
+def _name_server(environ: dict[str, Any], path: Any) -> None:
+    """Set the server's name of the Unix socket at *path*, which is what the client calls it."""
+    field = environ.get("HTTP_HOST", "")
+    host, colon, port = field.rpartition(":")
+    if not colon or port.endswith("]"):
+        host, port = field, {"http": "80", "https": "443"}[environ["wsgi.url_scheme"]]
+    if not host:
+        host, port = os.fsdecode(path), ""
+    environ["SERVER_NAME"], environ["SERVER_PORT"] = host, port
