@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
@@ -13,6 +14,7 @@ from tests.support.sockets import read_to_end
 
 __all__ = [
     "APP",
+    "DEFAULTS",
     "HEAD",
     "KINDS",
     "OPTIONS",
@@ -27,6 +29,7 @@ __all__ = [
 THREADS = 4
 OPTIONS = ("--workers", "1", "--threads", str(THREADS), "--keep-alive", "2")
 QUICK = (*OPTIONS, "--worker-class", "served0.Quick")
+DEFAULTS = ("--threads", "16", "--worker-class", "wsgigate.servers.gunicorn_worker.GateWorker")
 PLAIN = (*OPTIONS, "--worker-class", "gthread", "--graceful-timeout", "1")
 
 APP = """
@@ -91,9 +94,11 @@ DRIPS = {"a body in drops", "a head in drops"}
 class Attackers:
     """Clients of one kind; those that send in drops do so in a thread."""
 
-    def __init__(self, port: int, kind: str, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, port: int, kind: str, *, tls: ssl.SSLContext | None = None, count: int = THREADS
+    ) -> None:
         self.sockets: list[socket.socket] = []
-        for _ in range(THREADS):
+        for _ in range(count):
             client = socket.create_connection(("127.0.0.1", port), timeout=20)
             if kind == "never reads":
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -123,6 +128,13 @@ class Attackers:
             self._thread.join()
         for client in self.sockets:
             client.close()
+
+    def are_all_connected(self) -> bool:
+        """Return whether the server has closed no connection, and sent nothing."""
+        poll = select.poll()
+        for client in self.sockets:
+            poll.register(client, select.POLLIN)
+        return not poll.poll(0)
 
     def all_let_go(self) -> bool:
         """Wait until the server has closed every connection; what it says before does not count."""

@@ -19,6 +19,7 @@ import requests
 
 from tests.acceptance.attackers import (
     APP,
+    DEFAULTS,
     HEAD,
     KINDS,
     OPTIONS,
@@ -49,6 +50,22 @@ def test_slow_clients_are_disconnected_and_others_served(kind: str, serve_app: S
     # an app is called once a short body is complete, or much of a large one has arrived
     assert server.log.count("BROKEN ClientStalled") == THREADS * (kind == "half a large body")
     assert "WHOLE" not in server.log
+    assert "Traceback" not in server.log
+
+
+TAKE_NO_THREAD = ["one byte", "half a head", "half a body", "a body in drops", "says nothing"]
+
+
+@pytest.mark.parametrize("kind", [*TAKE_NO_THREAD, "half a large body", "never reads"])
+def test_a_hundred_slow_clients_fail_no_request_of_others(kind: str, serve_app: Serve) -> None:
+    """With the default deadlines, which none of the slow clients reaches."""
+    server = serve_app(APP, *DEFAULTS)
+    with Attackers(server.port, kind, count=100) as attackers, ThreadPoolExecutor(8) as threads:
+        answers = threads.map(lambda _: get(server.url, timeout=9).text, range(80))
+        assert list(answers) == ["ok"] * 80
+        if kind in TAKE_NO_THREAD:
+            assert attackers.are_all_connected()
+    assert ("connections cut" in server.log) == (kind not in TAKE_NO_THREAD)
     assert "Traceback" not in server.log
 
 
