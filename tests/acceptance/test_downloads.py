@@ -19,14 +19,14 @@ LARGE = 4 * GIB + 5
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_worker_holds_a_thousand_slow_downloads(kind: str) -> None:
     """All have begun to arrive before any is at its end; then all of them arrive whole."""
-    held = measure(kind, count=COUNT, size=512 * KIB)
+    held = measure(kind, count=COUNT, size=1024 * KIB)  # more than the kernel and the worker buffer
     assert held.begun == COUNT
     assert held.ended == 0
     if kind == "gevent":
         assert held.threads < 20
     else:
         assert COUNT < held.threads < COUNT + 20
-    assert held.each < 384 * KIB  # buffers and a thread, whatever the file's size
+    assert held.each < 448 * KIB  # buffers (of which 256 KiB are the backlog) and a thread
 
 
 def test_four_gibibytes_pass_each_way_in_constant_memory(tmp_path: Path) -> None:
