@@ -13,7 +13,7 @@ from hypothesis import settings
 
 from wsgigate.runtime import fork
 from wsgigate.testing.backend import Backend
-from wsgigate.testing.clock import FakeClock
+from wsgigate.testing.fakes import FakeClock
 
 # how long an example takes is the machine's doing
 settings.register_profile("wsgigate", deadline=None)

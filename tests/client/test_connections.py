@@ -20,7 +20,7 @@ from werkzeug.test import Client
 from wsgigate.client.adapter import Adapter, Sessions, Timeout
 from wsgigate.client.http11 import Fields
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
-from wsgigate.testing.clock import FakeClock
+from wsgigate.testing.fakes import FakeClock
 
 Forward = Callable[..., Client]
 

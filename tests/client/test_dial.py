@@ -14,7 +14,7 @@ from wsgigate.client.destinations import Destinations
 from wsgigate.client.dial import dialer
 from wsgigate.client.response_reader import NotConnected
 from wsgigate.runtime.tls import Contexts
-from wsgigate.testing.clock import FakeClock
+from wsgigate.testing.fakes import FakeClock
 
 KIND = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
 HERE, THERE, NOWHERE = (*KIND, ("a", 1)), (*KIND, ("b", 1)), (*KIND, ("c", 1))

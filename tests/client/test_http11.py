@@ -28,7 +28,7 @@ from wsgigate.client.response_reader import (
     SlowResponse,
 )
 from wsgigate.rules.pace import Pace, PaceRules
-from wsgigate.testing.clock import FakeClock
+from wsgigate.testing.fakes import FakeClock
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 65536\r\n\r\n"
 ANSWER = b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno"

@@ -22,7 +22,7 @@ from wsgigate.client.http11 import Fields, Upload, request_head, upload_of
 from wsgigate.client.response_reader import BrokenResponse, NotConnected
 from wsgigate.runtime.tls import Contexts
 from wsgigate.testing.backend import Backend, Received, reply
-from wsgigate.testing.clock import FakeClock
+from wsgigate.testing.fakes import FakeClock
 
 ORIGIN = "http://a.test:8000"
 

@@ -16,9 +16,8 @@ from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import Destinations
 from wsgigate.discovery.sources import Found, Source, SourceError
 from wsgigate.discovery.sources.registry import RemoteRegistry
-from wsgigate.registry import Registry
+from wsgigate.registry import OwnRegistry, Registry
 from wsgigate.registry.api import RegistryApi
-from wsgigate.registry.source import OwnRegistry
 from wsgigate.rules.registry import Registered, Status
 from wsgigate.store.memory import MemoryStore
 

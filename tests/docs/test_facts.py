@@ -14,7 +14,7 @@ from werkzeug.test import Client, EnvironBuilder
 from tests.docs.pages import FOLDER, NAMED, PAGES, table
 from tests.support.certificates import make_certificate
 from wsgigate import Forwarder, Instance, Pool
-from wsgigate.cli.explain import request
+from wsgigate.cli.commands import request
 from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.config.build import assemble
 from wsgigate.config.load import parse

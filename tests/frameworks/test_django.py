@@ -24,7 +24,7 @@ from wsgigate.auth.jwt import mint
 from wsgigate.frameworks.django import GateMiddleware, render_refusals
 from wsgigate.http.wsgi import CLAIMS
 from wsgigate.store.memory import MemoryStore
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 SECRET = "a secret of the tests, thirty-two bytes or more"
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"

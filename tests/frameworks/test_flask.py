@@ -10,7 +10,7 @@ from werkzeug.test import Client
 from wsgigate import Authenticator, Dispatcher, Limiter, Problem, Route
 from wsgigate.frameworks.flask import Refused, render_refusals
 from wsgigate.store.memory import MemoryStore
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 SECRET = "a secret of the tests, thirty-two bytes or more"
 

@@ -23,7 +23,7 @@ from wsgigate import (
 from wsgigate.http import problem
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 SECRET = "a secret of the tests, thirty-two bytes or more"
 

@@ -15,7 +15,7 @@ from wsgigate.http.responses import (
     with_fallback_field,
 )
 from wsgigate.http.wsgi import SHAPED
-from wsgigate.testing.server import Body, Boom, Server, new_environ
+from wsgigate.testing.fakes import Body, Boom, Server, new_environ
 
 PLAIN = [("Content-Type", "text/plain")]
 

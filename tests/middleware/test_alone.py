@@ -39,7 +39,7 @@ from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.splitter import Splitter
 from wsgigate.middleware.stale import StaleAnswers
 from wsgigate.store.memory import MemoryStore
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 SECRET = "a secret of the tests, thirty-two bytes or more"
 ORIGIN = "https://app.example.com"

@@ -9,7 +9,7 @@ import pytest
 
 from wsgigate.http.wsgi import REASON
 from wsgigate.middleware.body_limit import BodyLimit
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 LIMIT = 100
 

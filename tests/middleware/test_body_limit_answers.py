@@ -9,7 +9,7 @@ import pytest
 
 from wsgigate.http.wsgi import BodyTooLarge
 from wsgigate.middleware.body_limit import BodyLimit
-from wsgigate.testing.server import Body, Server, new_environ
+from wsgigate.testing.fakes import Body, Server, new_environ
 
 LIMIT = 100
 

@@ -9,7 +9,7 @@ import pytest
 
 from wsgigate.http.wsgi import REASON
 from wsgigate.middleware.cors import Cors
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 APP = "https://app.example.com"
 

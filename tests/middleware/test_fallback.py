@@ -12,7 +12,7 @@ from werkzeug.test import Client
 from wsgigate import Fallback, FallbackRules
 from wsgigate.http.responses import fixed_response
 from wsgigate.http.wsgi import FAILURE, SHAPED
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 ALL = FallbackRules(methods=["GET", "POST", "DELETE"])
 

@@ -10,7 +10,7 @@ import pytest
 
 from wsgigate import FaultRules, Faults
 from wsgigate.http.wsgi import REASON, SHAPED
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 BOTH = FaultRules(delay=2, delay_percent=50, abort_status=500, abort_percent=20)
 

@@ -9,7 +9,7 @@ import pytest
 
 from wsgigate.http.wsgi import REASON, REQUEST_ID
 from wsgigate.middleware.guard import Guard
-from wsgigate.testing.server import Body, Server, new_environ
+from wsgigate.testing.fakes import Body, Server, new_environ
 
 FIELDS = [("Content-Type", "text/plain"), ("Content-Length", "5")]
 

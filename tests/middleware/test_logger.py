@@ -12,7 +12,7 @@ from wsgigate.http.wsgi import CLAIMS, CLIENT, INSTANCE, REASON, REQUEST_ID, ROU
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.logger import Logger
 from wsgigate.testing import FakeClock
-from wsgigate.testing.server import Body, Server, new_environ
+from wsgigate.testing.fakes import Body, Server, new_environ
 
 
 class Boom(Exception):

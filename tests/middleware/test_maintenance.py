@@ -11,7 +11,7 @@ from werkzeug.test import Client
 from wsgigate import Maintenance, MaintenanceSwitch
 from wsgigate.http.wsgi import CLIENT, FAILURE, REASON
 from wsgigate.store.memory import MemoryStore
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 SECRET = "let-me-pass-please"
 

@@ -15,7 +15,7 @@ from werkzeug.test import Client
 from wsgigate import Mirror
 from wsgigate.http.wsgi import CLAIMS, CLIENT, ROUTE, BodyError
 from wsgigate.testing import FakeClock
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 
 def echo(environ: Any, start_response: Any) -> Iterable[bytes]:

@@ -14,7 +14,7 @@ from wsgigate import Authenticator, ConcurrencyLimiter, Cors, Limiter, Problem
 from wsgigate.frameworks.flask import render_refusals
 from wsgigate.http.wsgi import CLAIMS, is_preflight
 from wsgigate.store.memory import MemoryStore
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 SECRET = "a secret of the tests, thirty-two bytes or more"
 ORIGIN = "https://app.example.com"

@@ -16,7 +16,7 @@ from wsgigate.http.wsgi import PEER_TRUSTED, REQUEST_ID
 from wsgigate.middleware import request_id
 from wsgigate.middleware.request_id import RequestId, RequestIdFilter
 from wsgigate.testing import check_middleware
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 
 def app(environ, start_response):

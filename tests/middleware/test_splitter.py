@@ -10,7 +10,7 @@ from werkzeug.test import Client, EnvironBuilder
 
 from wsgigate import Splitter
 from wsgigate.http.wsgi import SHAPED
-from wsgigate.testing.server import Server
+from wsgigate.testing.fakes import Server
 
 
 def named(name: str) -> Any:

@@ -11,7 +11,7 @@ from werkzeug.test import Client, EnvironBuilder
 from wsgigate import FallbackRules, StaleAnswers
 from wsgigate.http.wsgi import CLAIMS, FAILURE, SHAPED
 from wsgigate.testing import FakeClock
-from wsgigate.testing.server import Body, Server, new_environ
+from wsgigate.testing.fakes import Body, Server, new_environ
 
 
 class App:

@@ -11,7 +11,7 @@ from wsgigate import BodyLimit, Breaker, CircuitRules, Guard, Logger, Shedder, S
 from wsgigate.http.wsgi import close_body, is_websocket
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
-from wsgigate.testing.server import new_environ
+from wsgigate.testing.fakes import new_environ
 
 HANDSHAKE = {"HTTP_UPGRADE": "WebSocket", "HTTP_CONNECTION": "keep-alive, Upgrade"}
 WERKZEUG = {"werkzeug.socket": object()}

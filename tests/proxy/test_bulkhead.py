@@ -25,7 +25,7 @@ from wsgigate.proxy.response import UpstreamCut
 from wsgigate.rules.circuit import CircuitRules
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing.backend import Backend, Received, cut, reply
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 FULL = {
     "type": "about:blank",

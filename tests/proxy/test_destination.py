@@ -13,7 +13,7 @@ from wsgigate.http.wsgi import PEER_TRUSTED, REASON
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.rules.routing import Route
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 INSTANCE = Instance("http://10.0.0.5:8000")
 

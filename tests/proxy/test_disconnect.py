@@ -15,7 +15,7 @@ from wsgigate.proxy.disconnect import ClientLeft, Disconnects
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.testing.backend import Backend, Received, reply
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 
 @pytest.fixture

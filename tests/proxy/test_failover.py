@@ -24,7 +24,7 @@ from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing import FakeClock
 from wsgigate.testing.backend import Backend, Received
-from wsgigate.testing.server import Server
+from wsgigate.testing.fakes import Server
 
 LARGE = b"0123456789" * 40_000
 

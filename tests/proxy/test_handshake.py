@@ -9,7 +9,7 @@ import pytest
 from wsgigate.http.problem import Refusal
 from wsgigate.http.wsgi import Headers
 from wsgigate.proxy.websocket import BadHandshake, check_request, check_response, is_upgrade
-from wsgigate.testing.server import new_environ
+from wsgigate.testing.fakes import new_environ
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3, and the answer to it below
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="

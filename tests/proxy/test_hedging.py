@@ -28,7 +28,7 @@ from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
 from wsgigate.runtime.threads import ScheduledCall, Timer
 from wsgigate.testing.backend import Backend, Received, reply
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 BAD = reply(b"busy", status="503 Service Unavailable")
 SOON = HedgeRules(after=0.01)

@@ -29,7 +29,7 @@ from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.rules.routing import Route
 from wsgigate.testing.backend import Backend, reply
-from wsgigate.testing.server import Server
+from wsgigate.testing.fakes import Server
 
 ALL = dict.fromkeys(("encoded_slash", "encoded_backslash", "double_slash", "dot_segments"), "keep")
 

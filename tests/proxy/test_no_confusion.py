@@ -23,7 +23,7 @@ from wsgigate.http.wsgi import PARAMS, ROUTE
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.rules.routing import Match, Route, Router
-from wsgigate.testing.server import Server
+from wsgigate.testing.fakes import Server
 
 INSTANCE = Instance("http://10.0.0.1:8000")
 

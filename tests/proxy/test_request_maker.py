@@ -12,7 +12,7 @@ from wsgigate.http.problem import Refusal
 from wsgigate.http.target import BadTarget, Target
 from wsgigate.http.wsgi import CLAIMS, PEER_TRUSTED, REQUEST_ID
 from wsgigate.proxy.request import FieldCopier, Outgoing, RequestMaker
-from wsgigate.testing.server import new_environ
+from wsgigate.testing.fakes import new_environ
 
 INSTANCE = Instance("http://10.0.0.1:8000")
 

@@ -14,7 +14,7 @@ from wsgigate.http.wsgi import Headers
 from wsgigate.proxy.disconnect import ClientLeft
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, UpstreamCut, reason_of
-from wsgigate.testing.server import new_environ
+from wsgigate.testing.fakes import new_environ
 
 INSTANCE = Instance("http://10.0.0.1:8000")
 

@@ -18,7 +18,7 @@ from wsgigate.proxy.bulkhead import Compartment, Slot, ThreadShareRules, ThreadS
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.testing.backend import Backend, reply
-from wsgigate.testing.clock import FakeClock
+from wsgigate.testing.fakes import FakeClock
 
 InChild = Callable[[Callable[[], bool]], bool]
 

@@ -28,7 +28,7 @@ from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.websocket import Tunnels
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing.backend import Backend, Received, cut, reply
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"

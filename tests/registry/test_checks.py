@@ -15,12 +15,11 @@ from wsgigate.client.destinations import Destinations
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health_results import OnResult, ProbeRunner
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
-from wsgigate.registry import Registry
+from wsgigate.registry import OwnRegistry, Registry
 from wsgigate.registry.api import instance_document
 from wsgigate.registry.checks import UNVERIFIED, VERIFIED, RegistryChecks
 from wsgigate.registry.compat.consul import ConsulApi
 from wsgigate.registry.compat.eureka import EurekaApi
-from wsgigate.registry.source import OwnRegistry
 from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.rules.registry import Status
 from wsgigate.store.memory import MemoryStore

@@ -51,7 +51,7 @@ sys.modules["uwsgi"] = uwsgi
 from wsgigate.runtime import fork as process
 from wsgigate.middleware.logger import Logger
 from wsgigate.store.open import open_store
-from wsgigate.testing.server import new_environ
+from wsgigate.testing.fakes import new_environ
 from wsgigate.http.wsgi import close_body
 
 def app(environ, start_response):

@@ -29,7 +29,7 @@ from wsgigate.server_check import (
 )
 from wsgigate.servers.gunicorn_worker import TESTED, GateWorker
 from wsgigate.store.memory import MemoryStore
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 SAFE = {
     "http_parser": "python",

@@ -331,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
     _server(check)
     _file(command("routes", "commands:routes", ROUTES))
 
-    explain = command("explain", "explain:explain", EXPLAIN)
+    explain = command("explain", "commands:explain", EXPLAIN)
     _file(explain)
     explain.add_argument("method", metavar="METHOD", help="GET, POST, ...")
     explain.add_argument("url", metavar="URL", help="/path?query, or http://host/path?query")

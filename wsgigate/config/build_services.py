@@ -47,8 +47,7 @@ from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.sticky import Stickiness
 from wsgigate.proxy.websocket import Tunnels, WebSocketLimits
-from wsgigate.registry import Registry
-from wsgigate.registry.source import OwnRegistry
+from wsgigate.registry import OwnRegistry, Registry
 from wsgigate.rules.circuit import CircuitRules
 from wsgigate.rules.health import HealthCheck
 from wsgigate.rules.outlier import OutlierRules

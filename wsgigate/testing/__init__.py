@@ -17,8 +17,8 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.testing.backend import Received as Received
     from wsgigate.testing.backend import cut as cut
     from wsgigate.testing.backend import reply as reply
-    from wsgigate.testing.clock import FakeClock as FakeClock
-    from wsgigate.testing.clock import Script as Script
+    from wsgigate.testing.fakes import FakeClock as FakeClock
+    from wsgigate.testing.fakes import Script as Script
     from wsgigate.testing.limits import limits_off as limits_off
     from wsgigate.testing.limits import reset as reset
     from wsgigate.testing.middleware import check_middleware as check_middleware

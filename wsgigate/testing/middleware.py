@@ -12,7 +12,7 @@ from wsgiref.validate import validator
 
 from wsgigate.http.fields import HOP_BY_HOP
 from wsgigate.http.wsgi import close_body
-from wsgigate.testing.server import CHUNKS, FIELDS, Body, Boom, Make, Server, answers, new_environ
+from wsgigate.testing.fakes import CHUNKS, FIELDS, Body, Boom, Make, Server, answers, new_environ
 
 __all__ = ["ENDINGS", "check_middleware"]
 

@@ -25,7 +25,7 @@ from wsgigate.rules.algorithms import (
 from wsgigate.rules.quota import LONGEST, Quota, Verdict
 from wsgigate.rules.windows import span
 from wsgigate.store import Change, R, Store, StoreError, get_all, update
-from wsgigate.testing.clock import FakeClock
+from wsgigate.testing.fakes import FakeClock
 
 __all__ = [
     "BrokenStore",

@@ -24,7 +24,7 @@ from wsgigate.registry.compat.consul import ConsulApi
 from wsgigate.registry.compat.eureka import EurekaApi
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
-from wsgigate.testing.server import Server, new_environ
+from wsgigate.testing.fakes import Server, new_environ
 
 TOKEN = "the-token-of-all-services"
 USERS_TOKEN = "the-token-of-users-alone"
