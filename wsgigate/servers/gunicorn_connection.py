@@ -221,6 +221,7 @@ class Connection:
         self._lock = threading.Lock()
         self._owed: deque[memoryview] = deque()
         self._owed_bytes = 0
+        self._response_bytes = 0
         self._broken = False
         self.server: Any = None
         self.counted = ""
@@ -386,6 +387,7 @@ class Connection:
 
     def rest(self) -> None:
         """Begin to wait for the next request."""
+        self._response_bytes = 0
         self.served += 1
         self.keeps = None
         # a pipelined request waits until its client has read the response
@@ -422,13 +424,17 @@ class Connection:
     # Output.
 
     def send(self, data: bytes, last: bool = False) -> None:
-        """Send *data*; what the kernel does not take is kept, up to :data:`BACKLOG` bytes.
+        """Send *data*; what the kernel does not take is kept, for another thread to send.
+
+        Of a short response up to :data:`BACKLOG` bytes are kept: its thread is done with it. The
+        thread of a longer one has to wait anyway, and :data:`SLICE` bytes keep the client busy.
 
         :raises OSError: The connection is broken, or the client does not read.
         """
         if self._broken:
             raise ClientStalled("the client did not read the response in time")
         rest = memoryview(data)
+        self._response_bytes += len(data)
         if not self._owed_bytes:
             sent = self.send_now(data)
             if sent == len(data):
@@ -439,7 +445,7 @@ class Connection:
                 self.timeout = time.monotonic() + self._deadlines.idle
             self._owed.append(rest)
             self._owed_bytes += len(rest)
-        self._reduce(BACKLOG)
+        self._reduce(BACKLOG if self._response_bytes <= BACKLOG else SLICE)
         with self._lock:
             if not self._owed_bytes or self.flushing:
                 return

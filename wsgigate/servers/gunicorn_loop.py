@@ -54,7 +54,7 @@ from typing import Any
 from gunicorn import util
 from gunicorn.workers.base import Worker
 
-__all__ = ["LOOK", "STOP_LINGER", "LoopWorker"]
+__all__ = ["LOOK", "STOP_LINGER", "LoopWorker", "nothing"]
 
 
 STOP_LINGER = 2.0
