@@ -644,8 +644,9 @@ def under_pressure(
 
 
 def cut_of(gate: Gate, waited: list[float], **options: Any) -> list[bool]:
-    """Return which of the connections end."""
+    """Return which of the connections end, where requests have waited for a second."""
     connections = under_pressure(gate, waited, **options)
+    gate.worker._pressed_since = 99.0
     gate.worker._free_threads(100.0)
     return [each.ended for each in connections]
 
@@ -676,3 +677,22 @@ def test_a_client_that_reads_slowly_is_not_silent(gate: Gate) -> None:
         reads.read += 1
         gate.worker._free_threads(100.0 + step / 10)
     assert (reads.ended, silent.ended) == (False, True)
+
+
+def test_slow_clients_do_not_end_for_a_request_that_has_just_come(gate: Gate) -> None:
+    connections = under_pressure(gate, [9.0, 9.0])
+    gate.worker._free_threads(100.0)
+    gate.worker._free_threads(100.2)
+    assert [each.ended for each in connections] == [False, False]
+    gate.worker._free_threads(100.4)
+    assert [each.ended for each in connections] == [True, False]
+
+
+def test_output_that_is_owed_is_no_request_that_waits(gate: Gate) -> None:
+    gate.connect()
+    [connection] = gate.worker.idle
+    connection.flushing = True
+    gate.worker.idle.add(connection, writable=True)
+    assert not gate.worker.idle.any_ready()
+    connection.flushing = False
+    assert gate.worker.idle.any_ready()

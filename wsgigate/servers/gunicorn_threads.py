@@ -211,10 +211,11 @@ class IdleConnections:
         return connection
 
     def any_ready(self) -> bool:
-        """Return whether a connection waits for a free thread."""
+        """Return whether a connection waits for a free thread, with something to be read."""
         poll = select.poll()
         for descriptor, entry in list(self._waiting.items()):
-            poll.register(descriptor, select.POLLOUT if entry.ahead else select.POLLIN)
+            if not getattr(entry.connection, "flushing", False):
+                poll.register(descriptor, select.POLLOUT if entry.ahead else select.POLLIN)
         return bool(self._offered or poll.poll(0))
 
     @property

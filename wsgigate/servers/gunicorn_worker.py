@@ -241,6 +241,7 @@ class GateWorker(BootingWorker):
         self._at_work: set[int] = set()  # threads that handle an event
         self._waits: dict[Connection, float] = {}  # since when a thread waits for its client
         self._silent: dict[Connection, tuple[float, int]] = {}  # since when, and the progress
+        self._pressed_since = math.inf  # since when requests wait for a thread
         self._cut_at = -math.inf
         self._held = HELD
         self._next_scan = 0.0
@@ -454,17 +455,19 @@ class GateWorker(BootingWorker):
     def _free_threads(self, now: float) -> None:
         """Cut clients that threads wait for, where no thread is left for a request that waits.
 
-        Slow uploads and unread responses may hold a quarter of the threads. Of those beyond, the
-        ones end that have neither sent nor read a byte for :data:`HELD` seconds, those that have
-        been silent for longest first. Clients that come in their place are given half of that each
-        time: with many of them, others wait for the sum.
+        Slow uploads and unread responses may hold a quarter of the threads. When a request has
+        waited for :data:`HELD` seconds, of those beyond the ones end that have neither sent nor
+        read a byte in that time, those that have been silent for longest first. Clients that come
+        in their place are given half of that each time: with many of them, others wait for the sum.
         """
         surplus = len(self._waits) - self.tpool.count // 4
         if surplus <= 0 or len(self._at_work) < self.tpool.count or not self.idle.any_ready():
             self._silent.clear()
+            self._pressed_since = math.inf
             if now - self._cut_at > CALM:
                 self._held = HELD
             return
+        self._pressed_since = min(self._pressed_since, now)
         silent: dict[Connection, tuple[float, int]] = {}
         for connection, since in self._waits.copy().items():
             progress = connection.progress()
@@ -473,6 +476,8 @@ class GateWorker(BootingWorker):
                 (max(before, since), progress) if seen == progress else (now, progress)
             )
         self._silent = silent
+        if now - self._pressed_since < self._held:
+            return
         longest = sorted(silent, key=lambda each: silent[each][0])
         ended = [each for each in longest[:surplus] if now - silent[each][0] >= self._held]
         for connection in ended:
