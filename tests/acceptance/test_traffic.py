@@ -175,9 +175,13 @@ def test_a_caller_gets_to_the_same_version_in_both(
     ]
     assert found[0] == found[1]
     assert set(found[0]) == {"now", "next"}
-    lines = (json.loads(line) for line in server.log.splitlines() if line.startswith("{"))
-    told = {(line["service"], line["shaped"]) for line in lines if line.get("path") == "/split"}
-    assert told >= {("now", "split=now"), ("next", "split=next")}
+
+    def told() -> set[tuple[str, str]]:
+        lines = (json.loads(line) for line in server.log.splitlines() if line.startswith("{"))
+        return {(line["service"], line["shaped"]) for line in lines if line.get("path") == "/split"}
+
+    # a line is written after its response has been sent
+    until(lambda: told() >= {("now", "split=now"), ("next", "split=next")})
 
 
 def test_each_worker_mirrors_what_it_serves(
