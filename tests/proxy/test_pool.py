@@ -340,7 +340,7 @@ def in_zones(zone: str, **options: Any) -> Pool:
     return Pool("svc", [Instance(url, zone=its) for url, its in urls.items()], zone=zone, **options)
 
 
-def asked(pool: Pool, times: int = 40, **how: Any) -> set[str]:
+def asked(pool: Pool, times: int = 400, **how: Any) -> set[str]:
     found = set()
     for _ in range(times):
         lease = pool.pick(**how)
