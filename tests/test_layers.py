@@ -182,19 +182,19 @@ THREADS = {
     "discovery/health_results.py",  # one thread per check, which ends with it
     "proxy/disconnect.py",  # it never ends, and waits for sockets
     "proxy/health_probe.py",  # a selector's loop, which is woken by a socket
-    "registration/__init__.py",
-    "registration/gunicorn.py",
+    "registration/__init__.py",  # waits once for the drain, and ends with the process
+    "registration/gunicorn.py",  # the same, in gunicorn's master
     "registration/heartbeat.py",  # it runs in the master of a foreign server, and is fed by signals
-    "servers/granian.py",
+    "servers/granian.py",  # waits for signals, from before the app is loaded
     "servers/gunicorn_threads.py",  # the threads that serve requests
 }
 """The files that may start a thread by themselves."""
 
 COMPARES_PROCESSES = {
     "runtime/fork.py",
-    "registration/__init__.py",
-    "registration/heartbeat.py",
-    "registration/process.py",
+    "registration/__init__.py",  # gevent's patching renews as well, and must not end a registration
+    "registration/heartbeat.py",  # the same
+    "registration/process.py",  # a signal may come in a child before the hook of the fork has run
 }
 """The files that may compare process ids; objects elsewhere are renewed by ``runtime/fork.py``."""
 
