@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import ssl
@@ -15,6 +14,7 @@ import pytest
 import requests
 from requests.exceptions import InvalidHeader, InvalidURL
 
+from tests.support.interpreter import run_alone
 from wsgigate.client.adapter import Adapter, Sessions, Timeout, gateway_session
 from wsgigate.client.connections import Connection, ConnectionPool
 from wsgigate.client.dial import dialer
@@ -282,9 +282,9 @@ class Counted(requests.Session):
         self.closed += 1
 
 
-def in_child(check: Callable[[], object], forked: Callable[[], int] = os.fork) -> bool:
+def in_child(check: Callable[[], object]) -> bool:
     """Return the result of *check* in a forked process."""
-    pid = forked()
+    pid = os.fork()
     if not pid:
         os._exit(0 if check() else 1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -311,12 +311,24 @@ def test_a_forked_process_has_its_own_session_and_does_not_close_its_parents() -
     sessions.close()
 
 
+FORKED = """
+import ctypes, os, sys
+import requests
+from wsgigate.client.adapter import Sessions
+
+sessions = Sessions(requests.Session)
+first = sessions.current()
+child = ctypes.PyDLL(None).fork()
+if not child:
+    os._exit(sessions.current() is first)
+same = sessions.current() is first
+sessions.close()
+sys.exit(not same or os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
+"""
+
+
 def test_a_process_forked_without_pythons_hooks_has_its_own_session() -> None:
-    sessions = Sessions(Counted)
-    first: Any = sessions.current()
-    assert in_child(lambda: sessions.current() is not first, ctypes.PyDLL(None).fork)
-    assert sessions.current() is first
-    sessions.close()
+    run_alone(FORKED)
 
 
 def now_and(seconds: float) -> float:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +12,7 @@ import pytest
 from gunicorn.config import Config
 from werkzeug.test import EnvironBuilder
 
+from tests.support.interpreter import run_alone
 from wsgigate.gateway import Gateway
 from wsgigate.http.problem import Problem
 from wsgigate.runtime import fork
@@ -135,34 +132,34 @@ def test_a_gateway_checks_the_first_request_and_logs_once(
     gateway.close()
 
 
-def test_the_first_request_after_a_fork_without_hooks_renews_the_locks() -> None:
-    store = MemoryStore()
+FORKED = """
+import ctypes, os, signal, sys
+from wsgigate.gateway import Gateway
+from wsgigate.runtime import fork
+from wsgigate.store.memory import MemoryStore
+from wsgigate.testing.fakes import Server, new_environ
 
-    def app(environ: Any, start_response: Any) -> list[bytes]:
-        store.get("a")
-        start_response("200 OK", [])
-        return [b"ok"]
+store = MemoryStore()
 
-    gateway = Gateway(app, name="test", store=store, pools={})
-    held, done = threading.Event(), threading.Event()
+def app(environ, start_response):
+    store.get("a")
+    start_response("200 OK", [])
+    return [b"ok"]
 
-    def hold() -> None:
-        with store.lock:
-            held.set()
-            done.wait()
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait()
+gateway = Gateway(app, name="test", store=store, pools={})
+with store.lock:  # as a thread of the parent may have it
     child = ctypes.PyDLL(None).fork()
     if not child:
-        signal.alarm(10)  # ends a child that waits for the lock
+        signal.alarm(30)  # ends a child that waits for the lock
         served = Server().serve(gateway, new_environ()).status == "200 OK"
         os._exit(not (served and fork.unseen))
-    done.set()
-    holder.join()
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert not fork.unseen
+assert not fork.unseen
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
+"""
+
+
+def test_the_first_request_after_a_fork_without_hooks_renews_the_locks() -> None:
+    run_alone(FORKED)
 
 
 def test_what_uwsgi_and_mod_wsgi_hide_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

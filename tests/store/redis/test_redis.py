@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from datetime import UTC, datetime, timedelta
@@ -14,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.interpreter import run_alone
 from wsgigate.rules.algorithms import FixedWindow, SlidingWindow, TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import StoreError, update
@@ -240,17 +240,26 @@ def test_a_forked_process_has_connections_of_its_own(server, store):
     assert store.get("count")[0] == b"200"
 
 
-@pytest.mark.parametrize("forked", [os.fork, ctypes.PyDLL(None).fork], ids=["hooks", "no hooks"])
-def test_a_forked_process_opens_a_new_connection_at_its_first_call(server, store, forked):
-    assert store.swap("a", None, b"1", 60)
+FORKED = """
+import ctypes, os, sys
+from wsgigate.store.open import open_store
+
+store = open_store(sys.argv[1])
+assert store.swap(sys.argv[2], None, b"1", 60)
+child = os.fork() if sys.argv[2] == "hooks" else ctypes.PyDLL(None).fork()
+if not child:
+    os._exit(store.get(sys.argv[2])[0] != b"1")
+assert os.waitpid(child, 0)[1] == 0
+assert store.get(sys.argv[2])[0] == b"1"
+"""
+
+
+@pytest.mark.parametrize("kind", ["hooks", "no hooks"])
+def test_a_forked_process_opens_a_new_connection_at_its_first_call(server, kind):
     with server.admin() as admin:
         before = admin.info("stats")["total_connections_received"]
-        child = forked()
-        if not child:
-            os._exit(store.get("a")[0] != b"1")
-        assert os.waitpid(child, 0)[1] == 0
-        assert store.get("a")[0] == b"1"
-        assert admin.info("stats")["total_connections_received"] == before + 1
+        run_alone(FORKED, server.url, kind)
+        assert admin.info("stats")["total_connections_received"] == before + 2
 
 
 def test_a_check_writes_and_leaves_nothing_behind(start, connect):
