@@ -17,7 +17,7 @@ Rules that must hold:
 - The server may be broken or hostile. Redirects are not followed, the caller bounds the body, and
   the strict :class:`.ResponseReader` parses the response.
 - Nothing is taken from the environment: no proxy, no ``.netrc``.
-- Whoever makes an exchange closes it on every path; no connection is reused.
+- The code that makes an exchange closes it on every path; no connection is reused.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ Threads and ownership
   sends the last of the output: :meth:`Connection.leave` decides, under the connection's lock, which
   of the two calls :meth:`GateWorker._after`. A connection that the loop expires meanwhile is ended
   by the thread that serves it, or if none does, by the loop: :meth:`Connection.give_up`.
-- :meth:`GateWorker.release` and :meth:`GateWorker.abort` end a connection once, whoever calls.
+- :meth:`GateWorker.release` and :meth:`GateWorker.abort` end a connection once, however often
+  they are called.
 
 Slow clients
 
