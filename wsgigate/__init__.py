@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _SOURCE = lazy.source(globals())
 
 if TYPE_CHECKING or _SOURCE is None:
+    from wsgigate.auth.identity import Identity as Identity
     from wsgigate.config.build import load as load
     from wsgigate.coordination.denylist import DenyList as DenyList
     from wsgigate.coordination.maintenance import MaintenanceSwitch as MaintenanceSwitch

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.auth.jwt import KINDS, ClaimRules, TokenRejected, granted_scopes
+from wsgigate.auth.claims import granted_scopes
+from wsgigate.auth.jwt import KINDS, ClaimRules, TokenRejected
 
 STRICT = {"issuer": "me", "audience": "us", "leeway": 10, "max_lifetime": 100, "typ": "at+jwt"}
 CLAIMS = {"iss": "me", "aud": "us", "sub": "a", "iat": 1000, "nbf": 1000, "exp": 1050}
@@ -199,9 +200,10 @@ def test_each_header_is_accepted_or_rejected_with_its_reason(header, reason):
         ({"scope": "a b  c "}, {"a", "b", "c"}),
         ({"scp": ["a", 5, "b c"]}, {"a", "b c"}),
         ({"scope": "a", "scp": "b", "scopes": ["c"]}, {"a", "b", "c"}),
+        ({"scope": "a", "permissions": ["read:b", "c"]}, {"a", "read:b", "c"}),
         ({"scope": None, "scopes": {"a": 1}}, set()),
     ],
 )
-def test_scopes_are_granted_under_three_names(claims, scopes):
+def test_scopes_are_granted_under_four_names(claims, scopes):
     """RFC 8693 section 4.2."""
     assert granted_scopes(claims) == scopes

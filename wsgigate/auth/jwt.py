@@ -42,7 +42,6 @@ __all__ = [
     "RequiredClaims",
     "TokenRejected",
     "VerificationKeys",
-    "granted_scopes",
     "mint",
     "read_compact",
 ]
@@ -52,7 +51,7 @@ class TokenRejected(Exception):
     """The token is invalid; the message is for the operator only."""
 
 
-# Claims: the rules that they must satisfy (RFC 7519), and the scopes that they grant.
+# Claims: the rules that they must satisfy (RFC 7519).
 #
 # A signature proves who issued a token, not what the token is for. Issuers sign refresh tokens,
 # ID tokens and logout tokens with the same key as access tokens, and mark them in the header's
@@ -250,21 +249,6 @@ class ClaimRules:
             sub = claims["sub"]
             if not isinstance(sub, str) or not sub or _CONTROL.search(sub):
                 raise TokenRejected(f"sub is {shown(sub)}")
-
-
-def granted_scopes(claims: Mapping[str, Any]) -> frozenset[str]:
-    """Return the scopes in ``scope`` (RFC 8693 section 4.2), ``scp`` or ``scopes``.
-
-    Each is a text of names separated by spaces, or a list of names; anything else grants nothing.
-    """
-    granted: set[str] = set()
-    for name in ("scope", "scp", "scopes"):
-        value = claims.get(name)
-        if isinstance(value, str):
-            granted.update(value.split(" "))
-        elif isinstance(value, list):
-            granted.update(item for item in value if isinstance(item, str))
-    return frozenset(granted - {""})
 
 
 def _moment(claims: Mapping[str, Any], name: str) -> float | None:

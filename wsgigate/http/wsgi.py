@@ -24,6 +24,7 @@ __all__ = [
     "CLIENT_SOURCE",
     "CLIENT_STREAM",
     "FAILURE",
+    "IDENTITY",
     "INSTANCE",
     "KEPT_TARGET",
     "LEND_THREAD",
@@ -79,6 +80,10 @@ address was determined; set by ClientAddress."""
 
 CLAIMS = "wsgigate.claims"
 """``dict``: the verified claims of the caller's token; set by Authenticator."""
+
+IDENTITY = "wsgigate.identity"
+"""``Identity``: the verified caller, from a token or another credential; set by the middleware that
+authenticates."""
 
 TARGET = "wsgigate.target"
 """``Target``: the canonical request target as of the last call of ``target_of(environ)``, which

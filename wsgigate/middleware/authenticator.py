@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Annotated, Any, NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.auth.claims import granted_scopes
 from wsgigate.auth.jwt import (
     ALGORITHMS,
     KINDS,
@@ -22,7 +23,6 @@ from wsgigate.auth.jwt import (
     RequiredClaims,
     TokenRejected,
     VerificationKeys,
-    granted_scopes,
     read_compact,
 )
 from wsgigate.coordination.denylist import GRACE, DenyList, TokenIdentity, identity
