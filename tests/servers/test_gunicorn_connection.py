@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 
+from wsgigate.servers.gunicorn_body import ClientGone, ClientStalled, Deadlines
 from wsgigate.servers.gunicorn_connection import (
     ABANDONED,
     BACKLOG,
     BUFFERED,
-    ClientGone,
-    ClientStalled,
     Connection,
-    Deadlines,
     Http2Preface,
     Request,
 )

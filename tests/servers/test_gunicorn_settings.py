@@ -17,7 +17,7 @@ from gunicorn.http.wsgi import create
 from tests.servers.gate import Log, Make, hello
 from tests.support.certificates import make_certificate
 from wsgigate.http.wsgi import LEND_THREAD
-from wsgigate.servers.gunicorn_connection import ClientStalled
+from wsgigate.servers.gunicorn_body import ClientStalled
 from wsgigate.servers.gunicorn_worker import GateWorker
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from tests.servers.gate import GET, KEPT, Gate, Make, hello
+from wsgigate.servers.gunicorn_boot import _OnceToken
 from wsgigate.servers.gunicorn_threads import IdleConnections
-from wsgigate.servers.gunicorn_worker import GateWorker, _OnceToken
+from wsgigate.servers.gunicorn_worker import GateWorker
 
 
 def test_exactly_one_worker_takes_the_token() -> None:

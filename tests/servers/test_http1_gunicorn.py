@@ -14,7 +14,8 @@ from gunicorn.http.message import Request
 from gunicorn.http.unreader import IterUnreader
 from gunicorn.http.wsgi import create
 
-from wsgigate.servers.gunicorn_connection import BUFFERED, ClientGone, Connection, Deadlines
+from wsgigate.servers.gunicorn_body import ClientGone, Deadlines
+from wsgigate.servers.gunicorn_connection import BUFFERED, Connection
 from wsgigate.servers.http1_request import BadRequest, ChunkedDecoder, HeadParser, HeadRules
 
 PEER = ("192.0.2.1", 4321)

@@ -20,13 +20,11 @@ class Sent:
 
     def __init__(self, method: str = "GET", version: tuple[int, int] = (1, 1), **options: Any):
         self.pieces: list[bytes] = []
-        self.last: list[bool] = []
         options = {"keep": True, "keep_alive": 5, **options}
         self.response = Response(self._send, method, version, **options)
 
-    def _send(self, data: bytes, last: bool) -> None:
+    def _send(self, data: bytes) -> None:
         self.pieces.append(data)
-        self.last.append(last)
 
     def run(
         self, body: Iterable[bytes], *fields: tuple[str, str], status: str = "200 OK"
@@ -95,7 +93,7 @@ def test_some_responses_have_no_body(status: str, expected: list[str]) -> None:
 def test_head_and_body_leave_in_one_piece() -> None:
     result = Sent()
     result.run([b"hello"], LENGTH)
-    assert (len(result.pieces), result.last) == (1, [True])
+    assert len(result.pieces) == 1
     assert result.response.sent == 5
 
 
@@ -163,7 +161,6 @@ def test_a_body_that_is_shorter_than_its_length_is_an_error() -> None:
     with pytest.raises(ShortResponse):
         result.run([b"hell"], LENGTH)
     assert b"".join(result.pieces).endswith(b"\r\n\r\nhell")
-    assert not any(result.last)
 
 
 def test_a_response_may_be_replaced_until_its_head_has_left() -> None:
@@ -239,9 +236,7 @@ def test_http_client_reads_responses_of_all_kinds_one_after_the_other(seed: int)
         parts = [chance.randbytes(chance.randint(0, 300)) for _ in range(chance.randint(0, 4))]
         body = b"".join(parts)
         fields = [("Content-Length", str(len(body)))] if chance.random() < 0.5 else []
-        response = Response(
-            lambda data, last: sent.write(data), method, (1, 1), keep=True, keep_alive=5
-        )
+        response = Response(sent.write, method, (1, 1), keep=True, keep_alive=5)
         response.start(status, fields)
         response.run(parts if chance.random() < 0.5 else iter(parts))
         assert response.keep

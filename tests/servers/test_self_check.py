@@ -24,7 +24,8 @@ from wsgigate.server_check import (
     first_request_check,
     log_findings,
 )
-from wsgigate.servers.gunicorn_worker import TESTED, GateWorker
+from wsgigate.servers.gunicorn_boot import TESTED
+from wsgigate.servers.gunicorn_worker import GateWorker
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.fakes import Server, new_environ
 

@@ -92,7 +92,7 @@ def settings(
 
 def planned(config: Config) -> ServerFacts:
     """Return the facts of the gunicorn server that would run the gateway of *config*."""
-    from wsgigate.servers.gunicorn_worker import TESTED
+    from wsgigate.servers.gunicorn_boot import TESTED
 
     cfg = Settings()
     for name, value in _settings(config).items():
@@ -139,7 +139,8 @@ def _settings(config: Config, path: str = "") -> dict[str, Any]:
 
 
 def _worker_class(gateway: GatewayTable) -> str | type:
-    from wsgigate.servers.gunicorn_worker import TESTED, GateWorker
+    from wsgigate.servers.gunicorn_boot import TESTED
+    from wsgigate.servers.gunicorn_worker import GateWorker
 
     if TESTED[0] <= gunicorn.version_info[:2] < TESTED[1]:
         worker = GateWorker.having(

@@ -59,6 +59,7 @@ from fcntl import ioctl
 from typing import Any, NamedTuple, cast
 
 from wsgigate.http.problem import Problem
+from wsgigate.servers.gunicorn_body import ClientGone, ClientStalled, Deadlines, StreamedBody
 from wsgigate.servers.http1_request import (
     PREFACE,
     BadRequest,
@@ -71,13 +72,9 @@ from wsgigate.servers.proxy_protocol import BadPreamble, Mode, read_preamble
 
 __all__ = [
     "BUFFERED",
-    "ClientGone",
-    "ClientStalled",
     "Connection",
-    "Deadlines",
     "Http2Preface",
     "Request",
-    "StreamedBody",
     "TlsConnection",
 ]
 
@@ -110,37 +107,8 @@ _BAD_HEAD = Problem(400, "Malformed request head.")
 _FORBIDDEN = Problem(403, "Request forbidden.")
 
 
-class ClientGone(ConnectionResetError):
-    """The client has closed the connection, or it broke.
-
-    Not any ``OSError``: an app may raise one that has nothing to do with its client.
-    """
-
-    def __init__(self, text: str = "the client has closed the connection") -> None:
-        super().__init__(errno.ECONNRESET, text)
-
-
-class ClientStalled(ClientGone, TimeoutError):
-    """The client sends or reads too slowly; its connection is given up."""
-
-
 class Http2Preface(Exception):
     """The client speaks HTTP/2; what it has sent is in ``connection.buffer``."""
-
-
-class Deadlines(NamedTuple):
-    """The deadlines of a worker's clients.
-
-    :ivar head: Seconds for a TLS handshake, and for a request head.
-    :ivar idle: Seconds for a client to send more of a body or take more of a response.
-    :ivar rate: Bytes of a body that earn its client one more second in all.
-    :ivar keep_alive: Seconds between two requests.
-    """
-
-    head: float
-    idle: float
-    rate: float
-    keep_alive: float
 
 
 class Request(NamedTuple):
@@ -377,7 +345,7 @@ class Connection:
             if complete:
                 environ["wsgi.input"] = io.BytesIO(body)
                 return Request(head, environ, None)
-            streamed = StreamedBody(self, head, body, decoder, self._received)
+            streamed = StreamedBody(self, self._deadlines, head, body, decoder, self._received)
             environ["wsgi.input"] = streamed
             return Request(head, environ, streamed)
         now = time.monotonic()
@@ -423,7 +391,7 @@ class Connection:
 
     # Output.
 
-    def send(self, data: bytes, last: bool = False) -> None:
+    def send(self, data: bytes) -> None:
         """Send *data*; what the kernel does not take is kept, for another thread to send.
 
         Of a short response up to :data:`BACKLOG` bytes are kept: its thread is done with it. The
@@ -653,156 +621,3 @@ class TlsConnection(Connection):
         if self.buffer:
             return True
         return isinstance(self.sock, ssl.SSLSocket) and self.sock.pending() > 0
-
-
-class StreamedBody:
-    """A body that is read from the connection as the app asks for it: a ``wsgi.input``.
-
-    The sum of all waits for the client is bounded by the idle timeout, plus one second for each
-    ``rate`` bytes received: so a client that sends single bytes is cut off, too. The time that the
-    app takes between two reads does not count.
-    """
-
-    def __init__(
-        self,
-        connection: Connection,
-        head: Head,
-        first: bytes,
-        decoder: ChunkedDecoder | None,
-        received: int,
-    ) -> None:
-        self._connection = connection
-        self._decoder = decoder
-        self._buffer = bytearray(first)
-        self._left = -1 if decoder is not None else head.length - len(first)
-        self._received = received
-        self._waited = 0.0
-        self._expects = head.expects
-        self.failed = False
-
-    @property
-    def complete(self) -> bool:
-        """Whether all of the body has been read from the connection."""
-        return self._decoder.complete if self._decoder is not None else self._left == 0
-
-    def response_begins(self) -> bool:
-        """Return whether the connection can stay open, as the response begins now.
-
-        It cannot when the body is incomplete: what the client sends next is not known. One that
-        waits for ``100 Continue`` may send its body or not.
-        """
-        self._expects = False  # too late for 100 Continue
-        return self.complete
-
-    def _fill(self) -> bool:
-        """Read more; return whether there was any."""
-        if self.complete:
-            return False
-        connection = self._connection
-        if self._expects:
-            self._expects = False
-            connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        try:
-            data = connection.receive()
-            if data is None:
-                data = self._wait()
-            if not data:
-                if connection.abandoned:
-                    raise ClientStalled("the request body came too slowly")
-                raise ClientGone("the client has closed the connection within the body")
-            self._received += len(data)
-            if self._decoder is not None:
-                self._buffer += self._decoder.feed(data)
-                if self._decoder.complete:
-                    connection.buffer = self._decoder.rest
-            else:
-                if len(data) > self._left:
-                    connection.buffer = data[self._left :]
-                    data = data[: self._left]
-                self._left -= len(data)
-                self._buffer += data
-        except BaseException:
-            self.failed = True
-            raise
-        return True
-
-    def _wait(self) -> bytes:
-        connection = self._connection
-        deadlines = connection._deadlines
-        while True:
-            left = deadlines.idle + self._received / deadlines.rate - self._waited
-            began = time.monotonic()
-            if left <= 0 or not connection.wait(select.POLLIN, min(left, deadlines.idle)):
-                raise ClientStalled("the request body came too slowly")
-            self._waited += time.monotonic() - began
-            data = connection.receive()
-            if data is not None:
-                return data
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Return up to *size* bytes; all by default."""
-        if size is None or size < 0:
-            while self._fill():
-                pass
-            size = len(self._buffer)
-        else:
-            while len(self._buffer) < size and self._fill():
-                pass
-        return self._take(size)
-
-    def readline(self, size: int | None = -1) -> bytes:
-        """Return a line of up to *size* bytes."""
-        limit = -1 if size is None or size < 0 else size
-        at = 0
-        while True:
-            end = self._buffer.find(b"\n", at)
-            if end >= 0:
-                return self._take(end + 1 if limit < 0 else min(end + 1, limit))
-            at = len(self._buffer)
-            if 0 <= limit <= at or not self._fill():
-                return self._take(at if limit < 0 else min(at, limit))
-
-    def readlines(self, hint: int | None = None) -> list[bytes]:
-        """Return the lines; up to some *hint* bytes, if given."""
-        lines: list[bytes] = []
-        size = 0
-        for line in self:
-            lines.append(line)
-            size += len(line)
-            if hint is not None and 0 < hint <= size:
-                break
-        return lines
-
-    def __iter__(self) -> StreamedBody:
-        return self
-
-    def __next__(self) -> bytes:
-        line = self.readline()
-        if not line:
-            raise StopIteration
-        return line
-
-    def _take(self, size: int) -> bytes:
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return data
-
-    def discard(self, most: int) -> bool:
-        """Read the rest of the body if it has arrived; return whether all of it was read."""
-        while not self.failed and not self.complete and most > 0:
-            data = self._connection.receive()
-            if not data:
-                return False
-            most -= len(data)
-            self._received += len(data)
-            if self._decoder is not None:
-                try:
-                    self._decoder.feed(data)
-                except BadRequest:
-                    return False
-                if self._decoder.complete:
-                    self._connection.buffer = self._decoder.rest
-            else:
-                self._connection.buffer = data[self._left :]
-                self._left -= min(self._left, len(data))
-        return self.complete and not self.failed

@@ -42,7 +42,7 @@ from wsgigate.http.wsgi import CLIENT_STREAM, close_body
 from wsgigate.servers.gunicorn_http2_connection import Http2Connection, RefusedRequest, Stream
 from wsgigate.servers.gunicorn_loop import LoopWorker
 
-__all__ = ["Http2Connection", "Http2Worker", "problem_of"]
+__all__ = ["Http2Worker"]
 
 
 _REFUSED: tuple[tuple[type[Exception], Problem], ...] = (
@@ -53,7 +53,7 @@ _REFUSED: tuple[tuple[type[Exception], Problem], ...] = (
 )
 
 
-def problem_of(error: BaseException) -> Problem:
+def _problem_of(error: BaseException) -> Problem:
     """Return the response to a request whose head gunicorn rejects with *error*."""
     return next(
         (each for kind, each in _REFUSED if isinstance(error, kind)),
@@ -102,14 +102,6 @@ class Http2Worker(LoopWorker):
         if self._drained_at is not None:
             conn.http2.drain(self._drained_at)
         self._read_http2(conn)
-
-    def release(self, conn: Any) -> None:
-        """Close *conn* in steps; runs in the loop."""
-        raise NotImplementedError
-
-    def abort(self, conn: Any) -> None:
-        """Close *conn* at once."""
-        raise NotImplementedError
 
     def _read_http2(self, conn: Any, _socket: object = None) -> None:
         """Read and write *conn*, which is readable or writable; runs in the loop."""
@@ -214,14 +206,11 @@ class Http2Worker(LoopWorker):
             elif client.wants():
                 self.idle.offer(lambda: self._serve_http2(conn))
 
-    def refusal(
-        self, req: Any, addr: Any, exc: BaseException
-    ) -> tuple[int, list[tuple[str, str]], bytes]:
-        """Return the status, fields and body of the response to a rejected request."""
-        raise NotImplementedError
-
     def _refuse(self, request: RefusedRequest, conn: Any, client: Http2Connection) -> None:
-        status, fields, body = self.refusal(request, conn.client, request.error)
+        problem = _problem_of(request.error)
+        status, fields, body = self.refusal(
+            problem, str(request.error), conn.client, request.method, request.uri
+        )
         client.respond(request.stream, status, fields, end=not body)
         client.send(request.stream, body, end=True)
 

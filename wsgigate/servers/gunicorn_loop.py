@@ -54,6 +54,8 @@ from typing import Any
 from gunicorn import util
 from gunicorn.workers.base import Worker
 
+from wsgigate.http.problem import Problem
+
 __all__ = ["LOOK", "STOP_LINGER", "LoopWorker", "nothing"]
 
 
@@ -142,6 +144,20 @@ class LoopWorker(Worker):  # type: ignore[misc]
 
     def end(self) -> None:
         """Close all connections that are left."""
+
+    def release(self, conn: Any) -> None:
+        """Close *conn*, which is open, in steps; runs in the loop."""
+        raise NotImplementedError
+
+    def abort(self, conn: Any) -> None:
+        """Close *conn*, which is open, at once."""
+        raise NotImplementedError
+
+    def refusal(
+        self, problem: Problem, reason: str, client: Any, method: str = "", target: str = ""
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Return the status, fields and body of the response to a request that is rejected."""
+        raise NotImplementedError
 
     # The loop.
 

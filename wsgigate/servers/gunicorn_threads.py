@@ -1,4 +1,4 @@
-"""The threads of a worker, and the idle connections they take their requests from.
+"""The threads of a worker: the idle connections they serve, and which slow clients lose theirs.
 
 gunicorn has one thread that watches all connections and hands each request to another one, which
 hands the connection back through a pipe: two thread wake-ups per request. Here all threads wait on
@@ -29,11 +29,22 @@ import selectors
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["IdleConnections", "SelectorWatch", "Threads", "Watch"]
+__all__ = ["SHORTEST", "IdleConnections", "SelectorWatch", "SlowClients", "Threads", "Watch"]
+
+C = TypeVar("C", bound=Hashable)
+
+HELD = 0.3
+"""Seconds for which a thread may wait for its client while a request waits for a thread."""
+
+SHORTEST = 0.05
+"""Seconds to which :data:`HELD` falls while more and more slow clients come."""
+
+CALM = 5.0
+"""Seconds after which :data:`HELD` is as before."""
 
 
 class Watch(Protocol):
@@ -325,3 +336,48 @@ class Threads:
                         self._surplus -= 1
                         self.count -= 1
                         return
+
+
+class SlowClients(Generic[C]):
+    """Decides which clients lose the thread that waits for them; the time is an argument.
+
+    When a request has waited for :data:`HELD` seconds, the clients that have neither sent nor read
+    a byte in that time can lose theirs, those that have been silent for longest first. Clients that
+    come in their place are given half of that each time: with many of them, others wait for the
+    sum.
+    """
+
+    def __init__(self) -> None:
+        self._silent: dict[C, tuple[float, int]] = {}  # since when, and the progress
+        self._pressed_since = math.inf  # since when requests wait for a thread
+        self._cut_at = -math.inf
+        self._held = HELD
+
+    def relax(self, now: float) -> None:
+        """Record that no request waits for a thread."""
+        self._silent.clear()
+        self._pressed_since = math.inf
+        if now - self._cut_at > CALM:
+            self._held = HELD
+
+    def select(self, waits: Mapping[C, tuple[float, int]], most: int, now: float) -> list[C]:
+        """Return the clients to cut, as a request waits for a thread; called repeatedly.
+
+        :param waits: For each client the time since which its thread waits for it, and a number
+            that changes while it reads.
+        :param most: How many may be cut.
+        """
+        self._pressed_since = min(self._pressed_since, now)
+        silent: dict[C, tuple[float, int]] = {}
+        for client, (since, progress) in waits.items():
+            before, seen = self._silent.get(client, (since, progress))
+            silent[client] = (max(before, since) if seen == progress else now, progress)
+        self._silent = silent
+        if now - self._pressed_since < self._held:
+            return []
+        longest = sorted(silent, key=lambda each: silent[each][0])
+        ended = [each for each in longest[:most] if now - silent[each][0] >= self._held]
+        if ended:
+            self._cut_at = now
+            self._held = max(self._held / 2, SHORTEST)
+        return ended

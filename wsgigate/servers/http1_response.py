@@ -72,7 +72,7 @@ def http_date() -> str:
 class Response:
     """The response to one request; its method :meth:`start` is the app's ``start_response``.
 
-    :param send: Sends bytes; its second argument says that they are the last of the response.
+    :param send: Sends bytes.
     :param method: The request's method.
     :param version: The client's version of HTTP/1.
     :param keep: Whether the connection may stay open.
@@ -103,7 +103,7 @@ class Response:
 
     def __init__(
         self,
-        send: Callable[[bytes, bool], object],
+        send: Callable[[bytes], object],
         method: str,
         version: tuple[int, int],
         *,
@@ -204,7 +204,7 @@ class Response:
         length = self.length
         if self.body_forbidden:
             if not self.head_sent:
-                self._send(self._head(), False)
+                self._send(self._head())
             return
         if length is not None:
             left = length - self.sent
@@ -213,16 +213,16 @@ class Response:
             self.sent += len(data)
             if self.head_sent:
                 if data:
-                    self._send(data, self.sent == length)
+                    self._send(data)
             else:
-                self._send(self._head() + data, self.sent == length)
+                self._send(self._head() + data)
             return
         self.sent += len(data)
         framed = b"%x\r\n%b\r\n" % (len(data), data) if self.chunked and data else data
         if not self.head_sent:
             framed = self._head() + framed
         if framed:
-            self._send(framed, False)
+            self._send(framed)
 
     def finish(self) -> None:
         """End the response.
@@ -239,10 +239,10 @@ class Response:
                 self.keep = False
             elif self.sent < self.length:
                 if rest:
-                    self._send(rest, False)
+                    self._send(rest)
                 raise ShortResponse("the body is shorter than its Content-Length")
         if rest:
-            self._send(rest, True)
+            self._send(rest)
 
     @property
     def is_framed(self) -> bool:
@@ -262,7 +262,7 @@ class Response:
                 raise ValueError(f"malformed field {name!r}")
             lines.append(f"{name}: {value}\r\n")
         text = f"HTTP/1.1 103 Early Hints\r\n{''.join(lines)}\r\n"
-        self._send(text.encode("latin-1"), False)
+        self._send(text.encode("latin-1"))
 
     def set_length(self, length: int) -> None:
         """Set the length of the body, which is known by now."""
@@ -273,7 +273,7 @@ class Response:
     def begin(self) -> None:
         """Send the head; the body follows by other means (``sendfile``)."""
         if not self.head_sent:
-            self._send(self._head(), False)
+            self._send(self._head())
 
     def _head(self) -> bytes:
         """Return the head, which is now final.
