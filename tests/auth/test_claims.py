@@ -159,6 +159,11 @@ def test_a_header_of_the_required_type_is_accepted():
         ({"admin": True}, {"admin": True}, None),
         ({"admin": False}, {}, "no admin"),
         ({"https://example.com/roles": "ops"}, {"https://example.com/roles": ["ops"]}, None),
+        ({"realm_access.roles": "ops"}, {"realm_access": {"roles": ["ops"]}}, None),
+        (["realm_access.roles"], {"realm_access": {}}, "no realm_access.roles"),
+        ({"a.b": "c"}, {"a": "b", "a.b": "c"}, "no a.b"),
+        ({'"a.b"': "c"}, {"a.b": "c"}, None),
+        ({'"type"': "refresh"}, {"type": "refresh"}, None),
     ],
 )
 def test_required_claims_are_there_with_one_of_their_values(required, claims, reason):

@@ -168,6 +168,7 @@ def test_the_404_lists_the_routes_and_which_need_a_token(site: ModuleType) -> No
             "requires a verified token",
         ),
         (LIMITER + "key = 'claim:team'", "middleware[0].key", "add an authenticator"),
+        (LIMITER + "key = 'client'", "middleware[0].key", "add an authenticator"),
         (LIMITER + "key = 'address|subject'", "middleware[0].key", "add an authenticator"),
         (LIMITER + "key = 'address|who'", "middleware[0].key", "expected"),
         (LIMITER + "observe = 1", "middleware[0].observe", "true or false"),

@@ -279,6 +279,25 @@ def test_an_error_is_reported_at_its_key_path(text: str, path: str, said: str) -
     assert said in dict(wrong(text))[path]
 
 
+OPTIONAL = (
+    "[[middleware]]\nuse = 'authenticator'\nalgorithms = ['HS256']\n"
+    "secret = '0123456789abcdef0123456789abcdef'\nrequired = false\n"
+)
+
+
+@pytest.mark.parametrize("key", ["subject", "client", "issuer", "plan", "claim:org.id"])
+def test_a_limit_that_anonymous_requests_evade_is_a_warning(key: str) -> None:
+    limiter = f"[[middleware]]\nuse = 'limiter'\nquota = '1/s'\nkey = '{key}'\n"
+    said = dict(read(OPTIONAL + limiter, environ={}).warnings)["middleware[1].key"]
+    assert f'such as "{key}|address"' in said
+    for allowed in (
+        OPTIONAL.replace("required = false\n", "") + limiter,
+        OPTIONAL + limiter.replace(key, f"{key}|address"),
+        OPTIONAL + limiter.replace(key, f"{key}|exempt"),
+    ):
+        assert "middleware[1].key" not in dict(read(allowed, environ={}).warnings)
+
+
 def test_a_limiter_may_count_subjects_behind_a_custom_middleware() -> None:
     limiter = '[[middleware]]\nuse = "limiter"\nquota = "1/s"\nkey = "subject"\n'
     parse('[[middleware]]\nuse = "somebody.elses:Tokens"\n' + limiter)

@@ -13,9 +13,10 @@ from django.http import JsonResponse
 from werkzeug.test import Client
 
 from tests.support.tokens import GOOD, INVALID, MISSING, NOW, SECRET, Gate, claims, signed
+from wsgigate.auth.identity import Identity
 from wsgigate.auth.jwt import mint
 from wsgigate.http.problem import Problem
-from wsgigate.http.wsgi import CLAIMS
+from wsgigate.http.wsgi import CLAIMS, IDENTITY
 from wsgigate.middleware.authenticator import Authenticator, TokenCache
 
 
@@ -46,12 +47,13 @@ def test_every_method_is_treated_alike(method):
 
 def test_claims_from_outside_are_removed():
     gate = Gate(required=False)
-    gate.ask(**{CLAIMS: {"sub": "admin"}})
-    assert CLAIMS not in gate.seen[-1]
-    environ = {CLAIMS: {"sub": "admin"}}
+    forged = {CLAIMS: {"sub": "admin"}, IDENTITY: Identity(subject="admin", scheme="bearer")}
+    gate.ask(**forged)
+    assert not {CLAIMS, IDENTITY} & gate.seen[-1].keys()
+    environ = dict(forged)
     setup_testing_defaults(environ)
     Gate().stack(environ, lambda *args: None)
-    assert CLAIMS not in environ
+    assert not {CLAIMS, IDENTITY} & environ.keys()
 
 
 def test_without_required_no_token_passes_but_a_bad_one_does_not():

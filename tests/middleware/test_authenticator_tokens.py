@@ -86,6 +86,8 @@ def test_j02_the_algorithm_is_one_of_those_that_were_named(pair):
         ({"required_claims": {"type": []}}, "required_claims: type: an empty list"),
         ({"required_claims": {"type": {}}}, "required_claims: type: a text, a number, true"),
         ({"required_claims": {"type": None}}, "required_claims: type: a text, a number, true"),
+        ({"required_claims": {"a": {"b": "c"}}}, 'required_claims: a: a claim inside .* "a.b"'),
+        ({"required_claims": ["a..b"]}, "required_claims: 'a..b' is not the path of a claim"),
         ({"required_claims": [1]}, "required_claims: the name of a claim is a text, not 1"),
         ({"also_accept": "refresh"}, 'also_accept: a list of "action", "event"'),
         ({"also_accept": ["access"]}, 'also_accept: a list of "action", "event"'),

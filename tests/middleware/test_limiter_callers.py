@@ -8,8 +8,9 @@ from uuid import UUID
 import pytest
 
 from tests.middleware.limits import begun, hello, statuses
+from wsgigate import Identity
 from wsgigate.http.caller import claim
-from wsgigate.http.wsgi import CLAIMS, PARAMS, REASON, ROUTE, subject
+from wsgigate.http.wsgi import CLAIMS, IDENTITY, PARAMS, REASON, ROUTE, subject
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.store.memory import MemoryStore
@@ -28,9 +29,21 @@ def store(clock):
     return MemoryStore(clock=clock)
 
 
+def caller(subject="u1", scheme="bearer", **values):
+    return {IDENTITY: Identity(subject, scheme, **values)}
+
+
 @pytest.mark.parametrize(
     ("key", "same", "other"),
     [
+        ("subject", caller("u1"), caller("u2")),
+        ("client", caller(client="shop"), caller(client="app")),
+        ("issuer", caller(issuer="https://a"), caller(issuer="https://b")),
+        (["issuer", "subject"], caller(issuer="https://a"), caller(issuer="https://b")),
+        ("plan", caller("u1", claims={"plan": "pro"}), caller("u1", claims={"plan": "free"})),
+        ("claim:org.id", caller(claims={"org": {"id": 7}}), caller(claims={"org": {"id": 8}})),
+        ("claim:org.id", {CLAIMS: {"org": {"id": 7}}}, caller(claims={"org": {"id": 8}})),
+        ('claim:"a|b"|address', caller(claims={"a|b": "x"}), caller(claims={"a|b": "y"})),
         ("address", {}, {"REMOTE_ADDR": "192.0.2.2"}),
         ("subject", {CLAIMS: {"sub": "u1"}}, {CLAIMS: {"sub": "u2"}}),
         ("api-key", {"HTTP_X_API_KEY": "k1"}, {"HTTP_X_API_KEY": "k2"}),
@@ -51,7 +64,17 @@ def test_each_key_tells_callers_apart_by_its_own_part_of_the_request(store, key,
     assert statuses(app, 2, **other) == [200, 429]
 
 
-KEYS = ["subject", "subject|exempt", "api-key", "cookie:a", "claim:a", "path:a", "route"]
+KEYS = [
+    "subject",
+    "client",
+    "plan",
+    "subject|exempt",
+    "api-key",
+    "cookie:a",
+    "claim:a",
+    "path:a",
+    "route",
+]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -100,6 +123,23 @@ def test_a_token_without_the_claim_is_counted_by_address_with_a_warning(store, k
         begun(make(hello, "1/m" if make is Limiter else 1, store=store, key=key), held, 3)
         == [200] * 3
     )
+
+
+@pytest.mark.parametrize("key", ["subject", "client", "issuer", "plan", "claim:org.id"])
+@pytest.mark.parametrize(
+    "values", [{}, {"claims": {"plan": ["a"], "org": {"id": {}}}}, {"claims": {"org": "id"}}]
+)
+def test_a_caller_without_the_value_is_counted_by_address_with_a_warning(
+    store, key, values, caplog
+):
+    """It neither passes unlimited nor shares a count with all the others."""
+    app = Limiter(hello, "1/m", store=store, key=key, name="user")
+    with caplog.at_level(logging.INFO, "wsgigate"):
+        assert statuses(app, 2, **caller(None, "api-key", **values)) == [200, 429]
+        found = statuses(app, 2, REMOTE_ADDR="192.0.2.7", **caller(None, "api-key", **values))
+    assert found == [200, 429]
+    [text] = [each.getMessage() for each in caplog.records if each.name != REFUSALS]
+    assert "such callers are counted by address" in text
 
 
 @pytest.mark.parametrize("key", ["claim:org|address", "claim:org|exempt"])

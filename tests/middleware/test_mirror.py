@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from wsgigate import Mirror
-from wsgigate.http.wsgi import CLAIMS, CLIENT, ROUTE, BodyError
+from wsgigate import Identity, Mirror
+from wsgigate.http.wsgi import CLAIMS, CLIENT, IDENTITY, ROUTE, BodyError
 from wsgigate.testing import FakeClock
 from wsgigate.testing.fakes import Server, new_environ
 
@@ -95,6 +95,7 @@ SECRETS = {
     "HTTP_PROXY_AUTHORIZATION": "Basic x",
     "HTTP_X_API_KEY": "k",
     CLAIMS: {"sub": "ann"},
+    IDENTITY: Identity(subject="ann", scheme="bearer"),
 }
 
 

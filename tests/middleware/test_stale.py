@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, EnvironBuilder
 
-from wsgigate import FallbackRules, StaleAnswers
-from wsgigate.http.wsgi import CLAIMS, FAILURE, SHAPED
+from wsgigate import FallbackRules, Identity, StaleAnswers
+from wsgigate.http.wsgi import CLAIMS, FAILURE, IDENTITY, SHAPED
 from wsgigate.testing import FakeClock
 from wsgigate.testing.fakes import Body, Server, new_environ
 
@@ -111,6 +111,7 @@ CREDENTIALS = [
     {"headers": {"Cookie": "session=1"}},
     {"headers": {"X-Api-Key": "k"}},
     {"environ_overrides": {CLAIMS: {"sub": "ann"}}},
+    {"environ_overrides": {IDENTITY: Identity(subject="ann", scheme="api-key")}},
 ]
 
 

@@ -14,7 +14,7 @@ import re
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -28,8 +28,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from jwt.algorithms import Algorithm, get_default_algorithms
 
+from wsgigate.auth.claims import ClaimRequirements, RequiredClaims
 from wsgigate.http.bodies import InvalidJson, read_object, shown
-from wsgigate.rules.arguments import Range
 
 __all__ = [
     "ALGORITHMS",
@@ -39,7 +39,6 @@ __all__ = [
     "ClaimRules",
     "Compact",
     "KeyText",
-    "RequiredClaims",
     "TokenRejected",
     "VerificationKeys",
     "mint",
@@ -58,13 +57,6 @@ class TokenRejected(Exception):
 # ``typ`` (RFC 8725 section 3.11, RFC 9068 section 2.1) or in a claim. A token that is marked as
 # something else than an access token is rejected; a token without a mark, or with an unknown mark,
 # is not.
-
-ClaimValue: TypeAlias = str | int | float | bool
-
-ClaimValues: TypeAlias = Annotated[Sequence[ClaimValue], Range(1)]
-
-RequiredClaims: TypeAlias = Sequence[str] | Mapping[str, ClaimValue | ClaimValues]
-"""Names of required claims, or names with the required value or list of allowed values."""
 
 _ACTIONS = dict.fromkeys(
     (
@@ -132,9 +124,8 @@ class ClaimRules:
     :param leeway: Allowed clock difference in seconds.
     :param max_lifetime: Maximum time between ``iat`` and ``exp`` in seconds; None for no limit.
     :param typ: Required ``typ`` of the header, such as ``at+jwt``; None accepts any.
-    :param required_claims: Names of claims that a token must have, or a table of names and values:
-        the claim must equal the value, or one of a list of values. A claim that is a list must
-        contain one of them.
+    :param required_claims: Paths of claims that a token must have, or a table of paths and values;
+        see :class:`~wsgigate.auth.claims.ClaimRequirements`.
     :param also_accept: Kinds of tokens that are accepted although they are not access tokens:
         names from :data:`KINDS`.
     :raises ValueError: An argument is invalid; the message names it.
@@ -163,14 +154,14 @@ class ClaimRules:
             raise ValueError(f"max_lifetime: seconds, more than 0, not {max_lifetime!r}")
         self.max_lifetime = max_lifetime
         self.typ = None if typ is None else _media_type(_text("typ", typ))
-        self.required_claims = _required(required_claims)
+        self.required_claims = ClaimRequirements(required_claims, "required_claims")
         if isinstance(also_accept, str) or not set(also_accept) <= set(KINDS):
             listed = ", ".join(f'"{kind}"' for kind in KINDS)
             raise ValueError(f"also_accept: a list of {listed}, not {also_accept!r}")
         self.also_accept = frozenset(also_accept)
         # A mark that is explicitly required, as on the route for token refresh, is accepted.
         self._marks = {
-            name: known for name, known in _MARKS.items() if not self.required_claims.get(name)
+            name: known for name, known in _MARKS.items() if not self.required_claims.allowed(name)
         }
 
     def check_header(self, header: Mapping[str, Any]) -> None:
@@ -228,11 +219,9 @@ class ClaimRules:
         is_logout = isinstance(events, dict) and _LOGOUT_EVENT in events
         if is_logout and "logout" not in self.also_accept:
             raise TokenRejected("no access token: events holds a logout")
-        for name, allowed in self.required_claims.items():
-            if name not in claims:
-                raise TokenRejected(f"no {name}")
-            if allowed and not _is_one_of(claims[name], allowed):
-                raise TokenRejected(f"{name} is {shown(claims[name])}")
+        unmet = self.required_claims.unmet(claims)
+        if unmet:
+            raise TokenRejected(unmet)
         return until
 
     def _check_names(self, claims: Mapping[str, Any]) -> None:
@@ -272,46 +261,6 @@ def _mark(text: str) -> str:
     """Return the mark *text* in normal form: ``REFRESH_TOKEN`` becomes ``refresh``."""
     mark = text.lower().removeprefix(_URN).removeprefix("application/").translate(_SEPARATORS)
     return mark.removesuffix("jwt").removesuffix("token")
-
-
-def _required(claims: object) -> dict[str, tuple[ClaimValue, ...]]:
-    """Return the allowed values of each claim; an empty tuple allows any value."""
-    if isinstance(claims, Mapping):
-        return {_claim_name(name): _allowed(name, value) for name, value in claims.items()}
-    if isinstance(claims, str) or not isinstance(claims, Sequence):
-        raise ValueError(
-            'required_claims: a list of names, or a table such as {"token_type": "access"}, '
-            f"not {claims!r}"
-        )
-    return {_claim_name(name): () for name in claims}
-
-
-def _claim_name(name: object) -> str:
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"required_claims: the name of a claim is a text, not {name!r}")
-    return name
-
-
-def _allowed(name: object, value: object) -> tuple[ClaimValue, ...]:
-    values = tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)
-    if not values:
-        raise ValueError(f"required_claims: {name}: an empty list would reject every token")
-    for one in values:
-        if not isinstance(one, (str, int, float)):
-            raise ValueError(
-                f"required_claims: {name}: a text, a number, true or false, or a list of these, "
-                f"not {value!r}"
-            )
-    return values
-
-
-def _is_one_of(claim: object, allowed: tuple[ClaimValue, ...]) -> bool:
-    if isinstance(claim, list):
-        return any(_is_one_of(item, allowed) for item in claim if not isinstance(item, list))
-    # 1 is not true, although they are equal in Python
-    return any(
-        claim == value and isinstance(claim, bool) is isinstance(value, bool) for value in allowed
-    )
 
 
 def _text(setting: str, value: object) -> str:

@@ -9,6 +9,7 @@ from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config, FallbackTable, GatewayTable, RouteTable
 from wsgigate.config.tables import suggestion
 from wsgigate.config.types import is_loopback
+from wsgigate.http.caller import alternatives
 from wsgigate.http.forwarded import UNIX
 from wsgigate.store import NETWORKED
 
@@ -35,7 +36,7 @@ def check_across(config: Config, errors: Errors, warnings: Warnings) -> None:
     _check_registry(config, errors)
     for path, entries in config.middleware_lists():
         outside = () if path == "middleware" else config.middleware
-        _check_keys(entries, outside, path, errors)
+        _check_keys(entries, outside, path, errors, warnings)
 
 
 def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
@@ -227,15 +228,24 @@ def _check_faults(config: Config, warnings: Warnings) -> None:
 
 
 def _check_keys(
-    entries: Sequence[Middleware], outside: Sequence[Middleware], path: str, errors: Errors
+    entries: Sequence[Middleware],
+    outside: Sequence[Middleware],
+    path: str,
+    errors: Errors,
+    warnings: Warnings,
 ) -> None:
-    """Add errors for limiters whose key is unknown at their position: they would limit nothing."""
-    known = {"subject"} if any(entry.verifies for entry in outside) else set()
+    """Add errors for limiters whose key is unknown at their position: they would limit nothing.
+
+    Add warnings for those that do not limit anonymous requests, which an authenticator lets pass.
+    """
+    verifiers = [entry for entry in outside if entry.verifies]
+    known = {"subject"} if verifiers else set()
     if path != "middleware":
         known |= {"route", "path"}
     for index, entry in enumerate(entries):
         if entry.verifies:
             known.add("subject")
+            verifiers.append(entry)
         if entry.use not in ("limiter", "concurrency-limiter"):
             continue
         options = entry.options or {}
@@ -244,20 +254,35 @@ def _check_keys(
         keys = (given,) if isinstance(given, str) else given
         for key in keys:
             # the last alternative is the key of requests that have none of the others
-            names = [name.strip() for name in key.split("|")]
+            names = alternatives(key)
             last = names[-2] if names[-1] == "exempt" and len(names) > 1 else names[-1]
             _check_key(last, key, known, at(here, "key"), errors)
+            anonymous = verifiers and not any(_requires_token(each) for each in verifiers)
+            if anonymous and len(names) == 1 and names[0].partition(":")[0] in _OF_CALLER:
+                warnings.append((at(here, "key"), _PASSES_ANONYMOUS.format(shown(key), key)))
         plan = options.get("plan", "")
         if plan.startswith("claim:") and "subject" not in known:
             errors.add(at(here, "plan"), _NEEDS_AUTHENTICATOR.format(shown(plan)))
 
 
+_OF_CALLER = ("subject", "client", "issuer", "plan", "claim")
+
+_PASSES_ANONYMOUS = (
+    "{} does not limit requests without a token, which the authenticator lets pass; add an "
+    'alternative, such as "{}|address", or "|exempt" if that is intended'
+)
+
 _NEEDS_AUTHENTICATOR = "{} requires a verified token; add an authenticator before this limiter"
+
+
+def _requires_token(entry: Middleware) -> bool:
+    """Return whether no request passes without a token; unknown for a factory."""
+    return entry.use != "authenticator" or bool((entry.options or {}).get("required", True))
 
 
 def _check_key(last: str, key: str, known: set[str], path: str, errors: Errors) -> None:
     kind = last.partition(":")[0]
     if kind in ("route", "path") and kind not in known:
         errors.add(path, f"{shown(key)} is available to the middlewares of a route only")
-    elif kind in ("subject", "claim") and "subject" not in known:
+    elif kind in _OF_CALLER and "subject" not in known:
         errors.add(path, _NEEDS_AUTHENTICATOR.format(shown(key)))

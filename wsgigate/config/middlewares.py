@@ -253,6 +253,8 @@ def key_named(name: str) -> wsgi.Key:
     try:
         return key_of(name)
     except ValueError:
+        if not _IS_OBJECT.fullmatch(name):
+            raise
         found: wsgi.Key = import_function(name)
         return found
 
@@ -260,8 +262,8 @@ def key_named(name: str) -> wsgi.Key:
 _OBJECT = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 
 _ONE = (
-    rf"(?:address|subject|route|api-key|(?:header|cookie):{FIELD_NAME}|claim:[^|]+"
-    r"|path:[A-Za-z_]\w*)"
+    rf"(?:address|subject|client|issuer|plan|route|api-key|(?:header|cookie):{FIELD_NAME}"
+    r'|claim:(?:[^|"]|"[^"]*")+|path:[A-Za-z_]\w*)'
 )
 
 _KEY = rf"{_ONE}(?: ?\| ?{_ONE})*(?: ?\| ?exempt)?|{_OBJECT}"
@@ -291,16 +293,16 @@ _CALLER = TableKey(
         is_list,
         ListOf(Text('a key such as "address"', pattern=_KEY), least=1),
         Text(
-            '"address", "subject", "route", "api-key", "header:NAME", "cookie:NAME", '
-            '"claim:NAME", "path:NAME", several with "|" between them, or '
+            '"address", "subject", "client", "issuer", "plan", "claim:PATH", "route", "api-key", '
+            '"header:NAME", "cookie:NAME", "path:NAME", several with "|" between them, or '
             '"package.module:function"',
             pattern=_KEY,
         ),
     ),
-    "The caller to count: address, subject (of the token), route, api-key, header:NAME, "
-    'cookie:NAME, claim:NAME, path:NAME, or package.module:function. "subject|address" uses the '
-    'first key the request has, "subject|exempt" exempts requests without the others; a list '
-    "counts each combination.",
+    "The caller to count: address; subject, client, issuer or plan of the verified caller, or one "
+    "of its claims, claim:PATH; route, api-key, header:NAME, cookie:NAME, path:NAME, or "
+    'package.module:function. "subject|address" uses the first key the request has, '
+    '"subject|exempt" exempts requests without the others; a list counts each combination.',
     "address",
     convert=_keys_named,
 )
@@ -410,9 +412,10 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
                 None,
             ),
             "exempt": _selection(_EXEMPT, "Requests that pass unverified, without claims."),
-            "required_claims": "Claims that a token must have: a list of names, or a table of "
-            'names and values, { token_type = "access" }: the claim must equal the value, or one '
-            "of a list of values; a claim that is a list must contain one of them.",
+            "required_claims": "Claims that a token must have: a list of paths, or a table of "
+            'paths and values, { token_type = "access", "realm_access.roles" = "clerk" }: the '
+            "claim must equal the value, or one of a list of values; a claim that is a list must "
+            "contain one of them.",
             "deny_list": TableKey(
                 Boolean(),
                 "Check tokens against the deny list, which is in the gateway's store, so that "
@@ -465,12 +468,12 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
             "plans": TableKey(MapOf(_QUOTAS), "Quotas by the name of a plan.", None),
             "plan": TableKey(
                 Text(
-                    '"claim:NAME", "header:NAME" or "package.module:function"',
+                    '"claim:PATH", "header:NAME" or "package.module:function"',
                     pattern=rf"claim:.+|header:{FIELD_NAME}|{_OBJECT}",
                 ),
-                "The source of the caller's plan: claim:NAME of the token, header:NAME that "
-                "clients cannot set, or package.module:function. Callers without one of the plans "
-                "get quota.",
+                "The source of the caller's plan: claim:PATH of the verified caller, header:NAME "
+                "that clients cannot set, or package.module:function. Callers without one of the "
+                "plans get quota.",
                 None,
                 convert=_function_or_value,
             ),

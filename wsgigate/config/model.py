@@ -401,7 +401,10 @@ class Balance:
     key: str | None = setting(
         "The key that requests to the same instance share, for consistent-hash. Default: the "
         "client's address.",
-        Text('"address", "subject", "header:NAME", "cookie:NAME", "claim:NAME" or "path:NAME"'),
+        Text(
+            '"address", "subject", "client", "header:NAME", "cookie:NAME", "claim:PATH" or '
+            '"path:NAME"'
+        ),
         default=None,
     )
     slow_start: float | None = argument(Pool, default=None)

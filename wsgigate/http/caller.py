@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 from wsgiref.types import WSGIEnvironment
 
@@ -18,16 +18,27 @@ from wsgigate.http import wsgi
 from wsgigate.http.fields import is_token
 from wsgigate.http.forwarded import AddressList
 from wsgigate.http.target import BadTarget, canonical_path, target_of
-from wsgigate.http.wsgi import CLAIMS, Key, combined, environ_key, header, path_parameter, peer
+from wsgigate.http.wsgi import (
+    CLAIMS,
+    IDENTITY,
+    Key,
+    combined,
+    environ_key,
+    header,
+    path_parameter,
+    peer,
+)
+from wsgigate.rules.claims import CallerValue
 
 __all__ = [
     "OTHERWISE",
-    "Claim",
+    "CallerKey",
     "ClaimOrAddress",
     "Exempt",
     "KeyNames",
     "PathPatterns",
     "PlanFunction",
+    "alternatives",
     "by_address",
     "claim",
     "cookie",
@@ -62,6 +73,12 @@ _PLAIN: dict[str, Key] = {
     "subject": wsgi.subject,
 }
 
+_OF_CALLER = {"client": "client", "issuer": "issuer", "plan": "claim:plan"}
+"""Further names, and the value of the verified caller that each stands for."""
+
+_BAR = re.compile(r'\|(?=(?:[^"]*"[^"]*")*[^"]*$)')
+"""A bar outside of double quotes."""
+
 _PARAMETER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
@@ -85,26 +102,47 @@ def cookie(name: str) -> Key:
     return key
 
 
-class Claim:
-    """A key function that returns the claim *name* of the verified token, None without one.
+class CallerKey:
+    """A key function that returns a value of the verified caller, None without one.
 
-    :param name: The name of a claim whose values are texts or whole numbers.
+    :param text: ``client`` or ``issuer``, or ``claim:PATH``, a claim whose values are texts or
+        whole numbers.
+    :raises ValueError: The path is malformed.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.name = text.removeprefix("claim:")
+        self._value = CallerValue(text)
 
     def __call__(self, environ: WSGIEnvironment) -> str | None:
-        claims: dict[str, Any] = environ.get(CLAIMS) or {}
-        value = claims.get(self.name)
+        identity = environ.get(IDENTITY)
+        if identity is None:
+            identity = _Claimant(environ.get(CLAIMS) or {})
+        value = self._value.find(identity)
         if isinstance(value, str):
             return value or None
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
+class _Claimant(NamedTuple):
+    """A caller of whom a middleware of the user's has set the claims only."""
+
+    claims: Mapping[str, Any]
+    subject: str | None = None
+    scheme: str = ""
+    issuer: str | None = None
+    client: str | None = None
+    scopes: frozenset[str] = frozenset()
+
+
 def claim(name: str) -> Key:
-    """Return a key function that identifies the caller by the claim *name* of its token."""
-    return Claim(name)
+    """Return a key function that identifies the caller by a claim of its token.
+
+    :param name: The path of the claim, such as ``org`` or ``realm.name``.
+    :raises ValueError: The path is malformed.
+    """
+    return CallerKey(f"claim:{name}")
 
 
 def first_of(*keys: Key) -> Key:
@@ -127,17 +165,17 @@ def key_of(key: KeyNames, *, claimed: Callable[[Key], Key] = lambda key: key) ->
     """Return the key function for *key*.
 
     :param key: A key function, or its name: ``address``, ``subject``, ``route``, ``api-key``,
-        ``header:NAME``, ``cookie:NAME``, ``claim:NAME``, ``path:NAME``. ``subject|address`` is the
-        first of them that has a value, and ``subject|exempt`` exempts requests without a subject.
-        A list combines several.
-    :param claimed: Wraps ``subject`` and ``claim:NAME`` if they are not part of an alternative.
-        Default: they exempt a token without the claim.
+        ``client``, ``issuer``, ``plan``, ``header:NAME``, ``cookie:NAME``, ``claim:PATH``,
+        ``path:NAME``. ``subject|address`` is the first of them that has a value, and
+        ``subject|exempt`` exempts requests without a subject. A list combines several.
+    :param claimed: Wraps ``subject``, ``client``, ``issuer``, ``plan`` and ``claim:PATH`` if they
+        are not part of an alternative. Default: they exempt a token without the value.
     :raises ValueError: *key* is none of these.
     """
     if callable(key):
-        return claimed(key) if key is wsgi.subject or isinstance(key, Claim) else key
+        return claimed(key) if key is wsgi.subject or isinstance(key, CallerKey) else key
     if isinstance(key, str):
-        names = [name.strip() for name in key.split("|")]
+        names = alternatives(key)
         if len(names) == 1:
             return key_of(_named(names[0]), claimed=claimed)
         if names[-1] == "exempt":
@@ -149,6 +187,11 @@ def key_of(key: KeyNames, *, claimed: Callable[[Key], Key] = lambda key: key) ->
     return keys[0] if len(keys) == 1 else combined(*keys)
 
 
+def alternatives(key: str) -> list[str]:
+    """Return the names of *key*, such as ``subject`` and ``address`` of ``subject|address``."""
+    return [name.strip() for name in _BAR.split(key)]
+
+
 OTHERWISE = "\x1f"
 """The first character of a key for a missing claim; no claim contains this character."""
 
@@ -156,32 +199,33 @@ _SUBJECT_CLAIMS = ("user_id", "uid", "user", "client_id", "azp", "email")
 
 
 class ClaimOrAddress:
-    """A key function by a claim, or by address if a verified token lacks the claim.
+    """A key function by a verified value, or by address if a verified caller lacks it.
 
     The tokens of some issuers identify the user by another claim; if they were exempt, the limit
-    would not apply. A request without verified claims is exempt.
+    would not apply. A request without a verified caller is exempt.
 
-    :param key: ``wsgi.subject`` or a :class:`Claim`.
+    :param key: ``wsgi.subject`` or a :class:`CallerKey`.
     :param warn: A logger's method, for one message about tokens without the claim.
     :param what: The subject of that message, such as ``the limit 'user'``.
     """
 
     def __init__(self, key: Key, *, warn: Callable[..., object], what: str) -> None:
         self._key = key
-        self._name = key.name if isinstance(key, Claim) else "sub"
-        self._written = f"claim:{self._name}" if isinstance(key, Claim) else "subject"
+        self._name = key.name if isinstance(key, CallerKey) else "sub"
+        self._written = key.text if isinstance(key, CallerKey) else "subject"
         self._warn = warn
         self._what = what
         self._warnings = itertools.count()  # only one thread gets the first number
         self._warned = False
 
     def __call__(self, environ: WSGIEnvironment) -> str | None:
-        claims: dict[str, Any] | None = environ.get(CLAIMS)
-        if not claims:
-            return None
         value = self._key(environ)
         if value is not None:
             return value
+        identity = environ.get(IDENTITY)
+        claims = (environ.get(CLAIMS) or {}) if identity is None else identity.claims
+        if identity is None and not claims:
+            return None
         if not self._warned:
             self._warn_once(
                 '%s counts callers by "%s", and a token has no %s: such callers are counted by '
@@ -199,7 +243,7 @@ class ClaimOrAddress:
 
     def missed(self, environ: WSGIEnvironment) -> None:
         """Check *environ* after the app was called for an exempt request."""
-        if not self._warned and environ.get(CLAIMS):
+        if not self._warned and (environ.get(IDENTITY) is not None or environ.get(CLAIMS)):
             self._warn_once(
                 '%s counts callers by "%s" outside of the Authenticator, where no request has '
                 "one, so it limits nothing: put it inside",
@@ -235,32 +279,40 @@ def _named(name: str) -> Key:
         return header(argument)
     if kind == "cookie" and is_token(argument):
         return cookie(argument)
-    if kind == "claim" and argument:
-        return claim(argument)
+    if name in _OF_CALLER:
+        return CallerKey(_OF_CALLER[name])
+    if kind == "claim":
+        try:
+            return claim(argument)
+        except ValueError as error:
+            raise ValueError(f"key: {error}") from None
     if kind == "path" and _PARAMETER.fullmatch(argument):
         return path_parameter(argument)
-    known = ", ".join(_PLAIN)
+    known = ", ".join((*_PLAIN, *_OF_CALLER))
     raise ValueError(
-        f"key is one of {known}, header:NAME, cookie:NAME, claim:NAME or path:NAME, not {name!r}"
+        f"key is one of {known}, header:NAME, cookie:NAME, claim:PATH or path:NAME, not {name!r}"
     )
 
 
 def plan_of(plan: PlanFunction | str) -> PlanFunction:
     """Return the function that returns a request's plan.
 
-    :param plan: A function, or ``claim:NAME`` of the verified token, or ``header:NAME``, which is
+    :param plan: A function, or ``claim:PATH`` of the verified caller, or ``header:NAME``, which is
         safe only for a field that clients cannot set.
     :raises ValueError: *plan* is none of these.
     """
     if callable(plan):
         return plan
     kind, _, name = plan.partition(":") if isinstance(plan, str) else ("", "", "")
-    if kind == "claim" and name:
-        return claim(name)
+    if kind == "claim":
+        try:
+            return claim(name)
+        except ValueError as error:
+            raise ValueError(f"plan: {error}") from None
     if kind == "header" and is_token(name):
         key_name = environ_key(name)
         return lambda environ: environ.get(key_name)
-    raise ValueError(f"plan is a function, claim:NAME or header:NAME, not {plan!r}")
+    raise ValueError(f"plan is a function, claim:PATH or header:NAME, not {plan!r}")
 
 
 def exemption(
@@ -434,7 +486,7 @@ def _of_table(
 def by_address(key: KeyNames) -> bool:
     """Return whether *key*, an argument of :func:`key_of`, counts callers by their address."""
     if isinstance(key, str):
-        return "address" in [name.strip() for name in key.split("|")]
+        return "address" in alternatives(key)
     if callable(key):
         return key is wsgi.client_address
     return any(by_address(one) for one in key)

@@ -432,9 +432,13 @@ def client_address(environ: WSGIEnvironment) -> str:
 
 
 def subject(environ: WSGIEnvironment) -> str | None:
-    """Return the ``sub`` claim of the caller's verified token; None without one."""
-    claims: dict[str, Any] = environ.get(CLAIMS) or {}
-    sub = claims.get("sub")
+    """Return the subject of the verified caller, such as the ``sub`` of its token; else None."""
+    identity = environ.get(IDENTITY)
+    if identity is None:  # a middleware of the user's may set the claims only
+        claims: dict[str, Any] = environ.get(CLAIMS) or {}
+        sub = claims.get("sub")
+    else:
+        sub = identity.subject
     return sub if isinstance(sub, str) and sub else None
 
 

@@ -13,14 +13,14 @@ from hashlib import sha256
 from typing import Annotated, Any, NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.auth.claims import granted_scopes
+from wsgigate.auth.claims import RequiredClaims
+from wsgigate.auth.identity import Identity
 from wsgigate.auth.jwt import (
     ALGORITHMS,
     KINDS,
     MAX_LENGTH,
     ClaimRules,
     KeyText,
-    RequiredClaims,
     TokenRejected,
     VerificationKeys,
     read_compact,
@@ -29,7 +29,7 @@ from wsgigate.coordination.denylist import GRACE, DenyList, TokenIdentity, ident
 from wsgigate.http.bodies import InvalidJson, read_object, shown
 from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
-from wsgigate.http.wsgi import CLAIMS, is_preflight
+from wsgigate.http.wsgi import CLAIMS, IDENTITY, is_preflight
 from wsgigate.rules.arguments import OneOf, Range, Seconds, Trait, checked
 from wsgigate.runtime.clocks import wall
 from wsgigate.runtime.logs import ThrottledLog
@@ -56,13 +56,14 @@ class Verified(NamedTuple):
     until: float
     missing: frozenset[str]
     identity: TokenIdentity
+    caller: Identity
 
 
 @checked
 class Authenticator:
     """Authentication: allow requests with a valid token (JWT) only.
 
-    Its claims are in ``environ["wsgigate.claims"]``.
+    The caller is in ``environ["wsgigate.identity"]``, the claims in ``environ["wsgigate.claims"]``.
 
     The token is read from the ``Authorization: Bearer`` field only. It must be signed by one of the
     given keys with one of the given algorithms, and have an expiry (``exp``). Every invalid token
@@ -92,9 +93,10 @@ class Authenticator:
         limit.
     :param typ: Required type in the token's header (``"typ"``), such as ``"at+jwt"`` for the access
         tokens of RFC 9068.
-    :param required_claims: Names of claims that a token must have, or a table of names and values,
+    :param required_claims: Paths of claims that a token must have, or a table of paths and values,
         such as ``token_type`` and ``"access"``: the claim must equal the value, or one of a list
-        of values; a claim that is a list must contain one of them.
+        of values; a claim that is a list must contain one of them. ``realm_access.roles`` is a
+        claim inside another.
     :param also_accept: Kinds of tokens that are accepted although they are not access tokens:
         ``"refresh"`` on the route where tokens are refreshed, ``"id"``, ``"logout"``, ``"action"``
         (password reset, address verification), ``"event"``, ``"proof"``, ``"request"`` or
@@ -198,6 +200,7 @@ class Authenticator:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(CLAIMS, None)
+        environ.pop(IDENTITY, None)
         if self._exempt is not None and self._exempt(environ):
             return self.app(environ, start_response)
         value: str | None = environ.get("HTTP_AUTHORIZATION")
@@ -225,6 +228,7 @@ class Authenticator:
             return self._insufficient(environ, start_response)
         text = verified.text
         environ[CLAIMS] = json.loads(text) if text else verified.claims.copy()
+        environ[IDENTITY] = verified.caller
         return self.app(environ, start_response)
 
     @property
@@ -290,8 +294,9 @@ class Authenticator:
         until = self._rules.check(claims, now)
         flat = not any(isinstance(claim, (dict, list)) for claim in claims.values())
         text = "" if flat else compact.payload.decode("utf-8")
-        missing = self._scopes - granted_scopes(claims) if self._scopes else self._scopes
-        return Verified(claims, text, until, missing, identity(compact.signed, claims))
+        caller = Identity.from_claims(claims)
+        missing = self._scopes - caller.scopes
+        return Verified(claims, text, until, missing, identity(compact.signed, claims), caller)
 
 
 class TokenCache:

@@ -85,7 +85,7 @@ class Limiter:
     :param cost: Quota units that a request consumes: a number, or a function of ``environ``.
         0 checks without consuming. A request that costs more than the limit is always rejected.
     :param plans: Other quotas by plan name; a caller without one of these plans has *quota*.
-    :param plan: The plan of a request: a function of ``environ``, ``"claim:NAME"`` or
+    :param plan: The plan of a request: a function of ``environ``, ``"claim:PATH"`` or
         ``"header:NAME"``.
     :param only: Which requests are counted: a function of ``environ``, or a table of ``paths``,
         ``methods``, ``ignore_case`` and a ``rule``, all of which must match. ``paths`` match every

@@ -17,6 +17,7 @@ from wsgigate.http.wsgi import (
     CLAIMS,
     CLIENT,
     CLIENT_SOURCE,
+    IDENTITY,
     KEPT_TARGET,
     PARAMS,
     PEER_TRUSTED,
@@ -35,7 +36,14 @@ LOG = logging.getLogger("wsgigate.mirror")
 
 _MARK = "HTTP_X_GATEWAY_MIRROR"
 _CREDENTIALS = frozenset(
-    ("HTTP_AUTHORIZATION", "HTTP_COOKIE", "HTTP_PROXY_AUTHORIZATION", "HTTP_X_API_KEY", CLAIMS)
+    (
+        "HTTP_AUTHORIZATION",
+        "HTTP_COOKIE",
+        "HTTP_PROXY_AUTHORIZATION",
+        "HTTP_X_API_KEY",
+        CLAIMS,
+        IDENTITY,
+    )
 )
 _NOT_COPIED = frozenset(("HTTP_TRANSFER_ENCODING", "HTTP_EXPECT", "HTTP_UPGRADE"))
 _OF_REQUESTS = frozenset(
@@ -43,7 +51,17 @@ _OF_REQUESTS = frozenset(
         *("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "RAW_URI", "REQUEST_URI"),
         *("CONTENT_TYPE", "SERVER_NAME", "SERVER_PORT", "SERVER_PROTOCOL", "REMOTE_ADDR"),
         *("REMOTE_PORT", "wsgi.version", "wsgi.url_scheme"),
-        *(REQUEST_ID, CLIENT, CLIENT_SOURCE, PEER_TRUSTED, CLAIMS, ROUTE, PARAMS, KEPT_TARGET),
+        *(
+            REQUEST_ID,
+            CLIENT,
+            CLIENT_SOURCE,
+            PEER_TRUSTED,
+            CLAIMS,
+            IDENTITY,
+            ROUTE,
+            PARAMS,
+            KEPT_TARGET,
+        ),
     )
 )
 """The environ keys that describe the request; the others belong to the server or connection."""

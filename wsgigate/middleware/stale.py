@@ -22,7 +22,7 @@ from wsgigate.http.responses import (
     with_fallback_field,
 )
 from wsgigate.http.target import BadTarget, kept_target_of
-from wsgigate.http.wsgi import CLAIMS, FAILURE, ExcInfo, Headers, environ_key, without
+from wsgigate.http.wsgi import CLAIMS, FAILURE, IDENTITY, ExcInfo, Headers, environ_key, without
 from wsgigate.rules.arguments import Bytes, Range, Seconds, checked
 from wsgigate.rules.fallback import FallbackRules, reason_of
 from wsgigate.rules.retry import SAFE
@@ -461,4 +461,4 @@ def _has_credentials(environ: WSGIEnvironment) -> bool:
     return any(key in environ for key in _CREDENTIALS) or bool(environ.get(CLAIMS))
 
 
-_CREDENTIALS = ("HTTP_AUTHORIZATION", "HTTP_COOKIE", "HTTP_X_API_KEY")
+_CREDENTIALS = ("HTTP_AUTHORIZATION", "HTTP_COOKIE", "HTTP_X_API_KEY", IDENTITY)

@@ -1,0 +1,134 @@
+"""The path of a claim, and the values of a verified caller that have names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wsgigate import Identity
+from wsgigate.rules.claims import CallerValue, ClaimPath, names_in
+
+CLAIMS: dict[str, Any] = {
+    "sub": "u1",
+    "realm_access": {"roles": ["admin"]},
+    "resource_access": {"my-client": {"roles": ["a"]}, "orders.api": {"roles": ["b"]}},
+    "https://example.com/roles": ["clerk"],
+    "cognito:groups": ["staff"],
+    'a "b" \\c': {"d e": 7},
+    "grüße": "ja",
+    "nothing": None,
+    "text": "sub",
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("sub", "u1"),
+        ("realm_access.roles", ["admin"]),
+        ("resource_access.my-client.roles", ["a"]),
+        ('resource_access."my-client".roles', ["a"]),
+        ('resource_access."orders.api".roles', ["b"]),
+        ('"https://example.com/roles"', ["clerk"]),
+        ("https://example.com/roles", ["clerk"]),
+        ("cognito:groups", ["staff"]),
+        (r'"a \"b\" \\c"."d e"', 7),
+        ("grüße", "ja"),
+        ("nothing", None),
+    ],
+)
+def test_a_path_leads_to_a_claim(path: str, value: object) -> None:
+    found = object()
+    assert ClaimPath(path).find(CLAIMS, found) == value
+    assert str(ClaimPath(path)) == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("email", "sub.length", "realm_access.roles.0", "realm_access.admin", "nothing.at.all"),
+        *("resource_access.orders.api.roles", "text.sub", "https://example.com/groups"),
+    ],
+)
+def test_a_claim_that_is_not_there_is_missing_whatever_stands_on_the_way(path: str) -> None:
+    assert ClaimPath(path).find(CLAIMS) is None
+    assert ClaimPath(path).find(Identity.from_claims(CLAIMS).claims, 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "expected the path of a claim, such as \"realm_access.roles\", not ''"),
+        (7, "expected the path of a claim, .* not 7"),
+        (["sub"], "expected the path of a claim"),
+        (".sub", "a name is empty"),
+        ("a..b", "a name is empty"),
+        ("a.", "a name is empty"),
+        ('a."".b', "a quotation mark is not closed"),
+        ('"a', "a quotation mark is not closed"),
+        (r'"a\n"', "a quotation mark is not closed"),
+        ('"a"b', "'b' is not allowed outside double quotes"),
+        ('a"b"', "'\"' is not allowed outside double quotes"),
+        ("a b", "' ' is not allowed outside double quotes"),
+        (" a", "' ' is not allowed outside double quotes"),
+        ("a\x00", r"'\\x00' is not allowed"),
+    ],
+)
+def test_a_malformed_path_is_rejected_with_its_cause(path: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClaimPath(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("admin", {"admin"}),
+        ("order clerk", {"order clerk"}),
+        (["a", "b c", "", 7, None, ["d"]], {"a", "b c"}),
+        (("a",), {"a"}),
+        ("", set()),
+        ({"admin": True}, set()),
+        (True, set()),
+        (None, set()),
+    ],
+)
+def test_a_text_is_one_name_and_a_list_has_several(value: object, names: set[str]) -> None:
+    assert names_in(value) == names
+
+
+CALLER = Identity(
+    subject="u1",
+    scheme="bearer",
+    issuer="https://id.example.com",
+    client="shop",
+    claims={"sub": "other", "subject": "claimed", "org": {"id": 7}},
+    scopes=frozenset({"write", "read"}),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("subject", "u1"),
+        ("client", "shop"),
+        ("issuer", "https://id.example.com"),
+        ("scheme", "bearer"),
+        ("scopes", ("read", "write")),
+        ("sub", "other"),
+        ("claim:subject", "claimed"),
+        ("org.id", 7),
+        ("claim:org.id", 7),
+        ("plan", None),
+    ],
+)
+def test_a_value_of_the_caller_is_a_field_of_its_identity_or_a_claim(
+    text: str, value: object
+) -> None:
+    assert CallerValue(text).find(CALLER) == value
+
+
+@pytest.mark.parametrize("text", ["claim:", "claim:a..b", "", None, 7])
+def test_a_malformed_value_is_rejected(text: Any) -> None:
+    with pytest.raises(ValueError, match="the path of a claim"):
+        CallerValue(text)
