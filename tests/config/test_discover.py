@@ -226,7 +226,7 @@ def checked(gateway: Gateway, url: str, host: str = "") -> CheckResult:
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
     instance = Instance(url, host=host)
     check = HealthCheck("/health", timeout=5)
-    gateway.health._prober.probe("users", instance, check, found.put)
+    gateway.health.prober.probe("users", instance, check, found.put)
     outcome = found.get(timeout=10)
     assert isinstance(outcome, CheckResult)
     return outcome

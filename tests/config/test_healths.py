@@ -66,13 +66,13 @@ def test_each_health_check_uses_its_own_request_and_reports_the_reason() -> None
         assert isinstance(health, HealthChecker)
         told: dict[str, tuple[bool, int | None, str]] = {}
         try:
-            for name, check in health._checks.items():
+            for name, check in health.checks.items():
                 found: SimpleQueue[Any] = SimpleQueue()
-                health._prober.probe(name, Instance(backend.url), check, found.put)
+                health.prober.probe(name, Instance(backend.url), check, found.put)
                 outcome = found.get(timeout=10)
                 told[name] = outcome.ok, outcome.status, outcome.error
         finally:
-            health._prober.stop()
+            health.prober.stop()
             gateway.close()
     assert told == {
         "port": (True, None, ""),
@@ -88,7 +88,7 @@ def checks_of(text: str) -> dict[str, str]:
     gateway = build(parse(f"[store]\nurl = 'memory:'\n{text}", environ={}))
     try:
         assert gateway.health is not None
-        return {name: check.host for name, check in gateway.health._checks.items()}
+        return {name: check.host for name, check in gateway.health.checks.items()}
     finally:
         gateway.close()
 
@@ -162,10 +162,10 @@ def test_the_file_sets_every_part_of_a_health_check(backend: Backend) -> None:
     assert isinstance(health, HealthChecker)
     found: SimpleQueue[Any] = SimpleQueue()
     try:
-        health._prober.probe("a", Instance(backend.url), health._checks["a"], found.put)
+        health.prober.probe("a", Instance(backend.url), health.checks["a"], found.put)
         assert found.get(timeout=10).ok
     finally:
-        health._prober.stop()
+        health.prober.stop()
         gateway.close()
     [request] = backend.requests
     assert request.line == "HEAD /up HTTP/1.1"

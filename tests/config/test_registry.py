@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,10 @@ from wsgigate.proxy.health_probe import Prober
 
 TOKEN = "registry-token-of-the-tests"
 ONE = {"serviceName": "users", "instanceId": "u-1", "host": "10.0.0.1", "port": 3001}
+
+
+def thread_names() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
 
 
 @contextmanager
@@ -82,9 +87,8 @@ def test_the_registry_is_served_beside_the_routes_and_started_with_the_gateway(
         listed: Any = client.get("/nothing").json
         assert "GET /_registry/discover/{service}" in listed["availableRoutes"]
         assert made.registry is not None
-        thread = made.registry._expiry._thread
-        assert thread.alive
-    assert not thread.alive
+        assert "wsgigate-registry" in thread_names()
+    assert "wsgigate-registry" not in thread_names()
 
 
 def test_two_gateways_of_one_file_share_the_registry(tmp_path: Path) -> None:
@@ -203,10 +207,10 @@ def test_checks_of_consul_clients_are_limited_to_the_allowed_networks(
     with gateway(text, tmp_path) as made:
         assert made.registry is not None
         assert made.registry.carries_out_checks is ("consul" in doors)
-        if made.registry._checks is not None:
-            prober = made.registry._checks._prober
+        if made.registry.checks is not None:
+            prober = made.registry.checks.prober
             assert isinstance(prober, Prober)
-            manners = prober._policies
+            manners = prober.policies
             assert {name: manner.verify for name, manner in manners.items()} == {
                 "verified": True,
                 "unverified": False,

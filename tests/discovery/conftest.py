@@ -41,13 +41,19 @@ class FakePool:
 
 
 class Network:
-    """Stands for all instances: each is up unless said, and every check of it is counted."""
+    """Stands for all instances: each is up unless said, and every check of it is counted.
+
+    :ivar broken: The URLs whose checks raise an exception, and are not counted.
+    """
 
     def __init__(self) -> None:
         self.outcomes: dict[str, CheckResult] = {}
+        self.broken: set[str] = set()
         self.asked: list[str] = []
 
     def __call__(self, instance: Instance, check: HealthCheck) -> CheckResult:
+        if instance.url in self.broken:
+            raise RuntimeError("a bug")
         self.asked.append(instance.url)
         return self.outcomes.get(instance.url, UP)
 
@@ -95,21 +101,20 @@ class Worker:
         **options: object,
     ) -> None:
         self.pools = pools
+        self.store = store
         self.hold = False
         self.pending: list[Callable[[], None]] = []
         self.checker = HealthChecker(
             pools,
             dict.fromkeys(pools, check),
             store,
-            ThreadProber(network, spawn=self._spawn),
+            ThreadProber(network, spawn=self.spawn),
             clock=clock,
             random=lambda: 0.5,
             **options,  # type: ignore[arg-type]
         )
-        # as if in a process of its own
-        self.checker._lease._owner = str(id(self)).encode()
 
-    def _spawn(self, work: Callable[[], None]) -> None:
+    def spawn(self, work: Callable[[], None]) -> None:
         if self.hold:
             self.pending.append(work)
         else:

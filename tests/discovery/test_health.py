@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.discovery.conftest import Worker
+from tests.support.objects import texts_kept
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import ThreadProber
@@ -122,6 +124,12 @@ def test_a_change_of_health_is_logged_once_with_its_reason(
     ]
 
 
+def keys_kept(worker: Worker) -> set[str]:
+    """Return the keys in the store of the instances that the checker of *worker* knows."""
+    texts = texts_kept(worker.checker, but=[worker.store])
+    return {text for text in texts if text.startswith("health/shop/")}
+
+
 def test_added_instances_are_checked_and_removed_ones_are_forgotten(fleet: Fleet) -> None:
     worker, other = fleet.worker("http://a"), fleet.worker("http://a")
     fleet.run(5)
@@ -131,12 +139,11 @@ def test_added_instances_are_checked_and_removed_ones_are_forgotten(fleet: Fleet
     fleet.run(3)
     assert fleet.network.asked == ["http://a", "http://b"]
     assert worker.checker.status("shop")["healthy"] is True
-    assert list(worker.checker._results._known) == ["health/shop/http://b"]
-    assert list(worker.checker._schedule._next) == ["health/shop/http://b"]
+    assert keys_kept(worker) == {"health/shop/http://b"}
     for each in (worker, other):
         each.pools["shop"].instances = ()
     fleet.run(3)
-    assert worker.checker._results._known == {}
+    assert keys_kept(worker) == set()
     assert other.checker.status("shop") == {"healthy": False, "error": "No instances"}
 
 

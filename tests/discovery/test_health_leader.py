@@ -44,7 +44,7 @@ def test_when_the_leader_dies_another_worker_continues_its_schedule(fleet: Fleet
 def test_a_leader_renews_its_lease(fleet: Fleet) -> None:
     first, second = fleet.worker(), fleet.worker()
     fleet.run(30)
-    assert (first.checker._leading, second.checker._leading) == (True, False)
+    assert (first.checker.leading, second.checker.leading) == (True, False)
 
 
 def test_a_former_leader_does_not_overwrite_the_result_of_its_successor(fleet: Fleet) -> None:
@@ -71,10 +71,10 @@ def test_a_result_from_before_a_change_of_leader_is_dropped_even_if_the_worker_l
     fleet.run(9, [second])
     fleet.network.outcomes.clear()
     found = dict(fleet.store.items("health/shop"))
-    second.checker._lease.release()
-    first.checker._lead_at = fleet.clock.now
+    leader, _ = fleet.store.get("health/leader")
+    assert fleet.store.swap("health/leader", leader, None, 1.0)
     first.checker.step()
-    assert first.checker._leading
+    assert first.checker.leading
     first.let_go()
     assert dict(fleet.store.items("health/shop")) == found
 
@@ -129,7 +129,7 @@ def test_a_thousand_dead_hosts_delay_no_check_of_the_others(fleet: Fleet) -> Non
             work()
         checks_of_a += len(alive)
     assert checks_of_a == 5
-    assert worker.checker._next_at <= fleet.clock.now
+    assert worker.checker.step() <= fleet.clock.now
     assert len(worker.pending) == 12
 
 
@@ -156,7 +156,7 @@ def test_a_small_service_does_not_queue_behind_a_large_one(fleet: Fleet) -> None
         {"large": large, "small": small},
         {"large": HealthCheck("/"), "small": HealthCheck("/")},
         fleet.store,
-        ThreadProber(fleet.network, spawn=worker._spawn),
+        ThreadProber(fleet.network, spawn=worker.spawn),
         most=4,
         clock=fleet.clock,
         random=lambda: 0.0,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.objects import texts_kept
 from wsgigate.discovery import Instance
-from wsgigate.discovery.health_results import ThreadProber
-from wsgigate.rules.health import CheckResult, HealthCheck
+from wsgigate.rules.health import CheckResult
+from wsgigate.units import iso_time
 
 if TYPE_CHECKING:
     from .conftest import Fleet
@@ -73,13 +74,16 @@ def test_a_worker_that_starts_while_the_store_fails_checks_for_itself(fleet: Fle
     pool.instances = (Instance("http://b"), Instance("http://c"))
     fleet.run(3)
     assert worker.pools["shop"].marks["http://c"] is True
-    assert set(worker.checker._results._known) == {"health/shop/http://b", "health/shop/http://c"}
+    known = texts_kept(worker.checker, but=[worker.store])
+    assert {text for text in known if text.startswith("health/shop/")} == {
+        "health/shop/http://b",
+        "health/shop/http://c",
+    }
     fleet.store.broken = False
     fleet.run(2)  # its moments were those of the wall clock, which is years ahead of this store's
     assert worker.pools["shop"].marks["http://b"] is False
-    checked = worker.checker._results.healths("shop")["http://b"]
-    assert checked is not None
-    assert fleet.clock.now - 10 <= checked.checked <= fleet.clock.now
+    checked = worker.checker.status("shop")["instances"]["http://b"]["lastCheck"]
+    assert iso_time(fleet.clock.now - 10) <= checked <= iso_time(fleet.clock.now)
 
 
 def test_a_newer_result_of_a_worker_replaces_an_older_one_in_the_store(
@@ -100,7 +104,7 @@ def test_a_newer_result_of_a_worker_replaces_an_older_one_in_the_store(
             assert worker.pools["shop"].marks == {"http://a": True, "http://b": False}
     # one worker checks for all again
     assert 3 <= fleet.network.asked.count("http://a") <= 4
-    assert sum(worker.checker._leading for worker in workers) == 1
+    assert sum(worker.checker.leading for worker in workers) == 1
     assert not any(worker.checker.alone for worker in workers)
     fleet.network.outcomes.clear()
     fleet.run(25)
@@ -117,11 +121,12 @@ def test_a_newer_result_of_another_worker_is_used_when_the_store_recovers(fleet:
     assert here.pools["shop"].marks == {"http://a": False}
     fleet.network.outcomes.clear()
     fleet.store.broken = False
-    there.checker._lead_at = there.checker._read_at = 0.0
     fleet.run(12, [there])
     fleet.run(1.5, [here, there])
     assert here.pools["shop"].marks == there.pools["shop"].marks == {"http://a": True}
-    assert here.checker._results._own == {}
+    fleet.run(20, [here])  # it leads, and has forgotten what it found while it was cut off
+    fleet.run(1.5, [there])
+    assert here.pools["shop"].marks == there.pools["shop"].marks == {"http://a": True}
 
 
 def test_known_results_are_written_to_a_store_that_has_lost_all_data(fleet: Fleet) -> None:
@@ -179,15 +184,8 @@ def test_a_result_that_cannot_be_stored_counts_here_and_is_shared_later(
 def test_a_probe_that_raises_is_logged_once_and_affects_no_other_instance(
     fleet: Fleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    worker = fleet.worker("http://a", "http://b")
-    sound = fleet.network
-
-    def probe(instance: Instance, check: HealthCheck) -> CheckResult:
-        if instance.url == "http://a":
-            raise RuntimeError("a bug")
-        return sound(instance, check)
-
-    worker.checker._prober = ThreadProber(probe, spawn=worker._spawn)
+    fleet.worker("http://a", "http://b")
+    fleet.network.broken = {"http://a"}
     fleet.run(50)
     assert fleet.network.asked == ["http://b"] * 5
     assert [record.getMessage() for record in caplog.records] == ["A health check failed"]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from werkzeug.test import Client
 
+from tests.support.waiting import until
 from wsgigate.discovery import Instance
-from wsgigate.proxy.pool import InstanceLease, Pool
+from wsgigate.proxy.pool import Pool
 
 
 class Reader(Client):
@@ -22,21 +22,11 @@ class Reader(Client):
 class Watched(Pool):
     """A pool that can be waited for until all of its instances are idle."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._changed = threading.Condition()
-        super().__init__(*arguments, **options)
-
-    def _release(self, lease: InstanceLease) -> None:
-        super()._release(lease)
-        with self._changed:
-            self._changed.notify_all()
-
     def wait_until_idle(self) -> None:
         self.wait_until(lambda: not any(self.in_flight().values()))
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        with self._changed:
-            assert self._changed.wait_for(condition, 10)
+        until(condition, seconds=10)
 
 
 def pool_of(*urls: str, **options: Any) -> Watched:

@@ -21,6 +21,7 @@ from werkzeug.test import Client
 
 from tests.proxy.clients import Reader
 from tests.support.logs import silence
+from tests.support.objects import hold_locks
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
@@ -429,14 +430,10 @@ def test_a_forked_worker_has_locks_of_its_own_for_budget_and_hedging(
 ) -> None:
     given = Resilience(retry=RetryRules(), hedge=HedgeRules(after="p95"))
     assert given.hedge is not None
-    locks = (given._lock, given.hedge._lock)
-    for lock in locks:
-        lock.acquire()  # as a thread may that the child has not
 
     def asks() -> bool:
         given.count(0.0)
         return given.take(0.0) and given.hedge is not None and given.hedge.after() is None
 
-    assert in_child(asks)
-    for lock in locks:
-        lock.release()
+    with hold_locks(given):
+        assert in_child(asks)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
+from tests.support.objects import hold_locks
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
@@ -225,14 +226,13 @@ def test_a_forked_worker_counts_its_own_requests(in_child: InChild) -> None:
     bulkhead.enter()
     with pytest.raises(Refusal):
         bulkhead.enter()
-    bulkhead._lock.acquire()  # as a thread may that the child has not
 
     def counts() -> bool:
         bulkhead.enter()
         return bulkhead.status() == {"inFlight": 1, "maxInFlight": 1, "refused": 0}
 
-    assert in_child(counts)
-    bulkhead._lock.release()
+    with hold_locks(bulkhead):
+        assert in_child(counts)
     assert bulkhead.status() == {"inFlight": 1, "maxInFlight": 1, "refused": 1}
 
 
@@ -274,7 +274,12 @@ def test_a_full_instance_is_never_used_and_a_failed_one_only_as_the_last(
     full: str, failed: str
 ) -> None:
     pool = limited(A, B, C, balance="random", random=Random(1).random)
-    members = pool._members
+    members = {}
+    while len(members) < 3:
+        lease = pool.pick(avoid=list(members.values()))
+        assert lease is not None
+        members[lease.instance.url] = lease.member
+        lease.release()
     held = pool.pick(avoid=[member for url, member in members.items() if url != full])
     assert held is not None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgigate.proxy import response
+from tests.support.objects import bytes_kept
 from wsgigate.proxy.response import BadResponse, content_length, plan_for, without_named
 
 FEW = ("Date", "X-Color", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive")
@@ -38,35 +38,31 @@ def test_a_malformed_name_is_marked(name: str) -> None:
 
 def test_the_number_of_cached_plans_is_bounded() -> None:
     """An instance may send names that are new each time, and as long as a head can be."""
-    remembered = response._plan_of
-    remembered.cache_clear()
     long = "X" * 2049
     many = tuple(f"X-{number}" for number in range(65))
-    plan_for(many[:64])
-    plan_for((long[:2048],))
-    assert remembered.cache_info().currsize == 2
-    remembered.cache_clear()
+    for names in (many[:64], (long[:2048],)):
+        assert plan_for(names) is plan_for(names), "it is cached"
+    for names in (many, (long,)):
+        assert plan_for(names) is not plan_for(names), "it is too large for the cache"
     assert list(plan_for((long,)).kept([(long, "y")])) == [(long, "y")]
     assert list(plan_for(many).kept([(name, "y") for name in many]))[64] == ("X-64", "y")
-    assert remembered.cache_info().currsize == 0
-    for number in range(1100):
-        plan_for((f"X-{number}",))
-    assert remembered.cache_info().currsize == 1024
+    plans = [plan_for((f"X-{number}",)) for number in range(1025)]
+    assert plan_for(("X-1",)) is plans[1]
+    assert plan_for(("X-0",)) is not plans[0], "1024 newer plans took its place"
 
 
 def test_the_cache_of_connection_options_is_bounded() -> None:
-    remembered = response._named
-    remembered.cache_clear()
     headers = [("X-A", "1"), ("X-B", "2"), ("Cache-Control", "no-store")]
     for padding in ("", ", " + "y" * 2048):
         left = without_named(headers, "x-a, cache-control" + padding)
         assert left == [("X-B", "2"), ("Cache-Control", "no-store")]
-    assert remembered.cache_info().currsize == 1
-    without_named(headers, "y" * 2048)
-    assert remembered.cache_info().currsize == 2
     assert without_named(headers, "close, keep-alive") is headers
     with pytest.raises(BadResponse):
         without_named(headers, "x," * 100)
+    padding = ", " + "y" * 1000
+    names = [f"x-{number}" for number in range(2000)]
+    assert bytes_kept(lambda: [without_named(headers, name + padding) for name in names]) < 1e6
+    assert bytes_kept(lambda: [without_named(headers, name + 3 * padding) for name in names]) < 1e5
 
 
 def test_a_content_length_consists_of_digits_only() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import selectors
 import socket
 import threading
 from collections import Counter
@@ -12,6 +13,8 @@ from queue import SimpleQueue
 
 import pytest
 
+from tests.support.objects import kept
+from tests.support.waiting import until
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
@@ -95,6 +98,11 @@ def brief(outcome: CheckResult | Exception) -> tuple[bool, int | None, str]:
     return outcome.ok, outcome.status, outcome.error
 
 
+def open_files(prober: Prober) -> list[int]:
+    kinds = (socket.socket, selectors.BaseSelector)
+    return [each.fileno() for each in kept(prober) if isinstance(each, kinds)]
+
+
 def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if "health" in thread.name]
 
@@ -129,12 +137,12 @@ def test_hundreds_of_hanging_checks_use_one_thread_and_delay_no_other(
     assert told[:20] == [("well", True, 200, "")] * 20
     assert told[20:] == [("hangs", False, None, "Timeout")] * 300
     assert threads() == ["wsgigate-health-prober"]
-    assert prober._thread is not None
-    assert prober._thread._checks == set()
-    assert len(prober._thread._selector.get_map()) == 1
+    assert prober.running == 0
+    [selector] = [each for each in kept(prober) if isinstance(each, selectors.BaseSelector)]
+    assert len(selector.get_map()) == 1
 
 
-def test_a_response_that_arrived_while_the_thread_was_blocked_counts(prober: Prober) -> None:
+def test_a_response_that_arrived_while_the_thread_was_blocked_counts() -> None:
     now, answered, held = 0.0, threading.Event(), threading.Event()
 
     def answer(connection: socket.socket, request: Received) -> None:
@@ -151,11 +159,12 @@ def test_a_response_that_arrived_while_the_thread_was_blocked_counts(prober: Pro
         now += 100.0
 
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
-    prober._clock = lambda: now
+    prober = Prober(clock=lambda: now)
     with Backend(answer) as backend:
         prober.probe("shop", Instance(backend.url), HealthCheck("/late"), found.put)
         prober.probe("shop", Instance(backend.url), HealthCheck("/"), hold_up)
         outcome = found.get(timeout=10)
+        prober.stop()
     assert brief(outcome) == (True, 200, "")
 
 
@@ -192,12 +201,15 @@ def test_a_lack_of_local_resources_is_no_failure_of_an_instance(backend: Backend
     prober.stop()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_died_is_replaced(prober: Prober, backend: Backend) -> None:
     found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
-    prober.probe("shop", Instance(backend.url), CHECK, found.put)
-    assert found.get(timeout=10)
-    assert prober._thread is not None
-    prober._thread.stop()  # as it would by an error of its own
+
+    def end_the_thread(_outcome: object) -> None:
+        raise SystemExit
+
+    prober.probe("shop", Instance(backend.url), CHECK, end_the_thread)
+    until(lambda: not threads())
     prober.probe("shop", Instance(backend.url), CHECK, found.put)
     assert brief(found.get(timeout=10)) == (True, 200, "")
 
@@ -248,14 +260,8 @@ def test_a_forked_process_closes_its_copies_of_the_parents_sockets(prober: Probe
     with Backend(hang) as backend:
         prober.probe("shop", Instance(backend.url), CHECK, lambda outcome: None)
         assert asked.wait(10)
-        going = prober._thread
-        assert going is not None
-        waits = threading.Event()
-        going._call_soon(waits.set)  # done once it has sent what it was at
-        assert waits.wait(10)
-        own = (going._selector, going._wake_receiver, going._wake_sender)
-        held = [each.fileno() for each in own]
-        held += [check.watched or -1 for check in going._checks]
+        # a selector, a pair of sockets that wake it, and the check's, while its thread waits
+        held = until(lambda: numbers if len(numbers := open_files(prober)) == 4 else None)
         child = os.fork()
         if child == 0:
             left = len(held)
@@ -266,7 +272,6 @@ def test_a_forked_process_closes_its_copies_of_the_parents_sockets(prober: Probe
                     left -= 1
             os._exit(left)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert len(held) == 4
         prober.stop()  # and here all of it goes on
         backend.wait_until_closed()
 
@@ -282,19 +287,18 @@ def test_a_thousand_hanging_checks_delay_neither_known_nor_new_instances(
             "hung": Pool("hung", many(1000, silent)),
             "well": Pool("well", many(50, well.port)),
         }
-        checker = HealthChecker(
-            pools, dict.fromkeys(pools, check), MemoryStore(), Prober(), most=128
-        )
+        prober = Prober()
+        checker = HealthChecker(pools, dict.fromkeys(pools, check), MemoryStore(), prober, most=128)
 
         def all_asked(hosts: int, times: int) -> bool:
             nonlocal flights
-            flights = max(flights, len(checker._schedule._flights))
+            flights = max(flights, prober.running)
             return len(well.asked) == hosts and min(well.asked.values()) >= times
 
         checker.start()
         try:
             well.wait(lambda: all_asked(50, 3))
-            checker._results._pools["well"] = Pool("well", many(51, well.port))  # type: ignore[index]
+            pools["well"].renew(many(51, well.port))
             well.wait(lambda: all_asked(51, 3))
             well.wait(lambda: not pools["hung"].available())
         finally:

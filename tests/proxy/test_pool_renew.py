@@ -48,7 +48,10 @@ def end(lease: InstanceLease, outcome: Outcome = Outcome.FAILED) -> None:
 
 
 def weights(users: Pool) -> dict[str, float]:
-    return {url: member.weight for url, member in users._members.items()}
+    leases = {instance.url: lease_of(users, instance.url) for instance in users.available()}
+    for lease in leases.values():
+        lease.release()
+    return {url: lease.member.weight for url, lease in leases.items()}
 
 
 def picked(users: Pool, times: int = 60) -> set[str]:

@@ -169,12 +169,13 @@ def body(*parts: Any, gone: bool = False, status: int = 200) -> tuple[Body, Resp
 
 def test_the_end_of_a_body_releases_everything_once() -> None:
     """R02"""
-    made, response, ended = body(b"a", b"b")
+    response, watch, ended = Response(200, [], b"a", b"b"), Departed(), []
+    made: Any = Body(response, ended.append, watch)  # type: ignore[arg-type]
     made.promised = 2
     assert list(made) == [b"a", b"b"]
     made.close()
     made.close()
-    assert (response.closed, made._watch.closed, ended) == (1, 1, [None])  # type: ignore[attr-defined]
+    assert (response.closed, watch.closed, ended) == (1, 1, [None])
     assert response.raw.asked == [False] * 3
 
 

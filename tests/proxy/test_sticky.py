@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -15,7 +16,7 @@ from wsgigate.discovery import Instance
 from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.sticky import Stickiness
+from wsgigate.proxy.sticky import Stickiness, StickyCookie
 from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules
 from wsgigate.rules.retry import RetryRules
@@ -39,6 +40,11 @@ class Browser(Client):
 
     def who(self, times: int = 1, **options: Any) -> set[str]:
         return {self.ask(**options).text for _ in range(times)}
+
+
+def sign(service: str, id: str, secret: bytes = SECRET) -> str:
+    """Return the value of a cookie that never expires."""
+    return StickyCookie(secret, service).sign(id, 0.0)
 
 
 @pytest.fixture
@@ -124,18 +130,22 @@ def test_a_client_with_the_cookie_gets_no_new_one(gate: Gate) -> None:
 
 
 def test_the_signature_is_computed_once_per_request(gate: Gate) -> None:
-    browser = gate()
-    browser.ask()
     asked: list[float] = []
-    clock = browser.sticky._clock
-    browser.sticky._clock = lambda: asked.append(clock()) or clock()  # type: ignore[func-returns-value]
+
+    def clock() -> float:
+        asked.append(time.time())
+        return asked[-1]
+
+    browser = gate(sticky={"clock": clock})
+    browser.ask()
+    asked.clear()
     browser.ask()
     assert len(asked) == 1
 
 
 def test_two_services_with_one_cookie_each_read_their_own() -> None:
     one, other = (Stickiness(name, SECRET, cookie="shop") for name in ("one", "other"))
-    value = other._values.sign(other.id_of("http://a"), 0.0)
+    value = sign("other", other.id_of("http://a"))
     environ = {"HTTP_COOKIE": f"shop={value}"}
     assert one.read(environ) is None
     stuck = other.read(environ)
@@ -160,8 +170,8 @@ def test_the_cookie_is_renewed_before_it_expires_and_ignored_after(gate: Gate) -
         lambda value: value[:-1] + ("A" if value[-1] != "A" else "B"),
         lambda value: "x",
         lambda value: "",
-        lambda value: Stickiness("svc", b"not the secret of the tests")._values.sign(value[:12], 0),
-        lambda value: Stickiness("other", SECRET)._values.sign(value[:12], 0),
+        lambda value: sign("svc", value[:12], b"not the secret of the tests"),
+        lambda value: sign("other", value[:12]),
     ],
 )
 def test_a_forged_cookie_is_replaced(
@@ -185,7 +195,7 @@ def test_the_valid_cookie_of_several_is_used(gate: Gate) -> None:
 def test_a_cookie_of_an_unknown_instance_is_replaced(gate: Gate, three: list[Backend]) -> None:
     browser = gate(cookies=False)
     gone = browser.sticky.id_of("http://10.9.9.9:1")
-    answer = browser.ask(headers={"Cookie": f"{COOKIE}={browser.sticky._values.sign(gone, 0)}"})
+    answer = browser.ask(headers={"Cookie": f"{COOKIE}={sign('svc', gone)}"})
     assert (answer.text, len(set_cookies(answer))) == ("a", 1)
 
 

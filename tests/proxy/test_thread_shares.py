@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.proxy.test_bulkhead import FULL, GIVEN, ask
+from tests.support.objects import hold_locks
 from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
 from wsgigate.http.problem import Refusal
@@ -189,14 +190,13 @@ def test_a_forked_worker_counts_its_own_requests(clock: FakeClock, in_child: InC
     shares = shares_of(clock)
     share = shares.compartment()
     taken(share, 3)
-    shares._lock.acquire()  # as a thread may that the child has not
 
     def counts() -> bool:
         taken(share, 3)
         return share.status()["inFlight"] == 3
 
-    assert in_child(counts)
-    shares._lock.release()
+    with hold_locks(shares):
+        assert in_child(counts)
     assert share.status()["inFlight"] == 3
 
 

@@ -123,7 +123,7 @@ def test_bytes_pass_both_ways_and_everything_is_released(
     adapter: Any = gateway.sessions.adapter(backend.url)
     assert adapter.pools()[backend.url].open_connections == 0
     assert gateway.pool.in_flight() == {backend.url: 0}
-    assert (disconnects._watched, tunnels.open) == (set(), 0)
+    assert (disconnects.watched, tunnels.open) == (0, 0)
 
 
 def test_an_instance_that_refuses_the_connection_is_skipped(

@@ -30,7 +30,8 @@ class Registered:
     """The registry's app with tokens for all, for users, and one that two services share."""
 
     def __init__(self, access: Access | None = None, **options: Any) -> None:
-        self.registry = Registry(MemoryStore(clock=FakeClock()), **options)
+        self.store = MemoryStore(clock=FakeClock())
+        self.registry = Registry(self.store, **options)
         access = access or Access(ALL, {"users": USERS, "a": BOTH, "b": BOTH})
         self.app = RegistryApi(self.registry, access)
         self.reason = ""
@@ -296,7 +297,7 @@ def test_h13_a_flood_is_bounded() -> None:
     full = served.send("POST", "/register", {**ONE, "serviceName": "one-more"})
     assert (full.status_code, full.headers["Retry-After"]) == (507, "30")
     assert sum(len(each) for each in served.registry.services().values()) == 50
-    assert len(list(served.registry._store.items(""))) < 50 + 20 + 10
+    assert len(list(served.store.items(""))) < 50 + 20 + 10
 
 
 def test_h18_no_path_reaches_another_key_of_the_store(served: Registered) -> None:
@@ -345,7 +346,7 @@ def test_no_token_is_returned_or_logged(
             assert token not in answer.text
             assert token not in served.reason
     assert ALL not in caplog.text
-    kept = repr(list(served.registry._store.items("")))
+    kept = repr(list(served.store.items("")))
     assert ALL not in kept
 
 

@@ -61,12 +61,7 @@ class Fleet(CompatRegistry):
         self.eureka = EurekaApi(self.registry, self.access)
 
     def worker(self) -> Registry:
-        registry = Registry(self.store, prober=self.answers)
-        checks = registry._checks
-        assert checks is not None
-        checks._clock = self.clock
-        checks._random = lambda: 0.5
-        return registry
+        return Registry(self.store, prober=self.answers, clock=self.clock, random=lambda: 0.5)
 
     def register(self, *checks: dict[str, Any], **more: Any) -> None:
         document = {"Name": "users", "ID": "a", "Address": "10.0.0.5", "Port": 8080, **more}
@@ -79,9 +74,9 @@ class Fleet(CompatRegistry):
             self.clock.now += 1.0 if seconds else 0.0
             for number, worker in enumerate(self.workers):
                 if only in (None, number):
-                    assert worker._checks is not None
-                    worker._checks.step()
-                    worker._expiry.step()
+                    assert worker.checks is not None
+                    worker.checks.step()
+                    worker.expiry.step()
 
     def states(self) -> list[str]:
         return [
@@ -211,8 +206,8 @@ def test_an_instance_with_a_ttl_check_must_also_send_heartbeats(fleet: Fleet) ->
 def test_another_worker_takes_over_the_checks_of_one_that_is_gone(fleet: Fleet) -> None:
     fleet.register(HTTP)
     fleet.run(2)
-    checks = [worker._checks for worker in fleet.workers]
-    leading = next(n for n, each in enumerate(checks) if each is not None and each._leading)
+    checks = [worker.checks for worker in fleet.workers]
+    leading = next(n for n, each in enumerate(checks) if each is not None and each.leading)
     asked = len(fleet.answers.asked)
     fleet.run(30, only=1 - leading)
     assert len(fleet.answers.asked) > asked
@@ -225,8 +220,8 @@ def test_a_worker_that_was_suspended_writes_no_results(fleet: Fleet) -> None:
     fleet.run(2)
     [late] = fleet.answers.held
     fleet.answers.hold = False
-    checks = [worker._checks for worker in fleet.workers]
-    leading = next(n for n, each in enumerate(checks) if each is not None and each._leading)
+    checks = [worker.checks for worker in fleet.workers]
+    leading = next(n for n, each in enumerate(checks) if each is not None and each.leading)
     fleet.clock.now += 10  # the lease of the one that was stopped has run out
     fleet.run(30, only=1 - leading)
     assert fleet.states() == ["passing"]
@@ -250,8 +245,8 @@ def test_a_result_during_a_store_outage_leaves_the_shared_verdict(fleet: Fleet) 
 
 def test_the_number_of_checks_in_flight_is_bounded(fleet: Fleet) -> None:
     for worker in fleet.workers:
-        assert worker._checks is not None
-        worker._checks._most = 4
+        assert worker.checks is not None
+        worker.checks.most = 4
     for number in range(10):
         fleet.register({"TCP": f"10.0.0.5:{9000 + number}", "Interval": "10s"}, ID=f"a-{number}")
     fleet.answers.hold = True
@@ -266,8 +261,8 @@ def test_the_number_of_checks_in_flight_is_bounded(fleet: Fleet) -> None:
 
 def test_hanging_checks_do_not_block_the_others(fleet: Fleet) -> None:
     for worker in fleet.workers:
-        assert worker._checks is not None
-        worker._checks._most = 4
+        assert worker.checks is not None
+        worker.checks.most = 4
     for number in range(10):
         fleet.register({"TCP": f"10.0.0.9:{9000 + number}", "Interval": "1s"}, ID=f"hangs-{number}")
     fleet.answers.outcome = CheckResult(False, error="Timeout")
@@ -378,7 +373,7 @@ def test_stop_releases_the_lease_and_stops_the_probe_runner() -> None:
     store = Fickle(MemoryStore(clock=clock))
     answers = Answers()
     registry = Registry(store, prober=answers)
-    assert isinstance(registry._checks, RegistryChecks)
+    assert isinstance(registry.checks, RegistryChecks)
     registry.start()
     registry.stop()
     assert answers.stopped == 1
@@ -391,8 +386,8 @@ def checks_alone(fleet: Fleet, seconds: float, *, only: int | None = None) -> No
         fleet.clock.now += 1.0
         for number, worker in enumerate(fleet.workers):
             if only in (None, number):
-                assert worker._checks is not None
-                worker._checks.step()
+                assert worker.checks is not None
+                worker.checks.step()
 
 
 def up(fleet: Fleet) -> list[int]:
@@ -424,8 +419,8 @@ def test_while_the_store_fails_each_worker_checks_for_itself(fleet: Fleet) -> No
         assert up(fleet) == [0, 0]
     assert (fleet.states(), fleet.passing()) == (["critical"], 0)
     for worker in fleet.workers:
-        assert worker._checks is not None
-        assert worker._checks._own == {}
+        assert worker.checks is not None
+        assert worker.checks._own == {}
     asked = len(fleet.answers.asked)
     fleet.run(30)
     assert 2 <= len(fleet.answers.asked) - asked <= 4  # one checks for both again

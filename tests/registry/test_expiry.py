@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from tests.discovery.conftest import Clock, Fickle
 from wsgigate.registry import Registry
-from wsgigate.registry.storage import Index
+from wsgigate.registry.storage import Index, Total
 from wsgigate.rules.registry import LeaseRules, Registered, Status
 from wsgigate.store import Store, StoreError
 from wsgigate.store.lmdb import LmdbStore
@@ -23,11 +24,9 @@ ONE = Registered("users", "u-1", "10.0.0.1", 3001)
 class Worker:
     """A registry as if in a process of its own, whose rounds are driven by hand."""
 
-    def __init__(self, store: Fickle, rules: LeaseRules) -> None:
-        self.registry = Registry(store, rules=rules)
-        self.sweeper = self.registry._expiry
-        lease = self.sweeper._lease
-        lease._owner = str(id(self)).encode()
+    def __init__(self, store: Fickle, rules: LeaseRules, clock: Clock) -> None:
+        self.registry = Registry(store, rules=rules, clock=clock)
+        self.sweeper = self.registry.expiry
 
 
 class Fleet:
@@ -39,7 +38,7 @@ class Fleet:
         self.workers: list[Worker] = []
 
     def worker(self) -> Worker:
-        self.workers.append(Worker(self.store, self.rules))
+        self.workers.append(Worker(self.store, self.rules, self.clock))
         return self.workers[-1]
 
     def run(self, seconds: int, *alive: str, workers: list[Worker] | None = None) -> None:
@@ -165,10 +164,10 @@ def test_another_worker_takes_over_from_a_dead_leader(fleet: Fleet) -> None:
     leader, other = fleet.worker(), fleet.worker()
     registered(leader.registry, "users/a", "users/b")
     fleet.run(10, "users/a", "users/b")
-    assert leader.sweeper._leading
-    assert not other.sweeper._leading
+    assert leader.sweeper.leading
+    assert not other.sweeper.leading
     fleet.run(100, "users/a", workers=[other])
-    assert other.sweeper._leading
+    assert other.sweeper.leading
     assert fleet.seen() == {"a": True}
 
 
@@ -178,27 +177,29 @@ def test_a_leader_that_was_suspended_stops_leading(fleet: Fleet) -> None:
     fleet.run(3, "users/a")
     fleet.run(20, "users/a", workers=[other])
     leader.sweeper.step()
-    assert not leader.sweeper._leading
+    assert not leader.sweeper.leading
     fleet.run(2, "users/a")
-    assert other.sweeper._leading
+    assert other.sweeper.leading
 
 
 class Meanwhile(Fickle):
-    """A store in which other processes do something just before a write to one key."""
+    """A store in which other processes do something just before a write to one key, once.
 
-    def __init__(self, store: Store, key: str, what: Callable[[], object]) -> None:
+    :ivar what: That, by key.
+    """
+
+    def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self._key, self._what = key, what
-        self.done = 0
+        self.what: dict[str, Callable[[], object]] = {}
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
-        if key == self._key:
-            self.done += 1
-            self._what()
+        if key in self.what:
+            self.what.pop(key)()
         return super().swap(key, old, new, ttl)
 
 
 def test_a_heartbeat_during_the_eviction_keeps_the_instance(fleet: Fleet) -> None:
+    fleet.store = meanwhile = Meanwhile(fleet.store)
     registry = fleet.worker().registry
     registered(registry, "users/a", "users/b")
     fleet.run(90, "users/a")
@@ -206,13 +207,11 @@ def test_a_heartbeat_during_the_eviction_keeps_the_instance(fleet: Fleet) -> Non
     def heartbeat() -> None:
         assert registry.heartbeat("users", "b") is not None
 
-    sweeper = fleet.workers[0].sweeper
-    sweeper._store = meanwhile = Meanwhile(fleet.store, "registry/i/users/b", heartbeat)
+    meanwhile.what["registry/i/users/b"] = heartbeat
     version = registry.version("users")
     fleet.run(1)
-    assert meanwhile.done == 1
+    assert not meanwhile.what
     assert fleet.seen() == {"a": True, "b": True}
-    sweeper._store = fleet.store
     fleet.run(20, "users/a", "users/b")
     assert fleet.seen() == {"a": True, "b": True}
     assert registry.version("users") != version  # that it is healthy again
@@ -220,21 +219,17 @@ def test_a_heartbeat_during_the_eviction_keeps_the_instance(fleet: Fleet) -> Non
 
 def test_a_leader_stops_after_another_worker_has_led(fleet: Fleet) -> None:
     """It was suspended in the middle of a round for longer than its lease."""
+    fleet.store = meanwhile = Meanwhile(fleet.store)
     leader, other = fleet.worker(), fleet.worker()
     registered(leader.registry, "users/a", "users/b")
     fleet.run(3, "users/a", "users/b")
-
-    def sleep() -> None:
-        leader.sweeper._store = fleet.store
-        fleet.run(10, "users/a", "users/b", workers=[other])
-
-    leader.sweeper._store = meanwhile = Meanwhile(fleet.store, leader.sweeper._keys.swept, sleep)
+    meanwhile.what["registry/swept"] = lambda: fleet.run(10, "users/a", "users/b", workers=[other])
     leader.sweeper.step()
-    assert meanwhile.done == 1
-    assert not leader.sweeper._leading
-    assert other.sweeper._leading
+    assert not meanwhile.what
+    assert not leader.sweeper.leading
+    assert other.sweeper.leading
     fleet.run(2, "users/a", "users/b")
-    assert not leader.sweeper._leading
+    assert not leader.sweeper.leading
 
 
 def test_evictions_of_the_current_minute_count_as_silent(fleet: Fleet) -> None:
@@ -327,7 +322,7 @@ def test_a_sweep_repairs_what_a_killed_process_left(
     there = registry.heartbeat("orders", "o-1") is not None
     assert known == {"users": ["a"], **({"orders": ["o-1"]} if there else {})}
     assert there or not complete
-    assert registry._index.total().instances == (2 if there else 1)
+    assert Total.read(fleet.store.get("registry/all")[0]).instances == (2 if there else 1)
     registered(registry, "orders/o-1")
     assert [each.instance_id for each in registry.discover("orders").instances] == ["o-1"]
 
@@ -392,7 +387,7 @@ def test_each_process_runs_a_thread_for_lease_expiry(tmp_path: Path) -> None:
         assert not registry.discover("users").instances
     finally:
         registry.stop()
-    assert not registry._expiry._thread.alive
+    assert "wsgigate-registry" not in [thread.name for thread in threading.enumerate()]
     registry.stop()
     store.close()
 
@@ -440,16 +435,14 @@ def test_a_short_outage_does_not_count_as_silence(fleet: Fleet, away: int, leade
             worker.sweeper.step()
     before = fleet.clock.now
     fleet.clock.now += away  # nobody is there to be sent a heartbeat
-    if leader == "the same":  # stopped and continued
-        fleet.workers[0].sweeper._ended -= away
-    elif leader == "restarted":
+    if leader == "restarted":
         fleet.workers.clear()
         fleet.worker()
-    else:
-        del fleet.workers[0]
+    elif leader == "another":
+        del fleet.workers[0]  # the same one was stopped, and continues
     assert fleet.seen() == {"a": True, "b": True, "c": True}, "before the first round"
     [worker] = fleet.workers
-    while not worker.sweeper._leading or fleet.clock.now < before + away + 1:
+    while not worker.sweeper.leading or fleet.clock.now < before + away + 1:
         worker.sweeper.step()  # it leads once the lease of the old one is over
         assert fleet.seen() == {"a": True, "b": True, "c": True}
         fleet.clock.now += 0.5

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
+from collections.abc import Callable
+from typing import Protocol
 
-from tests.support.waiting import Turns
+import pytest
+
+from tests.support.objects import hold_locks, texts_kept
+from tests.support.waiting import until
 from wsgigate.registry import Registry
 from wsgigate.registry.listing import LongPoll
 from wsgigate.rules.registry import Registered
@@ -32,16 +36,20 @@ class Looks:
         return self.versions.get(service, 0)
 
 
-def waiting(waiting: LongPoll, service: str | None, version: int, timeout: float = 20.0) -> Waiter:
+class Waits(Protocol):
+    """What can be waited at: a :class:`LongPoll`, or a registry."""
+
+    def wait(self, service: str | None, version: int, timeout: float) -> int: ...
+
+
+def waiting(waiting: Waits, service: str | None, version: int, timeout: float = 20.0) -> Waiter:
     waiter = Waiter(waiting, service, version, timeout)
     waiter.start()
     return waiter
 
 
 class Waiter(threading.Thread):
-    def __init__(
-        self, waiting: LongPoll, service: str | None, version: int, timeout: float
-    ) -> None:
+    def __init__(self, waiting: Waits, service: str | None, version: int, timeout: float) -> None:
         super().__init__()
         self.arguments = (service, version, timeout)
         self.waiting = waiting
@@ -81,22 +89,20 @@ def test_a_change_by_another_process_is_seen_at_the_next_read() -> None:
 def test_a_change_by_this_process_ends_the_wait_at_once() -> None:
     looks = Looks()
     several = LongPoll(looks, every=1000)
-    turns = several._changed = Turns()
     waiters = [waiting(several, service, 0) for service in ("users", "users", None)]
-    turns.until(lambda: len(several._seen) == 2)
+    until(lambda: several.waiting == 3)
     looks.versions = {"users": 1, None: 2}
     several.notify("users")
     assert [waiter.ended() for waiter in waiters] == [1, 1, 2]
-    assert several._seen == {}
-    assert several._waiting == {}
+    assert several.waiting == 0
+    assert "users" not in texts_kept(several, but=[looks]), "versions are forgotten"
 
 
 def test_waiting_threads_share_the_reads_of_the_store() -> None:
     looks = Looks()
     several = LongPoll(looks, every=1000)
-    turns = several._changed = Turns()
     waiters = [waiting(several, "users", 0) for _ in range(20)]
-    turns.until(lambda: several._waiting["users"] == 20)
+    until(lambda: several.waiting == 20)
     assert looks.count == 1
     several.stop()
     assert [waiter.ended() for waiter in waiters] == [0] * 20
@@ -115,32 +121,28 @@ def test_stop_ends_all_waits() -> None:
     assert several.wait("users", 0, 1000) == 0
 
 
-def test_a_forked_process_has_waits_of_its_own() -> None:
+def test_a_forked_process_has_waits_of_its_own(
+    in_child: Callable[[Callable[[], bool]], bool],
+) -> None:
     looks = Looks()
     several = LongPoll(looks)
-    several._changed.acquire()  # by a thread that is not in the child
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code = several.wait("users", 0, 0)
-        finally:
-            os._exit(code)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with hold_locks(several, but=[looks]):
+        assert in_child(lambda: several.wait("users", 0, 0) == 0)
 
 
-def test_a_registry_limits_the_duration_of_a_wait(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    registry = Registry(MemoryStore())
-    asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(registry._waits, "wait", lambda *each: asked.append(each))
-    registry.wait("users", 1, 1e9)
-    registry.wait(None, 1, -5)
-    assert asked == [("users", 1, 25.0), (None, 1, 0.0)]
+@pytest.mark.parametrize(
+    ("timeout", "moments"), [(1e9, [0.0, 24.99, 24.99, 25.0]), (-5.0, [0.0, 0.0, 0.0])]
+)
+def test_a_registry_limits_the_duration_of_a_wait(timeout: float, moments: list[float]) -> None:
+    times = iter(moments)
+    registry = Registry(MemoryStore(), clock=lambda: next(times))
+    assert registry.wait("users", 0, timeout) == 0
+    assert list(times) == []
 
 
 def test_a_registration_ends_the_wait_of_a_request() -> None:
     store = MemoryStore()
     here, there = Registry(store), Registry(store)
-    waiters = [waiting(each._waits, "users", 0) for each in (here, there)]
+    waiters = [waiting(each, "users", 0) for each in (here, there)]
     here.register(ONE)
     assert [waiter.ended() for waiter in waiters] == [here.version("users")] * 2

@@ -12,6 +12,7 @@ import pytest
 from tests.discovery.conftest import Clock, Fickle
 from wsgigate.client.destinations import Destinations
 from wsgigate.registry import Invalid, InvalidAddress, Listing, Registry, RegistryFull
+from wsgigate.registry.storage import Index, RegistryKeys, ServiceIndex, Total
 from wsgigate.rules.registry import LeaseRules, Registered, Status
 from wsgigate.store import Change, R, Store, StoreError, update
 from wsgigate.store.lmdb import LmdbStore
@@ -315,12 +316,14 @@ def test_a_registration_beyond_a_bound_leaves_no_service_name(store: Fickle) -> 
     assert registry.names() == ("users",)
 
 
-def test_an_instance_that_registers_during_its_removal_stays_listed(registry: Registry) -> None:
+def test_an_instance_that_registers_during_its_removal_stays_listed(store: Fickle) -> None:
+    registry = Registry(store)
     registry.register(ONE)
-    registry._index.remove("users", "u-1")  # as if its entry had been gone a moment ago
+    index = Index(store, RegistryKeys("registry/"), 1000, 500, 20_000)
+    index.remove("users", "u-1")  # as if its entry had been gone a moment ago
     assert ids(registry.discover("users")) == ["u-1"]
     assert registry.names() == ("users",)
-    assert registry._index.total().instances == 1
+    assert index.total().instances == 1
 
 
 def test_a_host_name_that_resolves_to_a_forbidden_address_later_is_rejected(store: Fickle) -> None:
@@ -415,8 +418,8 @@ def test_concurrent_changes_of_an_instance_leave_a_consistent_index(
         here.deregister("users", "u-1")
     known = store.get("registry/i/users/u-1")[0] is not None
     assert there.names() == (("users",) if known else ())
-    assert there._index.service("users").ids == (("u-1",) if known else ())
-    assert there._index.total().instances == (1 if known else 0)
+    assert ServiceIndex.read(store.get("registry/s/users")[0]).ids == (("u-1",) if known else ())
+    assert Total.read(store.get("registry/all")[0]).instances == (1 if known else 0)
     fresh = Registry(store)
     assert ids(fresh.discover("users")) == (["u-1"] if known else [])
 

@@ -61,8 +61,6 @@ class Fleet:
             )
             for pool in self.pools
         ]
-        for number, checker in enumerate(self.checkers):
-            checker._lease._owner = b"%d" % number
 
     def run(self, seconds):
         for _ in range(round(seconds * 2)):

@@ -206,6 +206,8 @@ class HealthChecker:
     :param prefix: The prefix of the keys in the store.
     :param clock: Returns monotonic seconds.
     :param random: Returns numbers in [0, 1).
+    :ivar checks: The health check of each service.
+    :ivar prober: Sends the probes.
     :raises ValueError: A check is for a service that has no pool, or *most* is below 4.
     """
 
@@ -226,13 +228,13 @@ class HealthChecker:
                 raise ValueError(f"there is a health check for {service!r}, but no such service")
         if most < 4:
             raise ValueError(f"most must be 4 or more checks, got {most}")
-        self._checks = dict(checks)
-        self._prober = prober
+        self.checks = dict(checks)
+        self.prober = prober
         self._most = most
         self._clock = clock
         self._random = random
         self._lease = LeaderLease(store, prefix + "leader")
-        self._results = Results(pools, self._checks, store, self._lease, prefix=prefix, clock=clock)
+        self._results = Results(pools, self.checks, store, self._lease, prefix=prefix, clock=clock)
         self._begin_anew()
         self._thread = SupervisedThread("wsgigate-health", self._run, self._begin_anew)
 
@@ -243,13 +245,12 @@ class HealthChecker:
         self._alone = False
         self._announced = False  # whether it was logged that this worker checks for itself
         self._targets: dict[str, CheckTarget] = {}
-        self._next_at = float("-inf")
         self._lead_at = self._read_at = float("-inf")
         self._errors = RepeatLog(LOG, logging.ERROR, clock=self._clock)
 
     def start(self) -> None:
         """Start the thread of this process, unless it is running or there are no checks."""
-        if self._checks:
+        if self.checks:
             self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
@@ -258,16 +259,17 @@ class HealthChecker:
         :param timeout: Seconds to wait for the thread; the lease of a thread that hangs expires.
         """
         self._thread.stop(timeout)
-        self._prober.stop()
+        self.prober.stop()
 
     def _run(self, stopping: threading.Event) -> None:
         try:
             while not stopping.is_set():
+                due = float("inf")
                 try:
-                    self.step()
+                    due = self.step()
                 except Exception as error:
                     self._errors.log("A round of health checks failed", traceback=error)
-                stopping.wait(min(ROUND, max(SHORTEST, self._next_at - self._clock())))
+                stopping.wait(min(ROUND, max(SHORTEST, due - self._clock())))
         finally:
             self._lease.release()
 
@@ -276,10 +278,18 @@ class HealthChecker:
         """Whether this worker checks for itself, because the store fails."""
         return self._alone
 
-    def step(self) -> None:
-        """Run one round: take the lease if it is free, read the results, start the due checks."""
+    @property
+    def leading(self) -> bool:
+        """Whether this worker checks for all workers."""
+        return self._leading
+
+    def step(self) -> float:
+        """Run one round: take the lease if it is free, read the results, start the due checks.
+
+        :returns: When the next check is due, by the clock of the constructor; infinite while
+            another worker checks.
+        """
         now = self._clock()
-        self._next_at = float("inf")
         try:
             if now >= self._lead_at:
                 self._lead_at = now + REFRESH
@@ -297,13 +307,13 @@ class HealthChecker:
             self._check_alone(error)
         if not (self._leading or self._alone):
             self._schedule.rest()
-            return
+            return float("inf")
         due = self._schedule.due(self._targets, self._results, now)
         for target in due.overdue:
             self._write(target, _TIMED_OUT, self._results.known(target).raw)
         for target, flight in due.checks:
             self._start_check(target, flight)
-        self._next_at = due.next_at
+        return due.next_at
 
     def _lead(self, leading: bool) -> None:
         if leading != self._leading:
@@ -337,13 +347,13 @@ class HealthChecker:
 
     def status(self, service: str) -> dict[str, Any]:
         """Return the status of *service* as it was last read, as members of a JSON object."""
-        if service not in self._checks:
+        if service not in self.checks:
             return not_monitored()
         return service_status(self._results.healths(service))
 
     def all(self) -> dict[str, dict[str, Any]]:
         """Return the status of every service with at least one checked instance."""
-        healths = {service: self._results.healths(service) for service in self._checks}
+        healths = {service: self._results.healths(service) for service in self.checks}
         return {
             service: service_status(instances)
             for service, instances in healths.items()
@@ -363,7 +373,7 @@ class HealthChecker:
                 schedule.land(target, flight)
 
         try:
-            self._prober.probe(target.service, target.instance, target.check, found)
+            self.prober.probe(target.service, target.instance, target.check, found)
         except Exception as error:  # no thread or socket available
             schedule.land(target, flight)
             self._errors.log("A health check could not be started", traceback=error)

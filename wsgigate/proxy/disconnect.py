@@ -152,6 +152,11 @@ class Disconnects:
         self._lock = threading.Lock()
         self._started = False
 
+    @property
+    def watched(self) -> int:
+        """The number of clients that are watched by their sockets."""
+        return len(self._watched)
+
     def watch(self, environ: WSGIEnvironment) -> ClientWatch:
         """Start watching the client of *environ*; the caller closes the watch."""
         stream = environ.get(CLIENT_STREAM)

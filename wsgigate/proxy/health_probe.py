@@ -202,6 +202,7 @@ class Prober:
 
     :param policies: How a service's instances are connected to, by service.
     :param clock: Monotonic clock, in seconds.
+    :ivar policies: How a service's instances are connected to, by service.
     :raises ValueError: The CA certificates of a policy cannot be loaded.
     """
 
@@ -211,14 +212,20 @@ class Prober:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._policies = dict(policies or {})
+        self.policies = dict(policies or {})
         self._contexts = Contexts()
         self._clock = clock
-        for policy in self._policies.values():
+        for policy in self.policies.values():
             if isinstance(policy.verify, str):
                 self._contexts.load(policy.verify)
         self._thread: _ProbeThread | None = None
         fork.renew_at_fork(self)
+
+    @property
+    def running(self) -> int:
+        """The number of checks that have begun and not ended."""
+        thread = self._thread
+        return 0 if thread is None else thread.running
 
     def probe(
         self,
@@ -234,7 +241,7 @@ class Prober:
         """
         parts = urlsplit(instance.url)
         host = parts.hostname or ""
-        policy = self._policies.get(service, _PLAIN)
+        policy = self.policies.get(service, _PLAIN)
         unix = instance.scheme == "http+unix"
         secure = not unix and (check.scheme or instance.scheme) == "https"
         tls = self._contexts.get(policy.verify) if secure else None
@@ -304,6 +311,11 @@ class _ProbeThread:
     def is_alive(self) -> bool:
         """Return whether the thread is running."""
         return self._thread.is_alive()
+
+    @property
+    def running(self) -> int:
+        """The number of checks that have begun and not ended."""
+        return len(self._checks)
 
     def begin(self, running: _RunningCheck) -> None:
         """Start *running* in the thread."""

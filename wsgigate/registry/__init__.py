@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -82,6 +83,9 @@ class Registry:
     :param prober: Carries out the HTTP and TCP checks of instances; without it, registrations with
         such checks are rejected. It must connect only to what *destinations* allows.
     :param clock: Returns monotonic seconds.
+    :param random: Returns numbers in [0, 1), which spread the checks over time.
+    :ivar expiry: Evicts instances that are silent; its thread runs while the registry is started.
+    :ivar checks: Carries out the checks; ``None`` without *prober*.
     :ivar guard: Counts wrong tokens, for all APIs of this registry.
     :raises ValueError: A bound is out of range; the message names it.
     """
@@ -98,6 +102,7 @@ class Registry:
         prefix: str = "registry/",
         prober: ProbeRunner | None = None,
         clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = random.random,
     ) -> None:
         for name, bound, most in (
             ("most_services", most_services, 1_000),
@@ -117,24 +122,26 @@ class Registry:
             store, self._keys, rules, most_services, self._entry_of, clock
         )
         self._change_log = ChangeLog(LOG)
-        self._expiry = LeaseExpiry(store, self._keys, rules, self._index, self._change_log)
+        self.expiry = LeaseExpiry(store, self._keys, rules, self._index, self._change_log, clock)
         self._waits = LongPoll(self.version, clock=clock)
-        self._checks = (
-            None if prober is None else RegistryChecks(self, store, f"{prefix}checks", prober)
+        self.checks = (
+            None
+            if prober is None
+            else RegistryChecks(self, store, f"{prefix}checks", prober, clock=clock, random=random)
         )
         self.guard = TokenGuard(store, prefix=prefix)
 
     def start(self) -> None:
         """Start the background threads of this process: lease expiry and checks."""
-        self._expiry.start()
-        if self._checks is not None:
-            self._checks.start()
+        self.expiry.start()
+        if self.checks is not None:
+            self.checks.start()
 
     def stop(self) -> None:
         """Undo :meth:`start`."""
-        if self._checks is not None:
-            self._checks.stop()
-        self._expiry.stop()
+        if self.checks is not None:
+            self.checks.stop()
+        self.expiry.stop()
 
     def stopping(self) -> None:
         """End all waits for a change, and start no more: the process is about to exit."""
@@ -154,7 +161,7 @@ class Registry:
         host = check_host(entry.host)
         self._check_destination(host, entry.port)
         for check in entry.checks:
-            if self._checks is None:
+            if self.checks is None:
                 raise Invalid("check", "not by HTTP or TCP: this registry carries out no checks")
             parts = urlsplit(check.url)
             self._check_destination(parts.hostname or "", parts.port or 80, "check")
@@ -262,7 +269,7 @@ class Registry:
     @property
     def carries_out_checks(self) -> bool:
         """Whether instances may be registered with checks by HTTP and TCP."""
-        return self._checks is not None
+        return self.checks is not None
 
     def report(
         self, service: str, instance_id: str, check: RegisteredCheck, status: str, output: str
@@ -353,9 +360,9 @@ class Registry:
 
     def _listing(self, service: str) -> Listing:
         listing = self._listings.listing(service)
-        if self._checks is None:
+        if self.checks is None:
             return listing
-        entries = self._checks.overlaid(listing.instances)
+        entries = self.checks.overlaid(listing.instances)
         return listing if entries is listing.instances else replace(listing, instances=entries)
 
     def listings(self) -> dict[str, Listing]:
@@ -384,7 +391,7 @@ class Registry:
 
     def known(self) -> dict[str, tuple[Registered, ...]]:
         """Return the instances that this worker has read, by service, without a store access."""
-        checks = self._checks
+        checks = self.checks
         found = self._listings.known()
         if checks is None:
             return found

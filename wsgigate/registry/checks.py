@@ -94,6 +94,8 @@ class RegistryChecks:
         that timed out the last time, and at most three quarters those and new ones; others wait.
     :param clock: Returns monotonic seconds.
     :param random: Returns numbers in [0, 1).
+    :ivar most: The largest number of checks in flight.
+    :ivar prober: Sends the probes.
     """
 
     def __init__(
@@ -108,8 +110,8 @@ class RegistryChecks:
         random: Callable[[], float] = _random.random,
     ) -> None:
         self._registry = registry
-        self._prober = prober
-        self._most = most
+        self.prober = prober
+        self.most = most
         self._clock = clock
         self._random = random
         self._store = store
@@ -144,7 +146,7 @@ class RegistryChecks:
         :param timeout: Seconds to wait for the thread; the lease of a thread that hangs expires.
         """
         self._thread.stop(timeout)
-        self._prober.stop()
+        self.prober.stop()
 
     def _run(self, stopping: threading.Event) -> None:
         try:
@@ -158,6 +160,11 @@ class RegistryChecks:
                 stopping.wait(ROUND)
         finally:
             self._lease.release()
+
+    @property
+    def leading(self) -> bool:
+        """Whether this worker checks for all workers."""
+        return self._leading
 
     def overlaid(self, entries: tuple[Registered, ...]) -> tuple[Registered, ...]:
         """Return *entries* with the verdicts that this worker found while the store failed."""
@@ -197,7 +204,7 @@ class RegistryChecks:
         # checks that hung the last time, or may hang, must not use up all slots
         free = [
             most - sum(self._doubt(name) >= doubt for name in list(self._flights))
-            for doubt, most in enumerate((self._most, self._most * 3 // 4, self._most // 2))
+            for doubt, most in enumerate((self.most, self.most * 3 // 4, self.most // 2))
         ]
         for name, at in sorted(self._next.items(), key=lambda item: item[1]):
             if at > now or free[SURE] <= 0:
@@ -301,7 +308,7 @@ class RegistryChecks:
 
         manner = VERIFIED if check.verify else UNVERIFIED
         try:
-            self._prober.probe(manner, target.instance, check.health_check(), found)
+            self.prober.probe(manner, target.instance, check.health_check(), found)
         except Exception as error:  # no thread or socket available
             self._flights.pop(name, None)
             self._trouble.failed("A check could not be carried out: %s", error)

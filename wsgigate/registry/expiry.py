@@ -157,6 +157,11 @@ class LeaseExpiry:
         finally:
             self._lease.release()
 
+    @property
+    def leading(self) -> bool:
+        """Whether this worker expires the leases for all workers."""
+        return self._leading
+
     def step(self) -> None:
         """Run one round, if this worker leads.
 

@@ -221,6 +221,12 @@ class LongPoll:
         self._looking: set[str | None] = set()
         self._stopped = False
 
+    @property
+    def waiting(self) -> int:
+        """The number of threads that are blocked until a version changes."""
+        with self._changed:
+            return self._waiting.total() - len(self._looking)
+
     def wait(self, service: str | None, version: int, timeout: float) -> int:
         """Return the version of *service* as soon as it is not *version*, or after *timeout*.
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.registry.compat.conftest import TOKEN, USERS_TOKEN, CompatRegistry
+from tests.support.objects import texts_kept
 from wsgigate.auth.bearer import Access
 from wsgigate.registry import Registry
 from wsgigate.registry.compat import LARGEST
@@ -117,12 +118,13 @@ def test_a_report_finds_an_instance_that_registered_again(served: CompatRegistry
 def test_the_number_of_cached_checks_is_bounded(
     served: CompatRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsgigate.registry.compat.consul._MOST_CACHED", 3)
+    monkeypatch.setattr("wsgigate.registry.compat.consul.MOST_CACHED", 3)
     names = [f"a{n}" for n in range(8)]
     register(served, *names)
     for name in names * 2:
         assert served.ask("PUT", f"/v1/agent/check/pass/service:{name}").status == 200
-        assert len(served.consul._instances_of) <= 3
+        texts = texts_kept(served.consul, but=[served.registry])
+        assert 0 < len(texts & {f"service:{name}" for name in names}) <= 3
 
 
 def test_a_shared_id_changes_the_instances_of_permitted_services(served: CompatRegistry) -> None:

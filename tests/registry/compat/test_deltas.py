@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.discovery.conftest import Clock
 from wsgigate.registry import Registry
 from wsgigate.registry.compat.eureka_format import Action, delta
-from wsgigate.registry.storage import PAGE_BYTES, PAGES, InstanceName, RecordedChanges
+from wsgigate.registry.storage import PAGE_BYTES, PAGES, InstanceName, RecordedChanges, RegistryKeys
 from wsgigate.rules.registry import Registered, Status
 from wsgigate.store.memory import MemoryStore
 
@@ -87,12 +87,11 @@ def test_further_changes_are_written_to_the_next_page(clock: Clock) -> None:
 
 
 def test_an_overflow_makes_the_log_incomplete(clock: Clock) -> None:
-    registry = Registry(MemoryStore(clock=clock))
+    store, keys = MemoryStore(clock=clock), RegistryKeys("registry/")
+    registry = Registry(store)
     registry.changes.begin()
     clock.now += 200
     assert registry.changes.read().complete
-    registry.changes._begun = True
-    store, keys = registry.changes._store, registry.changes._keys
     for page in range(PAGES):  # as full as pages get
         bucket = int(clock.now // 15)
         store.swap(keys.changes(bucket, page), None, b"A users/" + b"x" * PAGE_BYTES, 60.0)

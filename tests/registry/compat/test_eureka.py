@@ -223,7 +223,7 @@ def test_a_delta_is_complete_after_a_start_and_in_every_worker(served: CompatReg
 
 def test_an_evicted_instance_is_deleted_in_a_delta(served: CompatRegistry) -> None:
     register(served, "a", "b")
-    sweeper = served.registry._expiry
+    sweeper = served.registry.expiry
     sweeper.step()
     for _ in range(17):  # as if it were looked after all the time
         served.clock.now += 10

@@ -57,7 +57,7 @@ def test_a_registry_evicts_each_instance_after_its_own_lease(clock: Clock) -> No
     there: dict[float, list[tuple[str, bool]]] = {}
     for _ in range(160):
         clock.now += 1
-        registry._expiry.step()
+        registry.expiry.step()
         listing = registry.discover("users")
         there[clock.now - 1_000_000.0] = [
             (entry.instance_id, entry.healthy(listing.now, RULES)) for entry in listing.instances

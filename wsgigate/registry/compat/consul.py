@@ -387,7 +387,7 @@ def _indexed(document: object, version: int, age: float = 0.0) -> JsonResponse:
 
 _DONE = JsonResponse(content_type="text/plain")
 
-_MOST_CACHED = 10_000
+MOST_CACHED = 10_000
 """The largest number of checks whose instances are cached."""
 
 
@@ -524,7 +524,7 @@ class ConsulApi(CompatApp):
         found = self._found(lambda entry: check_id(entry) == check)
         for entry in self._mine(caller, found):
             self._renew(entry.service, entry.instance_id, status)
-        if len(self._instances_of) >= _MOST_CACHED:
+        if len(self._instances_of) >= MOST_CACHED:
             self._instances_of.clear()
         self._instances_of[check] = tuple((entry.service, entry.instance_id) for entry in found)
         return _DONE

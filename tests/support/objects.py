@@ -1,0 +1,79 @@
+"""What an object keeps: its memory and its locks, without the names of its attributes."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
+
+__all__ = ["bytes_kept", "count_kept", "hold_locks", "kept", "texts_kept"]
+
+_LOCKS = (type(threading.Lock()), type(threading.RLock()))
+
+_SHARED = (CodeType, FrameType, ModuleType, logging.Logger, threading.Thread, type)
+"""What an object refers to and does not keep for itself."""
+
+
+def kept(*roots: object, but: Iterable[object] = ()) -> Iterator[object]:
+    """Yield each object that can be reached from *roots*, once: attributes, items, closures.
+
+    Modules, classes, globals of functions, loggers and threads are not followed.
+
+    :param but: What else is not followed.
+    """
+    seen = {id(each) for each in but}
+    stack = list(roots)
+    while stack:
+        each = stack.pop()
+        if id(each) in seen or isinstance(each, _SHARED):
+            continue
+        seen.add(id(each))
+        yield each
+        if isinstance(each, FunctionType):
+            parts = (each.__closure__, each.__defaults__, each.__kwdefaults__, each.__dict__)
+            stack.extend(part for part in parts if part is not None)
+        elif isinstance(each, BuiltinFunctionType):
+            stack.append(each.__self__)
+        else:
+            stack.extend(gc.get_referents(each))
+        if isinstance(each, dict):
+            stack.extend(each)  # the collector does not visit keys that are strings
+
+
+def texts_kept(*roots: object, but: Iterable[object] = ()) -> set[str]:
+    """Return the strings that can be reached from *roots*."""
+    return {each for each in kept(*roots, but=but) if isinstance(each, str)}
+
+
+def count_kept(kind: type | tuple[type, ...], *roots: object) -> int:
+    """Return how many objects of *kind* can be reached from *roots*."""
+    return sum(isinstance(each, kind) for each in kept(*roots))
+
+
+@contextmanager
+def hold_locks(*roots: object, but: Iterable[object] = ()) -> Iterator[None]:
+    """Hold all locks of *roots*, as threads may at the moment of a fork.
+
+    The child does not have these threads, so that nothing there releases the locks.
+    """
+    locks = [each for each in kept(*roots, but=but) if isinstance(each, _LOCKS)]
+    assert locks, "it has no lock"
+    with ExitStack() as held:
+        for lock in locks:
+            assert lock.acquire(timeout=10), "another thread holds a lock"
+            held.callback(lock.release)
+        yield
+
+
+def bytes_kept(work: Callable[[], object]) -> int:
+    """Return how many bytes of memory are still in use after *work*, without its result."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
