@@ -23,7 +23,7 @@ settings.load_profile("wsgigate")
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process count as a server's, in which no test runs."""
-    monkeypatch.setattr(fork, "_tested", False)
+    monkeypatch.setattr(fork, "tested", lambda: False)
 
 
 @pytest.fixture

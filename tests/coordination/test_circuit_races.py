@@ -15,7 +15,8 @@ import pytest
 
 from tests.coordination.circuits import RULES, admitted, break_it, call, waits, worker
 from tests.support.logs import silence
-from wsgigate.coordination.circuit import Circuit, Permit, Rejection
+from tests.support.objects import part
+from wsgigate.coordination.circuit import Circuit, Permit, Rejection, SharedVerdict
 from wsgigate.rules.circuit import CircuitRules, Outcome, State
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
@@ -108,8 +109,8 @@ class Late:
 def test_a_call_that_ends_during_a_change_of_state_does_not_count(clock: FakeClock) -> None:
     circuit = worker(clock)
     permit = admitted(circuit)
-    shared = circuit._shared
-    shared.lock = Late(shared.lock, lambda: (break_it(circuit), circuit.reset()))  # type: ignore[assignment]
+    shared: Any = part(SharedVerdict, circuit)
+    shared.lock = Late(shared.lock, lambda: (break_it(circuit), circuit.reset()))
     permit.done(Outcome.FAILED)
     assert circuit.status()[:4] == (State.CLOSED, 0, 0, None)
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.discovery.fakes import FakeConsul
 from wsgigate.discovery.sources import Found, SourceError
-from wsgigate.discovery.sources.consul import Consul, _instances
+from wsgigate.discovery.sources.consul import Consul, instances_of
 
 NEVER = threading.Event()
 
@@ -162,5 +162,5 @@ def test_the_zone_is_that_of_the_service_or_its_node(
         "Node": {"Address": "10.0.0.9", **node},
         "Checks": [{"Status": "passing"}],
     }
-    [found] = _instances([entry], "http")
+    [found] = instances_of([entry], "http")
     assert found.zone == zone

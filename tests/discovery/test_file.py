@@ -100,8 +100,7 @@ def test_a_file_that_changes_during_reading_is_ignored(path: Path) -> None:
             return data
 
     with path.open("rb") as file:
-        source._look(Opened())
-    assert source._result is None
+        source.look(Opened())
     with pytest.raises(SourceError, match="is being written"):
         source.find(NEVER)
     assert len(find(source)) == 2

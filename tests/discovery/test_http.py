@@ -12,7 +12,7 @@ import pytest
 
 from tests.proxy.health_checks import drip
 from tests.support.certificates import make_certificate
-from wsgigate.discovery.sources import SourceError, http
+from wsgigate.discovery.sources import SourceError
 from wsgigate.discovery.sources.http import ApiClient
 from wsgigate.testing.backend import Backend, cut, reply
 
@@ -53,46 +53,34 @@ def test_a_server_that_cannot_be_reached_is_an_error() -> None:
         ApiClient("http://nobody.invalid").get("/", NEVER)
 
 
-def test_a_silent_server_is_an_error_after_the_timeout(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "_ANSWER", 0.05)
+def test_a_silent_server_is_an_error_after_the_timeout(backend: Backend) -> None:
     backend.answers = [b""]
     with pytest.raises(SourceError, match="in time"):
-        ApiClient(backend.url).get("/", NEVER)
+        ApiClient(backend.url, timeout=0.05).get("/", NEVER)
 
 
-def test_a_server_that_drips_does_not_extend_the_timeout(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "_ANSWER", 0.1)
+def test_a_server_that_drips_does_not_extend_the_timeout(backend: Backend) -> None:
     backend.answers = [drip(b"HTTP/1.1 200 OK\r\nX: ", b"x")]
     with pytest.raises(SourceError, match="in time"):
-        ApiClient(backend.url).get("/", NEVER)
+        ApiClient(backend.url, timeout=0.1).get("/", NEVER)
 
 
-def test_a_response_that_is_too_long_is_an_error(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "_MOST_BYTES", 100)
+def test_a_response_that_is_too_long_is_an_error(backend: Backend) -> None:
     backend.answers = [reply(b"x" * 101)]
     with pytest.raises(SourceError, match="too long"):
-        ApiClient(backend.url).get("/", NEVER)
+        ApiClient(backend.url, most=100).get("/", NEVER)
 
 
-def test_lines_are_returned_as_they_arrive_and_bounded(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http, "_MOST_LINE", 10)
+def test_lines_are_returned_as_they_arrive_and_bounded(backend: Backend) -> None:
     body = b"one\n" + b"two\n" + b"x" * 20
     backend.answers = [reply(body)]
-    with closing(ApiClient(backend.url).lines("/", NEVER)) as lines:
+    with closing(ApiClient(backend.url, most_line=10).lines("/", NEVER)) as lines:
         assert lines.status == 200
         assert [lines.next(5), lines.next(5)] == [b"one\n", b"two\n"]
         with pytest.raises(SourceError, match="too long"):
             lines.next(5)
     backend.answers = [reply(b"one\n")]
-    with closing(ApiClient(backend.url).lines("/", NEVER)) as lines:
+    with closing(ApiClient(backend.url, most_line=10).lines("/", NEVER)) as lines:
         assert [lines.next(5), lines.next(5)] == [b"one\n", None]
 
 

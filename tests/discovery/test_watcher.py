@@ -251,7 +251,6 @@ def test_one_worker_of_a_machine_logs_events_that_all_observe(
 ) -> None:
     caplog.set_level(logging.INFO)
     speakers = [LogLeader(store), LogLeader(store)]
-    speakers[1]._lease.after_fork()  # as if in another process
     watches = [Watch(Pool("users", ()), source, may_log=each.may_log) for each in speakers]
     for watch in watches:
         watch.step(NEVER)

@@ -191,7 +191,7 @@ def test_every_setting_for_gunicorn_is_explained(
 ) -> None:
     file = tmp_path / "gateway.toml"
     file.write_text(f'store.url = "memory:"\n{NAMED["gateway.toml"].text}')
-    monkeypatch.setattr("wsgigate.servers.gunicorn._good", None)
+    monkeypatch.setattr("wsgigate.servers.gunicorn.last_valid", None)
     for name in settings(str(file)):
         assert f"``{name}" in PAGES["running.rst"], name
 

@@ -9,8 +9,9 @@ import pytest
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client
 
+from tests.support.objects import count_kept
 from wsgigate import ClientAddress, ConcurrencyLimiter, Limiter, RequestId
-from wsgigate.http.peer_watch import INSPECTED, proxy_fix_in
+from wsgigate.http.peer_watch import INSPECTED, PeerWatch, proxy_fix_in
 
 
 @pytest.fixture
@@ -153,12 +154,13 @@ def test_of_several_limits_the_outermost_one_warns(log):
 
 def test_the_watch_ends_after_a_number_of_requests(log):
     app = limited(quota="1000000/h")
+    assert count_kept(PeerWatch, app) == 1
     for _ in range(INSPECTED + 1):
         ask(app, None)
-    assert app._watch is None
+    assert count_kept(PeerWatch, app) == 0
     app = limited()
     ask(app, None, "8.8.8.8")
-    assert app._watch is None
+    assert count_kept(PeerWatch, app) == 0
 
 
 def test_a_client_address_without_trusted_proxies_behind_a_proxy_is_reported(log):

@@ -12,6 +12,7 @@ import pytest
 from django.http import JsonResponse
 from werkzeug.test import Client
 
+from tests.support.objects import part
 from tests.support.tokens import GOOD, INVALID, MISSING, NOW, SECRET, Gate, claims, signed
 from wsgigate.auth.identity import Identity
 from wsgigate.auth.jwt import mint
@@ -140,7 +141,7 @@ def test_j29_rejected_tokens_are_not_cached():
     gate = Gate()
     for token in ("x", signed(claims(exp=1)), signed(GOOD, secret="e" * 32)):
         gate.bearer(token)
-    assert len(gate.stack._cache) == 0
+    assert len(part(TokenCache, gate.stack)) == 0
 
 
 def test_j29_the_cache_is_bounded_and_keeps_the_latest_tokens():
@@ -148,8 +149,8 @@ def test_j29_the_cache_is_bounded_and_keeps_the_latest_tokens():
     tokens = [signed(claims(sub=f"user-{number}")) for number in range(50)]
     for token in tokens:
         assert gate.bearer(token)[0] == 200
-        assert len(gate.stack._cache) <= 10
-    assert len(gate.stack._cache) >= 5
+        assert len(part(TokenCache, gate.stack)) <= 10
+    assert len(part(TokenCache, gate.stack)) >= 5
 
 
 def test_a_token_in_use_outlives_those_that_are_not():
@@ -166,7 +167,7 @@ def test_a_token_in_use_outlives_those_that_are_not():
 def test_a_cache_size_of_zero_disables_the_cache(size):
     gate = Gate(cache_size=size)
     assert gate.bearer(signed(GOOD))[0] == gate.bearer(signed(GOOD))[0] == 200
-    assert len(gate.stack._cache) == 0
+    assert len(part(TokenCache, gate.stack)) == 0
 
 
 @pytest.mark.parametrize("extra", [{"role": "a"}, {"roles": ["a"], "org": {"id": 1}}])

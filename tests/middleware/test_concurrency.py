@@ -15,6 +15,7 @@ import flask
 import pytest
 from django.http import JsonResponse
 
+from tests.support.objects import part
 from wsgigate.http.wsgi import REASON
 from wsgigate.middleware.concurrency import ConcurrencyLimiter, Leases
 from wsgigate.middleware.limiter import Limiter
@@ -128,10 +129,10 @@ def test_an_app_that_fails_releases_its_slot(store):
 def test_the_lease_of_a_collected_response_is_not_renewed(store, clock):
     app = ConcurrencyLimiter(hello, 1, store=store, lease=10)
     answer = Answer(app)
-    assert len(app._leases) == 1
+    assert len(part(Leases, app)) == 1
     del answer
     gc.collect()
-    assert len(app._leases) == 0
+    assert len(part(Leases, app)) == 0
     clock.advance(10)
     assert Answer(app).status == 200
 
@@ -236,7 +237,7 @@ def test_a_slot_is_renewed_before_it_expires():
     held = Answer(app)
     for _ in range(8):
         clock.advance(2)
-        app._leases.renew()
+        part(Leases, app).renew()
         assert Answer(app).status == 429
     held.close()
     assert Answer(app).status == 200
@@ -271,7 +272,7 @@ def test_a_forked_process_renews_nothing_of_its_parent_and_frees_nothing_of_it(s
     pid = os.fork()
     if pid == 0:
         try:
-            count = len(app._leases)
+            count = len(part(Leases, app))
             answer.close()
             os.write(write, f"{count} {Answer(app).status}".encode())
         finally:
@@ -280,7 +281,7 @@ def test_a_forked_process_renews_nothing_of_its_parent_and_frees_nothing_of_it(s
     os.waitpid(pid, 0)
     assert os.read(read, 100) == b"0 429"
     os.close(read)
-    assert len(app._leases) == 1
+    assert len(part(Leases, app)) == 1
 
 
 def test_one_thread_renews_the_leases_of_all_limiters_until_they_are_dropped():
@@ -390,7 +391,7 @@ def test_an_unclosed_response_in_a_test_keeps_no_slot(options):
     kept.append(client.head("/"))
     kept.append(client.get("/nowhere"))
     assert [answer.status_code for answer in kept] == [200, 200, 200, 200, 404]
-    assert len(limiter._leases) == 0
+    assert len(part(Leases, limiter)) == 0
 
 
 def test_a_stream_that_is_read_or_collected_keeps_no_slot():

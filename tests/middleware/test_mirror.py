@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
+from tests.support.objects import part
 from wsgigate import Identity, Mirror
 from wsgigate.http.wsgi import CLAIMS, CLIENT, IDENTITY, ROUTE, BodyError
+from wsgigate.runtime.threads import BackgroundQueue
 from wsgigate.testing import FakeClock
 from wsgigate.testing.fakes import Server, new_environ
 
@@ -51,7 +53,7 @@ def ask(app: Any, method: str = "GET", body: bytes = b"", **more: Any) -> Server
 def settled(mirror: Mirror) -> None:
     """Wait until its only thread has had all copies answered, by being the next in the queue."""
     done = threading.Event()
-    mirror._queue.put(done.set)
+    part(BackgroundQueue, mirror).put(done.set)
     assert done.wait(10)
 
 
@@ -138,7 +140,7 @@ def test_only_some_requests_are_copied(
     mirror = Mirror(echo, shadow, random=lambda: 0.2499, **options)
     assert ask(mirror, method, **more).status == "200 OK"
     ended = threading.Event()
-    mirror._queue.put(ended.set)
+    part(BackgroundQueue, mirror).put(ended.set)
     assert ended.wait(10)
     if copied:
         shadow.next()

@@ -31,13 +31,13 @@ def test_holds_is_true_for_the_listening_sockets_of_this_process(
 
 
 def test_a_listener_whose_row_the_kernel_skipped_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    read, reads = process._read_listening, []
+    read, reads = process.read_listening, []
 
     def skips_at_first(port: int) -> set[str]:
         reads.append(port)
         return read(port) if len(reads) > 1 else set()
 
-    monkeypatch.setattr(process, "_read_listening", skips_at_first)
+    monkeypatch.setattr(process, "read_listening", skips_at_first)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert holds(listener.getsockname()[1])
     assert len(reads) == 2

@@ -167,7 +167,7 @@ def test_a_clock_set_back_never_fills_a_bucket(story):
     limit, period, moves = story
     algorithm = TokenBucket(Quota(limit, period))
     state, used, before, passed = None, 0, None, 0
-    token = algorithm._numbers[1]
+    token = algorithm.token
     for now, cost in events_of(algorithm, moves):
         at = now // algorithm.tick
         state, _, verdict = algorithm.take(state, now / 1_000_000, cost)
@@ -255,7 +255,7 @@ def test_every_number_is_one_that_a_double_holds(limit, period):
     now = 4_000_000_000.0  # in the year 2096
     bucket, sliding = TokenBucket(quota), SlidingWindow(quota)
     _, since, lacked = struct.unpack(">cqQ", bucket.take(None, now, limit)[0])
-    assert max(since, lacked, limit * bucket._numbers[1]) < 2**53
+    assert max(since, lacked, limit * bucket.token) < 2**53
     assert bucket.tick in [10**n for n in range(9)]
     counts = struct.unpack_from(">q", sliding.take(None, now, limit)[0], 1)
     assert max(counts) < 2**53

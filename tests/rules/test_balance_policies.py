@@ -164,9 +164,8 @@ def test_two_draws_by_weight_are_never_the_same(
 
 
 def test_two_draws_are_never_the_same_and_all_pairs_are_as_likely() -> None:
-    policy: TwoChoices[Server] = TwoChoices(random.Random(1).random)
-    policy.set_members(servers(3))
-    pairs = Counter(tuple(m.name[-6] for m in policy._pairs.two()) for _ in range(6_000))
+    draws = Pairs(random.Random(1).random, servers(3))
+    pairs = Counter(tuple(m.name[-6] for m in draws.two()) for _ in range(6_000))
     assert len(pairs) == 6
     assert all(850 < count < 1_150 for count in pairs.values())
 

@@ -13,6 +13,7 @@ from wsgigate.rules.algorithms import (
     FixedWindow,
     SlidingWindow,
     TokenBucket,
+    tag_of,
     tightest,
 )
 from wsgigate.rules.quota import Quota, Verdict
@@ -89,9 +90,7 @@ def test_the_state_has_the_states_of_all_quotas_and_a_few_bytes():
     state = together.take(None, NOW)[0]
     assert state == b"t" + b"".join(
         tag + len(own).to_bytes(2, "big") + own  # type: ignore[operator]
-        for tag, own in zip(
-            together._tags, [one.take(None, NOW)[0] for one in (SECOND, MINUTE, MONTH)], strict=True
-        )
+        for tag, own in ((tag_of(one), one.take(None, NOW)[0]) for one in (SECOND, MINUTE, MONTH))
     )
     assert len(state) == 1 + 3 * 6 + 17 + 71 + 17
 

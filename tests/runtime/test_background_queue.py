@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from tests.support.waiting import Turns
+from tests.support.waiting import until
 from wsgigate.runtime.threads import BackgroundQueue
 
 
@@ -65,12 +65,11 @@ def test_at_most_the_configured_calls_run_and_wait() -> None:
 
 def test_a_thread_that_is_free_takes_the_next_work() -> None:
     background = BackgroundQueue(threads=5, name="free")
-    turns = background._changed = Turns()
     for _ in range(3):
         done = threading.Event()
         background.put(done.set)
         assert done.wait(10)
-        turns.until(lambda: background._free == 1)
+        until(lambda: background.free == 1)
     assert threads("free") == 1
     background.close()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.objects import hold_locks
 from wsgigate.runtime.threads import SupervisedThread
 
 
@@ -90,7 +91,7 @@ def test_a_forked_child_starts_its_own_thread_whatever_locks_its_parent_held() -
     begun: list[int] = []
     thread = made(until_told, lambda: begun.append(os.getpid()))
     thread.start()
-    with thread._starting:  # as a thread of the parent may at that moment
+    with hold_locks(thread):
         child = os.fork()
         if child == 0:
             code = 1

@@ -55,7 +55,7 @@ def test_under_gunicorn(
     shares: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gunicorn, "_good", None)
+    monkeypatch.setattr(gunicorn, "last_valid", None)
     assert gunicorn.settings(file, threads=threads)["threads"] == (threads or 6)
     gunicorn.application().close()
     assert shares == [shared]
@@ -63,5 +63,5 @@ def test_under_gunicorn(
 
 @pytest.mark.parametrize(("threads", "shared"), [(None, 6), (32, 32), (1, 1)])
 def test_under_granian(threads: int | None, shared: int, file: str, shares: list[int]) -> None:
-    build(granian._overridden(load(file), None, threads), path=file).close()
+    build(granian.overridden(load(file), None, threads), path=file).close()
     assert shares == [shared]

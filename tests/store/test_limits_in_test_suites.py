@@ -137,9 +137,9 @@ def test_djangos_test_runner_is_detected(monkeypatch: pytest.MonkeyPatch) -> Non
     utils = ModuleType("django.test.utils")
     utils._TestState = type("_TestState", (), {})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "django.test.utils", utils)
-    assert not fork._has_test_runner()
+    assert not fork.has_test_runner()
     utils._TestState.saved_data = object()  # type: ignore[attr-defined]
-    assert fork._has_test_runner()
+    assert fork.has_test_runner()
 
 
 PEER = {"REMOTE_ADDR": "127.0.0.1"}

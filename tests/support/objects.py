@@ -6,11 +6,15 @@ import gc
 import logging
 import threading
 import tracemalloc
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
+from typing import TypeVar
 
-__all__ = ["bytes_kept", "count_kept", "hold_locks", "kept", "texts_kept"]
+__all__ = ["bytes_kept", "count_kept", "hold_locks", "kept", "part", "texts_kept"]
+
+T = TypeVar("T")
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
@@ -19,29 +23,34 @@ _SHARED = (CodeType, FrameType, ModuleType, logging.Logger, threading.Thread, ty
 
 
 def kept(*roots: object, but: Iterable[object] = ()) -> Iterator[object]:
-    """Yield each object that can be reached from *roots*, once: attributes, items, closures.
+    """Yield each object that can be reached from *roots*, the nearest first.
 
     Modules, classes, globals of functions, loggers and threads are not followed.
 
     :param but: What else is not followed.
     """
     seen = {id(each) for each in but}
-    stack = list(roots)
-    while stack:
-        each = stack.pop()
+    queue = deque(roots)
+    while queue:
+        each = queue.popleft()
         if id(each) in seen or isinstance(each, _SHARED):
             continue
         seen.add(id(each))
         yield each
         if isinstance(each, FunctionType):
             parts = (each.__closure__, each.__defaults__, each.__kwdefaults__, each.__dict__)
-            stack.extend(part for part in parts if part is not None)
+            queue.extend(part for part in parts if part is not None)
         elif isinstance(each, BuiltinFunctionType):
-            stack.append(each.__self__)
+            queue.append(each.__self__)
         else:
-            stack.extend(gc.get_referents(each))
+            queue.extend(gc.get_referents(each))
         if isinstance(each, dict):
-            stack.extend(each)  # the collector does not visit keys that are strings
+            queue.extend(each)  # the collector does not visit keys that are strings
+
+
+def part(kind: type[T], *roots: object) -> T:
+    """Return the nearest object of *kind* that can be reached from *roots*."""
+    return next(each for each in kept(*roots) if isinstance(each, kind))
 
 
 def texts_kept(*roots: object, but: Iterable[object] = ()) -> set[str]:
@@ -64,8 +73,8 @@ def hold_locks(*roots: object, but: Iterable[object] = ()) -> Iterator[None]:
     assert locks, "it has no lock"
     with ExitStack() as held:
         for lock in locks:
-            assert lock.acquire(timeout=10), "another thread holds a lock"
-            held.callback(lock.release)
+            if lock.acquire(blocking=False):  # otherwise another thread holds it
+                held.callback(lock.release)
         yield
 
 
@@ -74,6 +83,7 @@ def bytes_kept(work: Callable[[], object]) -> int:
     tracemalloc.start()
     try:
         work()
+        gc.collect()  # also empties the interpreter's lists of free objects
         return tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()

@@ -63,12 +63,12 @@ def _listening(port: int) -> set[str]:
     # The kernel returns the table in pieces, and skips a row where a socket before it was closed
     # between two pieces: a worker would deregister a service that its master continues.
     for _ in range(_READS):
-        if found := _read_listening(port):
+        if found := read_listening(port):
             return found
     return set()
 
 
-def _read_listening(port: int) -> set[str]:
+def read_listening(port: int) -> set[str]:
     found = set()
     for table in ("tcp", "tcp6"):
         try:

@@ -184,6 +184,7 @@ class TokenBucket:
         while -(-quota.micros // self.tick) * quota.limit >= _EXACT:
             self.tick *= 10
         token = -(-quota.micros // self.tick)
+        self.token = token
         self._numbers = (quota.limit, token, self.tick, token * quota.limit)
 
     def take(

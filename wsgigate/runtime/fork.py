@@ -143,11 +143,11 @@ def tested() -> bool:
     """
     global _tested
     if _tested is None:
-        _tested = _has_test_runner()
+        _tested = has_test_runner()
     return _tested
 
 
-def _has_test_runner() -> bool:
+def has_test_runner() -> bool:
     modules, environ = sys.modules, os.environ
     if "_pytest.config" in modules and (
         "PYTEST_VERSION" in environ or "PYTEST_CURRENT_TEST" in environ

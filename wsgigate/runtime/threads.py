@@ -74,6 +74,12 @@ class BackgroundQueue:
         self._free = 0
         self._closed = False
 
+    @property
+    def free(self) -> int:
+        """The number of threads that wait for work."""
+        with self._changed:
+            return self._free
+
     def put(self, work: Callable[[], object]) -> bool:
         """Queue *work* to be called by a background thread, without waiting.
 

@@ -72,6 +72,7 @@ __all__ = [
     "application",
     "call_on_stop_signal",
     "deferred_signals",
+    "overridden",
     "serve",
     "serve_config",
 ]
@@ -378,7 +379,7 @@ def serve(
     :raises ValueError: It has a setting that granian does not support.
     """
     path = os.path.abspath(path)
-    config = _overridden(load(path), bind, threads, workers, log_level)
+    config = overridden(load(path), bind, threads, workers, log_level)
     check(config)
     check_certificate(config, path)
     _check_store(config, path)
@@ -451,7 +452,7 @@ def _load(
     """Return the gateway of the file for a new worker; where it is invalid, that of *before*."""
     with deferred_signals():
         try:
-            config = _overridden(load(path), bind, threads, None, log_level)
+            config = overridden(load(path), bind, threads, None, log_level)
             check(config)
             gateway = build(config, path=path)
         except (ConfigError, ValueError) as error:
@@ -475,7 +476,7 @@ def _started(gateway: Gateway) -> WSGIApplication:
     return GranianAdapter(gateway, os.environ.items())
 
 
-def _overridden(
+def overridden(
     config: Config,
     bind: str | None,
     threads: int | None,

@@ -5,13 +5,13 @@ Theory of operation
 
 A reload must never turn a broken file into an outage.
 
-- The master reads the file and keeps the last valid configuration in memory (``_good``). Workers
-  are forked from the master and build the gateway from that copy, not from the file: so a worker
-  that is replaced after a crash, while the file is broken or half-edited, still starts, and all
-  workers of one generation serve the same configuration.
-- A reload (SIGHUP) reads the file again. If it is valid, it replaces ``_good``, and the new workers
-  build it. Otherwise the error is logged, and the previous configuration stays active. Only at the
-  first start does an invalid file end the process.
+- The master reads the file and keeps the last valid configuration in memory (``last_valid``).
+  Workers are forked from the master and build the gateway from that copy, not from the file: so a
+  worker that is replaced after a crash, while the file is broken or half-edited, still starts, and
+  all workers of one generation serve the same configuration.
+- A reload (SIGHUP) reads the file again. If it is valid, it replaces ``last_valid``, and the new
+  workers build it. Otherwise the error is logged, and the previous configuration stays active. Only
+  at the first start does an invalid file end the process.
 - A file is validated in a separate process (``wsgigate check``), which also imports what the file
   names and checks the store. The master itself must never import the application's modules: workers
   would inherit them by the fork, and a reload would go on running old code.
@@ -57,7 +57,7 @@ class _Good(NamedTuple):
     config: Config
 
 
-_good: _Good | None = None
+last_valid: _Good | None = None
 
 _started = time.time()
 
@@ -160,9 +160,9 @@ def _worker_class(gateway: GatewayTable) -> str | type:
 
 def application() -> Gateway:
     """Return the gateway of the last valid configuration; each worker loads this."""
-    if _good is None:
+    if last_valid is None:
         return build(load(_path(None)), path=_path(None))
-    return build(_good.config, path=_good.path, started=_started)
+    return build(last_valid.config, path=last_valid.path, started=_started)
 
 
 def serve(
@@ -194,8 +194,8 @@ def serve_config(config: Config) -> None:
 
     :raises SystemExit: The server has stopped, or could not start.
     """
-    global _good
-    _good = _Good("", config)
+    global last_valid
+    last_valid = _Good("", config)
     _Server("", None, {}, reload=False).run()
 
 
@@ -208,8 +208,8 @@ class _Server(BaseApplication):  # type: ignore[misc]
         super().__init__()
 
     def load_config(self) -> None:
-        if _good is not None and not _good.path:
-            chosen = _settings(_good.config)
+        if last_valid is not None and not last_valid.path:
+            chosen = _settings(last_valid.config)
         else:
             threads = self._given.get("threads")
             chosen = settings(self._path, bind=self._bind, threads=threads) | self._given
@@ -232,7 +232,7 @@ def _path(path: str | None) -> str:
 
 def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
     """Return the file's configuration if it is valid, else the last valid one."""
-    global _good
+    global last_valid
     try:
         config = load(path)
         gateway = config.gateway
@@ -242,17 +242,17 @@ def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
     except ConfigError as error:
         failure, outage = str(error), ""
     if not failure:
-        if _good is not None:
+        if last_valid is not None:
             log.info("Configuration reloaded from %s", path)
-        _good = _Good(path, config)
+        last_valid = _Good(path, config)
         if outage:
             log.warning("%s", outage)
         return config
-    if _good is None:
+    if last_valid is None:
         print(failure, file=sys.stderr)
         raise SystemExit(2)
     log.error("Reload rejected; the previous configuration stays active:\n%s", failure)
-    return _good.config
+    return last_valid.config
 
 
 def _check(path: str) -> tuple[str, str]:

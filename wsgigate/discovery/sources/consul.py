@@ -14,7 +14,7 @@ from wsgigate.discovery import Instance
 from wsgigate.discovery.sources import MOST, Found, SourceError, distinct, instance_of, zone_of
 from wsgigate.discovery.sources.http import ApiClient, read_json, refused
 
-__all__ = ["Consul"]
+__all__ = ["Consul", "instances_of"]
 
 _WAIT = 50
 """Seconds of a blocking query; Consul adds up to a sixteenth."""
@@ -71,7 +71,7 @@ class Consul:
         response = self._client.get(target, stopping, fields=self._fields, wait=wait)
         if response.status != 200:
             raise refused(response.status)
-        found = _instances(read_json(response.body), self._scheme)
+        found = instances_of(read_json(response.body), self._scheme)
         new = _number(response.fields.get("x-consul-index"))
         if not new:  # without an index, poll
             return Found(found, _POLL)
@@ -84,7 +84,7 @@ def _number(text: str | None) -> int:
     return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 20 else 0
 
 
-def _instances(document: object, scheme: str) -> tuple[Instance, ...]:
+def instances_of(document: object, scheme: str) -> tuple[Instance, ...]:
     if not isinstance(document, list):
         raise SourceError("its answer is not a list of instances")
     if len(document) > MOST:

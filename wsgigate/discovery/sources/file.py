@@ -81,7 +81,7 @@ class WatchedFile:
         """Return the instances in the file, which is read only when it has changed."""
         try:
             with open(self._path, "rb") as file:
-                self._look(file)
+                self.look(file)
         except OSError as error:
             self._seen = None
             why = f"the file cannot be read: {error.strerror}"
@@ -90,7 +90,8 @@ class WatchedFile:
             return self._result
         raise self._result or SourceError("the file is being written", again_in=LOOK_EVERY)
 
-    def _look(self, file: BinaryIO) -> None:
+    def look(self, file: BinaryIO) -> None:
+        """Read *file* if it has changed, and is not being written."""
         signature = _signature(file)
         before, self._seen = self._seen, signature
         written = before is not None and before[:2] == signature[:2] and before != signature

@@ -38,13 +38,6 @@ def refused(status: int) -> SourceError:
     return SourceError(f"it answered {status}")
 
 
-_ANSWER = 10.0
-
-_MOST_BYTES = 32 << 20
-
-_MOST_LINE = 8 << 20
-
-
 class ApiResponse(NamedTuple):
     """A response of any status; the names of its header fields are in lower case."""
 
@@ -56,11 +49,13 @@ class ApiResponse(NamedTuple):
 class Lines:
     """The lines of a streamed response.
 
+    :param most: The largest number of bytes of a line.
     :ivar status: The status of the response.
     """
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, most: int) -> None:
         self.status = reply.status
+        self._most = most
         self.close = reply.close
         self._reply = reply
 
@@ -71,7 +66,7 @@ class Lines:
         :raises SourceError: The line does not arrive in time, or is too long.
         """
         with _source_errors():
-            return self._reply.line(_MOST_LINE, within)
+            return self._reply.line(self._most, within)
 
 
 class ApiClient:
@@ -79,11 +74,25 @@ class ApiClient:
 
     :param url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]``.
     :param ca: A file of trusted certificate authorities. Default: those of ``requests``.
+    :param timeout: Seconds for a response, besides the time that a long poll waits.
+    :param most: The largest number of bytes of a body.
+    :param most_line: The largest number of bytes of a line.
     """
 
-    def __init__(self, url: str, *, ca: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        ca: str | None = None,
+        timeout: float = 10.0,
+        most: int = 32 << 20,
+        most_line: int = 8 << 20,
+    ) -> None:
         self._client = HttpClient(url, self._context)
         self._ca = ca
+        self._timeout = timeout
+        self._most = most
+        self._most_line = most_line
 
     def get(
         self,
@@ -99,8 +108,8 @@ class ApiClient:
         :raises SourceError: There is no valid response.
         """
         with _source_errors(), self._send(target, stopping, fields, wait) as reply:
-            body = reply.body(_MOST_BYTES + 1)
-        if len(body) > _MOST_BYTES:
+            body = reply.body(self._most + 1)
+        if len(body) > self._most:
             raise SourceError("the response is too long")
         return ApiResponse(reply.status, reply.fields, body)
 
@@ -112,7 +121,7 @@ class ApiClient:
         :raises SourceError: There is no valid response.
         """
         with _source_errors():
-            return Lines(self._send(target, stopping, fields, 0.0))
+            return Lines(self._send(target, stopping, fields, 0.0), self._most_line)
 
     def _send(
         self,
@@ -122,7 +131,7 @@ class ApiClient:
         wait: float,
     ) -> Reply:
         own = {"User-Agent": "wsgigate", "Accept": "application/json"}
-        timeout = wait + _ANSWER
+        timeout = wait + self._timeout
         all_fields = {**own, **(fields or {})}
         return self._client.send("GET", target, all_fields, timeout=timeout, stopping=stopping)
 
