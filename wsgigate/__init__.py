@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _SOURCE = lazy.source(globals())
 
 if TYPE_CHECKING or _SOURCE is None:
+    from wsgigate.auth.authorization import AuthorizationRule as AuthorizationRule
     from wsgigate.auth.identity import Identity as Identity
     from wsgigate.config.build import load as load
     from wsgigate.coordination.denylist import DenyList as DenyList
@@ -24,6 +25,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.http.fields import FieldRules as FieldRules
     from wsgigate.http.problem import Problem as Problem
     from wsgigate.middleware.authenticator import Authenticator as Authenticator
+    from wsgigate.middleware.authorizer import Authorizer as Authorizer
     from wsgigate.middleware.body_limit import BodyLimit as BodyLimit
     from wsgigate.middleware.breaker import Breaker as Breaker
     from wsgigate.middleware.client_address import ClientAddress as ClientAddress

@@ -16,6 +16,10 @@ from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load, read
 from wsgigate.gateway import Gateway
 
+TOKENS = (
+    "[[middleware]]\nuse = 'authenticator'\nalgorithms = ['HS256']\n"
+    "secret = '0123456789abcdef0123456789abcdef'\n[[middleware]]\nuse = 'authorizer'\n"
+)
 LIMITER = "[[middleware]]\nuse = 'limiter'\nquota = '5/s'\n"
 AT_ONCE = "[[middleware]]\nuse = 'concurrency-limiter'\n"
 ORDERS = '[services.orders]\ninstances = ["http://127.0.0.1:8000"]\n'
@@ -152,6 +156,21 @@ def test_the_404_lists_the_routes_and_which_need_a_token(site: ModuleType) -> No
             "middleware[1]",
             "shares its counts with the one at middleware[0]",
         ),
+        (
+            "[[middleware]]\nuse = 'authorizer'\nroles = ['a']",
+            "middleware[0]",
+            "add an authenticator before this authorizer",
+        ),
+        (TOKENS + "scopes = ['a b']", "middleware[1].scopes", "'a b' is not a scope name"),
+        (TOKENS + "roles = 'clerk'", "middleware[1].roles", "expected a list"),
+        (TOKENS + "claims = { 'a..b' = 'c' }", "middleware[1].claims", "a name is empty"),
+        (TOKENS + "claims = { a.b = 'c' }", "middleware[1].claims.a", "expected"),
+        (TOKENS + "policy = 'full_site:number'", "middleware[1].policy", "is not a function"),
+        (TOKENS + "policy = 'full_site:nobody'", "middleware[1].policy", "full_site has no nobody"),
+        (TOKENS + "rules = [{ methods = ['get'] }]", "middleware[1].rules[0].methods[0]", "GET"),
+        (TOKENS + "rules = [{ scope = ['a'] }]", "middleware[1].rules[0].scope", '"scopes"'),
+        (TOKENS + "rules = [{ scopes = ['a b'] }]", "middleware[1].rules[0].scopes", "'a b'"),
+        (TOKENS + "rules = [{ policy = 'full_site:no' }]", "middleware[1].rules", "has no no"),
         (LIMITER + "key = 'full_site:nobody'", "middleware[0].key", "full_site has no nobody"),
         (LIMITER + "key = 'full_site:number'", "middleware[0].key", "is not a function"),
         (LIMITER + "cost = 'full_site:number'", "middleware[0].cost", "is not a function"),

@@ -64,11 +64,17 @@ def test_a_record_as_json():
 
 def test_optional_members_come_last():
     record = PLAIN._replace(
-        reason="over quota", error="OSError", aborted=True, subject="u1", shaped="split=b"
+        reason="over quota",
+        error="OSError",
+        aborted=True,
+        subject="u1",
+        shaped="split=b",
+        rule="write orders",
     )
-    assert list(json.loads(JsonLines().line(record)).items())[-5:] == [
+    assert list(json.loads(JsonLines().line(record)).items())[-6:] == [
         ("subject", "u1"),
         ("shaped", "split=b"),
+        ("rule", "write orders"),
         ("reason", "over quota"),
         ("error", "OSError"),
         ("aborted", True),
@@ -103,7 +109,7 @@ def test_a_malformed_status_is_logged_as_none(status):
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize(
     "field", ["request_id", "client", "method", "target", "path", "route", "service", "instance",
-              "subject", "reason", "error", "shaped"]
+              "subject", "reason", "error", "shaped", "rule"]
 )  # fmt: skip
 @pytest.mark.parametrize("make", [JsonLines, TextLines, lambda: TextLines("ascii", colour=True)])
 def test_no_value_can_forge_a_line(make, field, value):
@@ -214,10 +220,10 @@ def test_the_number_of_lost_records_is_logged():
 texts = st.text(max_size=600)
 
 
-@given(st.lists(texts, min_size=12, max_size=12))
+@given(st.lists(texts, min_size=13, max_size=13))
 def test_any_record_is_one_line_of_valid_json(values):
     names = ("request_id", "client", "method", "target", "path", "route", "service", "instance",
-             "subject", "reason", "error", "shaped")  # fmt: skip
+             "subject", "reason", "error", "shaped", "rule")  # fmt: skip
     record = PLAIN._replace(**dict(zip(names, values, strict=True)))
     line = JsonLines().line(record)
     assert line.isascii()

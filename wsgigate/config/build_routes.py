@@ -500,7 +500,8 @@ class Routes:
     def _note(self, table: RouteTable) -> str:
         entries: list[Middleware] = [*self._config.middleware, *table.middleware]
         required = any(
-            entry.use == "authenticator" and (entry.options or {}).get("required", True)
+            entry.use == "authorizer"
+            or (entry.use == "authenticator" and (entry.options or {}).get("required", True))
             for entry in entries
         )
         return "auth required" if required else ""

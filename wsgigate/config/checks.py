@@ -246,6 +246,8 @@ def _check_keys(
         if entry.verifies:
             known.add("subject")
             verifiers.append(entry)
+        if entry.use == "authorizer" and "subject" not in known:
+            errors.add(at(path, index), _UNVERIFIED)
         if entry.use not in ("limiter", "concurrency-limiter"):
             continue
         options = entry.options or {}
@@ -271,6 +273,8 @@ _PASSES_ANONYMOUS = (
     "{} does not limit requests without a token, which the authenticator lets pass; add an "
     'alternative, such as "{}|address", or "|exempt" if that is intended'
 )
+
+_UNVERIFIED = "requires a verified caller; add an authenticator before this authorizer"
 
 _NEEDS_AUTHENTICATOR = "{} requires a verified token; add an authenticator before this limiter"
 

@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
+_WITHIN = re.compile(r"(\w+)\[\d+\](?:\.\w+)?")
+
 _CREDENTIALS = re.compile(r"(://)[^/@\s\"']+@")
 
 _SHOWN = 60
@@ -87,14 +89,18 @@ class Errors:
     def catch(self, path: str, make: Callable[[], T], *, keys: Collection[str] = ()) -> T | None:
         """Return the result of *make*; on ValueError, add an error at *path* and return None.
 
-        :param keys: Keys below *path*: an error that begins with one of them is added at that key.
+        :param keys: Keys below *path*: an error that begins with one of them is added at that key,
+            such as ``secret: ...`` or, within it, ``rules[0].scopes: ...``.
         """
         try:
             return make()
         except ValueError as error:
             key, colon, text = str(error).partition(": ")
+            within = _WITHIN.fullmatch(key)
             if colon and key in keys:
                 self.add(at(path, key), text)
+            elif colon and within is not None and within[1] in keys:
+                self.add(f"{path}.{key}" if path else key, text)
             else:
                 self.add(path, str(error) or type(error).__name__)
             return None

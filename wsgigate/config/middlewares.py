@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 from wsgiref.types import WSGIApplication
 
+from wsgigate.auth.authorization import AuthorizationRule
 from wsgigate.config.errors import MISSING, Errors, at, shown
 from wsgigate.config.tables import (
     Arguments,
@@ -362,6 +363,23 @@ _COUNTED = {
 }
 
 
+_POLICY = TableKey(
+    ImportPath("a function"),
+    "A function package.module:function of the identity and the request's facts, which returns "
+    "ALLOW or deny(reason) of wsgigate.auth.authorization.",
+    None,
+    convert=import_function,
+)
+
+_RULE = ArgumentTable(
+    AuthorizationRule,
+    keys={
+        "paths": TableKey(_PATHS, "Paths, as for only.paths of a limiter.", ()),
+        "policy": _POLICY,
+    },
+)
+
+
 def _with_contents(options: Options, context: BuildContext) -> Options:
     """Return the options of an authenticator with its keys read and the gateway's deny list."""
     if options.pop("deny_list", False):
@@ -424,6 +442,20 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
             ),
         },
         prepare=_with_contents,
+    ),
+    "authorizer": KnownMiddleware(
+        "wsgigate.middleware.authorizer:Authorizer",
+        keys={
+            "policy": _POLICY,
+            "rules": TableKey(
+                ListOf(_RULE),
+                "Rules for some methods and paths. All rules that match a request must be "
+                "satisfied; a request that none matches is rejected.",
+                (),
+                convert=lambda rules: [_RULE.arguments(rule) for rule in rules],
+            ),
+            "exempt": _selection(_EXEMPT, "Requests that pass unchecked."),
+        },
     ),
     "body-limit": KnownMiddleware("wsgigate.middleware.body_limit:BodyLimit"),
     "breaker": KnownMiddleware("wsgigate.middleware.breaker:Breaker"),

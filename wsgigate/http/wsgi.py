@@ -36,6 +36,7 @@ __all__ = [
     "REASON",
     "REQUEST_ID",
     "ROUTE",
+    "RULE",
     "SERVICE",
     "SHAPED",
     "TARGET",
@@ -118,6 +119,9 @@ LOGGED = "wsgigate.logged"
 REASON = "wsgigate.reason"
 """``str``: why a request was rejected, for the log only: it may contain what clients must not
 see."""
+
+RULE = "wsgigate.rule"
+"""``str``: the name of the authorization rule that decided about the request; set by Authorizer."""
 
 FAILURE = "wsgigate.failure"
 """``str``: the kind of failure if the service did not respond, as in the ``error`` of a problem

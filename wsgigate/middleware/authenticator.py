@@ -13,6 +13,12 @@ from hashlib import sha256
 from typing import Annotated, Any, NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.auth.challenge import (
+    bearer_challenge,
+    check_realm,
+    check_resource_metadata,
+    checked_scopes,
+)
 from wsgigate.auth.claims import RequiredClaims
 from wsgigate.auth.identity import Identity
 from wsgigate.auth.jwt import (
@@ -39,7 +45,6 @@ __all__ = ["Authenticator"]
 
 # One value of another scheme. A comma may be where the server joined two header fields.
 _OTHER_SCHEME = re.compile(r"(?!bearer)[!#$%&'*+.^_`|~0-9a-z-]+(?: [^,]*)?", re.IGNORECASE)
-_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
 _log = logging.getLogger("wsgigate.authenticator")
 
 
@@ -104,6 +109,8 @@ class Authenticator:
         the ``typ`` of its header, or its claim ``typ``, ``type`` or ``token_type``, names one of
         these (RFC 8725 section 3.11).
     :param realm: The name of the protected area, in ``WWW-Authenticate``.
+    :param resource_metadata: The URL of the metadata of this resource (RFC 9728), in
+        ``WWW-Authenticate``, by which clients find the authorization server.
     :param cache_size: Maximum number of cached tokens.
     :param deny_list: Tokens that are rejected before they expire. It is checked for each request,
         for cached tokens too.
@@ -135,6 +142,7 @@ class Authenticator:
         required_claims: RequiredClaims = (),
         also_accept: Sequence[Annotated[str, OneOf(KINDS)]] = (),
         realm: str = "api",
+        resource_metadata: str | None = None,
         cache_size: Annotated[int, Range(0)] = 10_000,
         deny_list: DenyList | None = None,
         on_store_error: Annotated[str, OneOf(("refuse", "allow"))] = "refuse",
@@ -174,25 +182,25 @@ class Authenticator:
             f"the deny-list cannot be read, %s tokens {effect} since the last such message: %s",
             clock,
         )
-        self._scopes = _checked_scopes(scopes)
+        self._scopes = checked_scopes(scopes)
         self._cache = TokenCache(cache_size)
         self._clock = clock
 
-        def answer(status: int, detail: str, error: str = "", scope: str = "") -> WSGIApplication:
-            parameters = [("realm", realm), ("error", error), ("scope", scope)]
-            challenge = ", ".join(f'{name}="{value}"' for name, value in parameters if value)
-            return refuse(
-                Problem(status, detail, headers=(("WWW-Authenticate", f"Bearer {challenge}"),))
+        def answer(
+            status: int, detail: str, error: str = "", scope: Iterable[str] = ()
+        ) -> WSGIApplication:
+            challenge = bearer_challenge(
+                realm, error=error, scope=scope, resource_metadata=resource_metadata
             )
+            return refuse(Problem(status, detail, headers=(challenge,)))
 
-        _check_realm(realm)
+        check_realm(realm)
+        check_resource_metadata(resource_metadata)
         missing = answer(401, "Access token required!")
         self._missing = missing
         self._without_token = self._no_token if required else app
         self._invalid = answer(invalid_token_status, "Invalid or expired token!", "invalid_token")
-        self._insufficient = answer(
-            403, "Insufficient scope.", "insufficient_scope", " ".join(sorted(self._scopes))
-        )
+        self._insufficient = answer(403, "Insufficient scope.", "insufficient_scope", self._scopes)
         unknown = Problem(
             503, "Tokens cannot be checked at the moment.", headers=(("Retry-After", "5"),)
         )
@@ -329,17 +337,3 @@ class TokenCache:
             self._old, self._young = self._young, {}
         if self._half:
             self._young[name] = verified
-
-
-def _checked_scopes(scopes: Sequence[str]) -> frozenset[str]:
-    if isinstance(scopes, str):
-        raise ValueError(f'scopes: expected a list such as ["read"], not {scopes!r}')
-    for scope in scopes:
-        if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
-            raise ValueError(f"scopes: {scope!r} is not a scope name (RFC 6749 section 3.3)")
-    return frozenset(scopes)
-
-
-def _check_realm(realm: str) -> None:
-    if not realm or not re.fullmatch(r"[ !\x23-\x5b\x5d-\x7e]+", realm):
-        raise ValueError(f"realm: printable ASCII without quotes and backslashes, not {realm!r}")

@@ -14,6 +14,7 @@ from wsgigate.http.wsgi import (
     REASON,
     REQUEST_ID,
     ROUTE,
+    RULE,
     SERVICE,
     SHAPED,
     TUNNELLED,
@@ -127,6 +128,7 @@ class Logger:
                 None if error is None else type(error).__name__,
                 not (response.complete or failed),
                 shaped,
+                get(RULE),
             )
             self._put(_record(Record, values))  # half the price of Record(...)
 

@@ -59,6 +59,7 @@ class Record(NamedTuple):
     error: str | None
     aborted: bool
     shaped: str | None = None
+    rule: str | None = None
 
 
 class LineFormat(Protocol):
@@ -116,6 +117,8 @@ class JsonLines:
         )
         if r.shaped is not None:
             line += f',"shaped":{_json(r.shaped, limit)}'
+        if r.rule is not None:
+            line += f',"rule":{_json(r.rule, limit)}'
         if r.reason is not None:
             line += f',"reason":{_json(r.reason, limit)}'
         if r.error is not None:
@@ -173,6 +176,8 @@ class TextLines:
                 line += f" {name}={text(value)}"
         if r.shaped is not None:
             line += f" shaped={_words(_cut(r.shaped, limit))}"
+        if r.rule is not None:
+            line += f" rule={_words(_cut(r.rule, limit))}"
         if r.reason is not None:
             line += f" reason={_words(_cut(r.reason, limit))}"
         return (line + (" aborted\n" if r.aborted else "\n")).encode(
