@@ -11,6 +11,7 @@ import pytest
 
 import wsgigate
 from wsgigate import (
+    ApiKeys,
     Authenticator,
     Breaker,
     ClientAddress,
@@ -42,6 +43,8 @@ def pool() -> Pool:
 
 
 VALID: dict[str, dict[str, Any]] = {
+    "ApiKeyAuthenticator": {"app": app, "keys": ApiKeys("memory:")},
+    "ApiKeys": {"store": "memory:"},
     "Authenticator": {"app": app, "algorithms": ["HS256"], "secret": SECRET},
     "BodyLimit": {"app": app},
     "Breaker": {"app": app, "store": "memory:"},

@@ -18,12 +18,14 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.auth.authorization import AuthorizationRule as AuthorizationRule
     from wsgigate.auth.identity import Identity as Identity
     from wsgigate.config.build import load as load
+    from wsgigate.coordination.api_keys import ApiKeys as ApiKeys
     from wsgigate.coordination.denylist import DenyList as DenyList
     from wsgigate.coordination.maintenance import MaintenanceSwitch as MaintenanceSwitch
     from wsgigate.discovery import Instance as Instance
     from wsgigate.gateway import Gateway as Gateway
     from wsgigate.http.fields import FieldRules as FieldRules
     from wsgigate.http.problem import Problem as Problem
+    from wsgigate.middleware.api_key import ApiKeyAuthenticator as ApiKeyAuthenticator
     from wsgigate.middleware.authenticator import Authenticator as Authenticator
     from wsgigate.middleware.authorizer import Authorizer as Authorizer
     from wsgigate.middleware.body_limit import BodyLimit as BodyLimit

@@ -20,9 +20,11 @@ from django.test import override_settings
 from django.urls import path
 from flask import Flask, Response, request, session
 
+from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.maintenance import MaintenanceSwitch
 from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import CLAIMS
+from wsgigate.middleware.api_key import ApiKeyAuthenticator
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.client_address import ClientAddress
@@ -45,6 +47,7 @@ SECRET = "a secret of the tests, thirty-two bytes or more"
 ORIGIN = "https://app.example.com"
 
 MIDDLEWARES: dict[str, Callable[[Any], Any]] = {
+    "api_key": lambda app: ApiKeyAuthenticator(app, ApiKeys(MemoryStore()), required=False),
     "authenticator": lambda app: Authenticator(app, algorithms=["HS256"], secret=SECRET),
     "body_limit": lambda app: BodyLimit(app, 1000),
     "client_address": ClientAddress,

@@ -11,8 +11,10 @@ import jwt
 import pytest
 
 from tests.support.logs import silence
+from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.maintenance import MaintenanceSwitch
 from wsgigate.http.problem import Problem
+from wsgigate.middleware.api_key import ApiKeyAuthenticator
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.breaker import Breaker
@@ -49,8 +51,21 @@ def authenticator(app):
     return with_token
 
 
+def api_key(app):
+    keys = ApiKeys(MemoryStore())
+    key, _ = keys.create("acme")
+    checked = ApiKeyAuthenticator(app, keys)
+
+    def with_key(environ, start_response):
+        environ["HTTP_X_API_KEY"] = key
+        return checked(environ, start_response)
+
+    return with_key
+
+
 # name, middleware, whether it returns the app's own iterable
 MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
+    ("api_key", api_key, True),
     ("authenticator", authenticator, True),
     ("body_limit", BodyLimit, True),
     ("breaker", lambda app: Breaker(app, NEVER, store=MemoryStore()), False),
