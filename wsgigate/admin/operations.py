@@ -33,16 +33,18 @@ __all__ = [
     "maintenance_document",
     "maintenance_routes",
     "notices_document",
+    "protected",
+    "store_errors",
 ]
 
 
-def _store_errors(detail: str, reason: str) -> ErrorResponses:
+def store_errors(detail: str, reason: str) -> ErrorResponses:
     """Return the response to a failure of the store: *detail* for the client, *reason* to log."""
     problem = Problem(503, detail, headers=(("Retry-After", "5"),))
     return {StoreError: lambda error: Refusal(problem, f"{reason}: {error}")}
 
 
-def _protected(app: JsonApp, token: str | None, refuse: Refuse) -> list[Route[WSGIApplication]]:
+def protected(app: JsonApp, token: str | None, refuse: Refuse) -> list[Route[WSGIApplication]]:
     """Return the routes of *app*, which require *token*; without one all requests are rejected."""
     if token is None:
         disabled = refuse(Problem(403, "This gateway has no admin token, so changes are disabled."))
@@ -90,7 +92,7 @@ def deny_route(
     app = JsonApp(
         [Endpoint("POST /tokens/deny", deny, "Deny tokens before they end", listed=False)],
         prefixes=(prefix,),
-        errors=_store_errors(
+        errors=store_errors(
             "The deny list cannot be written at the moment. "
             "The denial may or may not have taken effect.",
             "the deny list cannot be written",
@@ -98,7 +100,7 @@ def deny_route(
         largest=LARGEST_DENIAL,
         refuse=refuse,
     )
-    [route] = _protected(app, token, refuse)
+    [route] = protected(app, token, refuse)
     return route
 
 
@@ -198,7 +200,7 @@ def maintenance_routes(
             Endpoint("POST /maintenance", change, "Take out of service, and back", listed=False),
         ],
         prefixes=(prefix,),
-        errors=_store_errors(
+        errors=store_errors(
             "The maintenance state is unknown at the moment. "
             "A change may or may not have taken effect.",
             "the store failed",
@@ -206,7 +208,7 @@ def maintenance_routes(
         largest=LARGEST_MAINTENANCE,
         refuse=refuse,
     )
-    return _protected(app, token, refuse)
+    return protected(app, token, refuse)
 
 
 def _switch(switch: MaintenanceSwitch, scopes: Collection[str], body: dict[str, Any]) -> None:
@@ -398,8 +400,8 @@ def circuit_routes(
     changed = Endpoint(
         f"POST {path}/{{name}}/reset", reset, "Close a circuit breaker", listed=False
     )
-    protected = [] if token is None else _protected(app(changed), token, refuse)
-    return [*app(shown).routes(), *protected]
+    resets = [] if token is None else protected(app(changed), token, refuse)
+    return [*app(shown).routes(), *resets]
 
 
 def _counts(report: Sequence[Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from wsgigate.auth.identity import Identity
 __all__ = [
     "LONGEST_KEY",
     "MOST_SECRETS",
+    "PREFIX",
     "KeyRecord",
     "Secret",
     "check_prefix",
@@ -51,8 +52,10 @@ LONGEST_KEY = 128
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _RANDOM, _CHECKSUM = 30, 6
-_PREFIX = r"[A-Za-z][A-Za-z0-9]*(?:_[A-Za-z0-9]+)*"
-_KEY = re.compile(rf"(?:{_PREFIX})_([0-9A-Za-z]{{{_RANDOM}}})([0-9A-Za-z]{{{_CHECKSUM}}})")
+PREFIX = r"[A-Za-z][A-Za-z0-9]*(?:_[A-Za-z0-9]+)*"
+"""The pattern of a prefix."""
+
+_KEY = re.compile(rf"(?:{PREFIX})_([0-9A-Za-z]{{{_RANDOM}}})([0-9A-Za-z]{{{_CHECKSUM}}})")
 _LONGEST_PREFIX = 32
 
 
@@ -64,7 +67,7 @@ def check_prefix(prefix: object) -> str:
     if (
         not isinstance(prefix, str)
         or len(prefix) > _LONGEST_PREFIX
-        or not re.fullmatch(_PREFIX, prefix)
+        or not re.fullmatch(PREFIX, prefix)
     ):
         raise ValueError(
             'prefix: 1 to 32 letters and digits that begin with a letter, such as "acme" or '
@@ -281,7 +284,8 @@ _PREVIOUS = ("sha256", "until")
 def document_of(record: KeyRecord, *, digests: bool = True) -> dict[str, Any]:
     """Return *record* as the members of a JSON object; those without a value are left out.
 
-    :param digests: Whether the digests are included, or only how many keys are valid.
+    :param digests: Whether the digests are included; without them, ``previous`` has only the times
+        until which replaced keys are valid.
     """
     newest, *older = record.secrets
     document: dict[str, Any] = {
@@ -299,7 +303,7 @@ def document_of(record: KeyRecord, *, digests: bool = True) -> dict[str, Any]:
         document["previous"] = [
             {"sha256": each.sha256, "until": _written(each.until)} for each in older
         ]
-    elif older:
+    elif older and record.revoked is None:
         document["previous"] = [{"until": _written(each.until)} for each in older]
     return {name: value for name, value in document.items() if value not in ("", [], None)}
 

@@ -232,6 +232,27 @@ examples:
   wsgigate deny gateway.toml --sub ann --last 1h
 """
 
+KEYS = """\
+Create, list, revoke and rotate the API keys that the gateway's middlewares with use = "api-key"
+accept. A change applies within a second, without a reload. A key is printed once: only its SHA-256
+is kept."""
+
+KEYS_EXAMPLES = """\
+examples:
+
+  wsgigate keys create gateway.toml --owner acme --plan gold --scope orders:read --expires 365d
+  wsgigate keys list gateway.toml --owner acme
+  wsgigate keys rotate gateway.toml 5f0c9d1e7a3b2c48 --overlap 7d
+  wsgigate keys revoke gateway.toml 5f0c9d1e7a3b2c48
+"""
+
+KEYS_ACTIONS = {
+    "create": "Create a key, and print it; it cannot be shown again.",
+    "list": "List the keys, without the keys themselves.",
+    "revoke": "Revoke a key; requests with it get a 401.",
+    "rotate": "Replace a key by a new one and print that; the old one stays valid for a while.",
+}
+
 MAINTENANCE = """\
 Switch maintenance mode of the gateway, a service or a route on or off. Within a second all workers
 answer its requests with 503; the gateway's own endpoints stay available. The file must have a
@@ -371,6 +392,7 @@ def _parser() -> argparse.ArgumentParser:
     deny.add_argument(
         "--last", metavar="TIME", help="the time until the last of these tokens expires, such as 1h"
     )
+    _keys(command("keys", "api_keys:keys", KEYS, KEYS_EXAMPLES))
     switch = command("maintenance", "operations:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
     _file(switch)
     switch.add_argument("what", choices=("on", "off", "status"), help="what to do")
@@ -390,6 +412,45 @@ def _parser() -> argparse.ArgumentParser:
     _registry(command("registry", "registry:registry", REGISTRY, REGISTRY_EXAMPLES))
     command("schema", "commands:schema", SCHEMA)
     return parser
+
+
+def _keys(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action")
+    for name, about in KEYS_ACTIONS.items():
+        action = actions.add_parser(name, help=about, description=about)
+        _file(action)
+        if name in ("revoke", "rotate"):
+            action.add_argument("id", metavar="ID", help="the id of the key, as list prints it")
+        if name in ("create", "list"):
+            about = "the account it belongs to" if name == "create" else "only keys of this account"
+            action.add_argument("--owner", metavar="NAME", required=name == "create", help=about)
+        if name == "create":
+            action.add_argument(
+                "--plan", metavar="NAME", default="", help="the plan, which limiters select by"
+            )
+            action.add_argument(
+                "--scope",
+                metavar="SCOPE",
+                action="append",
+                default=[],
+                help="a scope that the key has; may be repeated",
+            )
+            action.add_argument(
+                "--name", metavar="TEXT", default="", help="a free description of the key"
+            )
+            action.add_argument(
+                "--expires",
+                metavar="TIME",
+                help="the time after which it expires, such as 365d (default: never)",
+            )
+        if name == "rotate":
+            action.add_argument(
+                "--overlap",
+                metavar="TIME",
+                default="1d",
+                help="the time for which the old key stays valid (default: 1d)",
+            )
+        action.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _server(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication
 
+from wsgigate.admin.api_keys import api_key_routes
 from wsgigate.admin.endpoints import Facts, ServiceFacts, describe_features, describe_routes, routes
 from wsgigate.admin.operations import (
     circuit_counts,
@@ -44,6 +45,7 @@ from wsgigate.config.load import ParsedFile, read_file
 from wsgigate.config.model import Config
 from wsgigate.config.registry import registry_of, registry_routes
 from wsgigate.config.types import import_app
+from wsgigate.coordination.api_keys import read_file as read_keys
 from wsgigate.coordination.leader import LogLeader
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
 from wsgigate.coordination.worker_reports import StableTimes, WorkerReports
@@ -243,8 +245,33 @@ def check_file(parsed: ParsedFile, path: str) -> BuiltGateway:
     parsed.errors.catch(
         "gateway.tls", lambda: check_certificate(parsed.config, path), keys=["cert", "key"]
     )
+    _check_api_keys(parsed, path)
     parsed.errors.raise_any(path)
     return built
+
+
+def _check_api_keys(parsed: ParsedFile, path: str) -> None:
+    """Check the file of the API keys.
+
+    An invalid entry is a warning, as it refuses one key only, and the gateway starts without it.
+    """
+    table = parsed.config.api_keys
+    if table is None or table.file is None or parsed.errors.under("api_keys.file"):
+        return
+    folder = Path(path).absolute().parent if path else Path.cwd()
+    file, key = folder / table.file, "api_keys.file"
+    try:
+        errors = read_keys(str(file), file.read_bytes())[1]
+    except FileNotFoundError:
+        parsed.warnings.append(
+            (key, f"{file} does not exist, so every key is refused; wsgigate keys create makes it")
+        )
+    except OSError as error:
+        parsed.errors.add(key, f"{file} cannot be read: {error.strerror or error}")
+    except ValueError as error:
+        parsed.errors.add(key, f"{file}: {error}")
+    else:
+        parsed.warnings.extend((key, f"{file}: {error}; this key is refused") for error in errors)
 
 
 def outage_of(store: Store) -> str:
@@ -432,6 +459,8 @@ class _GatewayBuilder:
         )
         if denies and own and not errors.under("admin.token"):
             own.append(deny_route(self._stack.deny_list, admin.prefix, token))
+        if config.uses_api_keys() and own and not errors.under("admin.token"):
+            own += api_key_routes(self._stack.api_keys, admin.prefix, token=token)
         if config.maintenance is not None and own and not errors.under("admin.token"):
             own += maintenance_routes(switch, maintenance_scopes(config), admin.prefix, token=token)
         return own

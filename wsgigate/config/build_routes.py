@@ -23,6 +23,7 @@ from wsgigate.config.middlewares import App, BuildContext, Middleware, wrap
 from wsgigate.config.model import MIRROR, SPLIT, STALE, Config, FallbackTable, RouteTable
 from wsgigate.config.tables import Arguments, arguments_for
 from wsgigate.config.types import import_app
+from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
 from wsgigate.http.problem import Problem
@@ -44,6 +45,7 @@ __all__ = [
     "RouteEntry",
     "Routes",
     "answers_preflights",
+    "api_keys_of",
     "leading_loggers",
     "maintenance_scopes",
     "policy_name",
@@ -73,6 +75,12 @@ class MiddlewareStack:
         self.closing: list[Callable[[], object]] = []
         self.deny_list = DenyList(store)
         """Shared by all authenticators, so that a denial takes effect at once in this worker."""
+        made = errors.catch(
+            "api_keys", partial(api_keys_of, config, store, folder), keys=["prefix"]
+        )
+        self.api_keys = made or ApiKeys(store)
+        """Shared by all middlewares that accept API keys."""
+        self.closing.append(self.api_keys.close)
         self._store = store
         self._folder = folder
         self._faults = config.gateway.fault_injection
@@ -104,7 +112,12 @@ class MiddlewareStack:
             if index in without or self._errors.under(where) or entry.options is None:
                 continue
             context = BuildContext(
-                self._store, named[index], self._folder, self.deny_list, self._faults
+                self._store,
+                named[index],
+                self._folder,
+                self.deny_list,
+                self.api_keys,
+                self._faults,
             )
             made = self._errors.catch(where, partial(wrap, app, entry, context), keys=entry.keys)
             if made is None:
@@ -141,6 +154,21 @@ class MiddlewareStack:
             self._named[kind, free] = (path, options)
             self._unnamed[path] = free
         return self._unnamed[path]
+
+
+def api_keys_of(config: Config, store: Store | None, folder: Path) -> ApiKeys:
+    """Return the API keys of a gateway.
+
+    :param store: The store that the gateway's workers share; None for keys in a file, without the
+        times of their last use.
+    :param folder: The folder that relative file names refer to.
+    :raises ValueError: A key of the table ``api_keys`` is invalid; the message names it.
+    """
+    table = config.api_keys
+    if table is None:
+        return ApiKeys(store)
+    file = None if table.file is None else str(folder / table.file)
+    return ApiKeys(store, file=file, **arguments_for(ApiKeys, table))
 
 
 def policy_name(text: str) -> str:

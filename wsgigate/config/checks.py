@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.middlewares import Middleware
+from wsgigate.config.middlewares import VERIFIERS, Middleware
 from wsgigate.config.model import Config, FallbackTable, GatewayTable, RouteTable
 from wsgigate.config.tables import suggestion
 from wsgigate.config.types import is_loopback
@@ -33,6 +33,7 @@ def check_across(config: Config, errors: Errors, warnings: Warnings) -> None:
         _check_route(route, at("routes", index), config, errors)
     _check_services(config, errors, warnings)
     _check_faults(config, warnings)
+    _check_api_keys(config, errors, warnings)
     _check_registry(config, errors)
     for path, entries in config.middleware_lists():
         outside = () if path == "middleware" else config.middleware
@@ -219,6 +220,28 @@ def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:
             )
 
 
+def _check_api_keys(config: Config, errors: Errors, warnings: Warnings) -> None:
+    """Add warnings for API keys that nothing accepts, or that may be lost."""
+    if errors.under("api_keys"):
+        return
+    if not config.uses_api_keys():
+        if config.api_keys is not None:
+            warnings.append(
+                ("api_keys", 'no middleware accepts them; add one with use = "api-key"')
+            )
+        return
+    if config.api_keys is not None and config.api_keys.file is not None:
+        return
+    kind = config.store.url.partition(":")[0]
+    if kind == "memory":
+        lost = "API keys in memory: are lost when the process ends"
+    elif kind == "lmdb":
+        lost = "API keys in lmdb: may be lost at a power failure, as it is not written through"
+    else:
+        return
+    warnings.append(("store.url", f'{lost}; set api_keys.file, such as "keys.json", or use redis:'))
+
+
 def _check_faults(config: Config, warnings: Warnings) -> None:
     for path, entries in config.middleware_lists():
         for index, entry in enumerate(entries):
@@ -281,7 +304,7 @@ _NEEDS_AUTHENTICATOR = "{} requires a verified token; add an authenticator befor
 
 def _requires_token(entry: Middleware) -> bool:
     """Return whether no request passes without a token; unknown for a factory."""
-    return entry.use != "authenticator" or bool((entry.options or {}).get("required", True))
+    return entry.use not in VERIFIERS or bool((entry.options or {}).get("required", True))
 
 
 def _check_key(last: str, key: str, known: set[str], path: str, errors: Errors) -> None:

@@ -43,6 +43,7 @@ from wsgigate.config.types import (
     import_app,
     import_function,
 )
+from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.http import wsgi
 from wsgigate.http.caller import exemption, key_of, matching
@@ -51,6 +52,7 @@ from wsgigate.store import Store
 
 __all__ = [
     "MIDDLEWARES",
+    "VERIFIERS",
     "App",
     "BuildContext",
     "Middleware",
@@ -98,8 +100,8 @@ class Middleware:
 
     @property
     def verifies(self) -> bool:
-        """Whether it verifies tokens, or may: that of a factory is unknown."""
-        return self.use == "authenticator" or self.use not in MIDDLEWARES
+        """Whether it verifies callers, or may: that of a factory is unknown."""
+        return self.use in VERIFIERS or self.use not in MIDDLEWARES
 
 
 class BuildContext(NamedTuple):
@@ -109,6 +111,7 @@ class BuildContext(NamedTuple):
     :ivar name: The name of a limiter or breaker without one; unique in the gateway.
     :ivar folder: The folder that relative file names refer to.
     :ivar deny_list: The list of denied tokens.
+    :ivar keys: The API keys.
     :ivar faults: Whether faults may be injected.
     """
 
@@ -116,6 +119,7 @@ class BuildContext(NamedTuple):
     name: str
     folder: Path
     deny_list: DenyList
+    keys: ApiKeys
     faults: bool = False
 
 
@@ -208,10 +212,10 @@ def _plain(value: Any) -> Any:
 
 Options: TypeAlias = dict[str, Any]
 
-_PROVIDED = frozenset({"store", "name"})
+_PROVIDED = frozenset({"keys", "name", "store"})
 """Arguments that the gateway provides; an option of the file comes first."""
 
-_NOT_IN_FILES = frozenset({"store", "namespace", "sync_interval"})
+_NOT_IN_FILES = frozenset({"keys", "store", "namespace", "sync_interval"})
 
 
 class KnownMiddleware:
@@ -419,7 +423,14 @@ class _FaultInjection(KnownMiddleware):
         return made if enabled else app  # an inactive one is only validated
 
 
+VERIFIERS = ("api-key", "authenticator")
+"""The middlewares of the package that verify callers."""
+
 MIDDLEWARES: dict[str, KnownMiddleware] = {
+    "api-key": KnownMiddleware(
+        "wsgigate.middleware.api_key:ApiKeyAuthenticator",
+        keys={"exempt": _selection(_EXEMPT, "Requests that pass unchecked, without an identity.")},
+    ),
     "authenticator": KnownMiddleware(
         "wsgigate.middleware.authenticator:Authenticator",
         keys={

@@ -42,6 +42,7 @@ from wsgigate.config.types import (
     Text,
     Url,
 )
+from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.forwarded import AddressList, address_field
@@ -328,6 +329,20 @@ class MaintenanceTable:
     content_type: str | None = setting(
         "The content type of the page. Default: derived from its file name.", default=None
     )
+
+
+@table
+class ApiKeysTable:
+    """The API keys that the gateway issues to partners and programs."""
+
+    file: str | None = setting(
+        "The file that keeps the SHA-256 digests of the keys, .json or .toml; it is read again "
+        "when it changes. Keys are created, rotated and revoked in a .json file only. Default: "
+        "the gateway's store keeps them.",
+        Text('a file such as "keys.json"', pattern=r".+\.(?:json|toml)"),
+        default=None,
+    )
+    prefix: str | None = argument(ApiKeys, default=None)
 
 
 _FIELD_CHANGES = ArgumentTable(
@@ -730,6 +745,11 @@ class Config:
         default=None,
     )
     registry: RegistryTable | None = setting("The service registry.", default=None)
+    api_keys: ApiKeysTable | None = setting(
+        'The API keys that middlewares with use = "api-key" accept. Default: keys in the '
+        "gateway's store.",
+        default=None,
+    )
     middleware: tuple[Middleware, ...] = setting(
         "The middlewares of all requests, outermost first.", ListOf(MiddlewareEntry()), default=()
     )
@@ -752,6 +772,10 @@ class Config:
         yield "middleware", self.middleware
         for index, route in enumerate(self.routes):
             yield at(at("routes", index), "middleware"), route.middleware
+
+    def uses_api_keys(self) -> bool:
+        """Return whether a middleware accepts API keys."""
+        return any(entry.use == "api-key" for entry in self.middlewares())
 
     def middlewares(self) -> list[Middleware]:
         """Return the entries of all lists."""

@@ -37,11 +37,12 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from hashlib import sha256
 from math import ceil
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.auth.api_keys import (
     LONGEST_KEY,
+    PREFIX,
     KeyRecord,
     Secret,
     check_prefix,
@@ -60,7 +61,7 @@ from wsgigate.auth.api_keys import (
 from wsgigate.auth.identity import Identity
 from wsgigate.auth.throttle import Guesses, GuessRules
 from wsgigate.http.wsgi import client_address
-from wsgigate.rules.arguments import checked
+from wsgigate.rules.arguments import Pattern, checked
 from wsgigate.runtime.clocks import steady, wall
 from wsgigate.runtime.logs import FailureLog, RepeatLog, one_line
 from wsgigate.runtime.threads import BackgroundQueue
@@ -458,8 +459,8 @@ class ApiKeys:
 
     :param store: The shared store: a store, or the URL of one. It keeps the keys, unless there is a
         *file*, and when each was last used.
-    :param file: The file that keeps the keys instead: ``.json``, or ``.toml``, which is read only.
-        It is read again when it changes.
+    :param file: The file that keeps the keys instead, ``.json`` or ``.toml``. It is read again when
+        it changes. Keys are created, rotated and revoked in a ``.json`` file only.
     :param prefix: The prefix of new keys. Keys with another prefix, such as an earlier one, stay
         valid.
     :param namespace: Identifies the keys where several share a store; all users of the same
@@ -477,7 +478,7 @@ class ApiKeys:
         store: Store | str | None = None,
         *,
         file: str | None = None,
-        prefix: str = "wg",
+        prefix: Annotated[str, Pattern(PREFIX, 'a word such as "acme"')] = "wg",
         namespace: str | None = None,
         staleness: float = 0.5,
         cache_size: int = 10_000,

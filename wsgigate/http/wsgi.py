@@ -483,8 +483,18 @@ def header(name: str) -> Key:
     return key
 
 
-api_key = header("X-API-Key")
-"""Identifies the caller by its ``X-API-Key`` field, hashed."""
+_api_key_field = header("X-API-Key")
+
+
+def api_key(environ: WSGIEnvironment) -> str | None:
+    """Return the caller's API key: the id of a verified one, else its ``X-API-Key`` field, hashed.
+
+    A verified key is no longer in its field, and keeps its id when it is rotated.
+    """
+    identity = environ.get(IDENTITY)
+    if identity is not None and identity.scheme == "api-key":
+        return f"id:{identity.client}"
+    return _api_key_field(environ)
 
 
 def combined(*keys: Key) -> Key:

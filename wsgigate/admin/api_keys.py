@@ -1,0 +1,166 @@
+"""Endpoints for API keys: list, create, rotate and revoke them.
+
+All of them require the admin token, also the list: it names partners and their plans. A key is in
+one response only, that to its creation or rotation. Each change is a line in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+from wsgiref.types import WSGIApplication
+
+from wsgigate.admin.operations import protected, store_errors
+from wsgigate.auth.api_keys import KeyRecord, document_of
+from wsgigate.coordination.api_keys import ApiKeys, IssuedKey, UnknownRecord
+from wsgigate.http.bodies import wrong
+from wsgigate.http.json_app import Endpoint, JsonApp, JsonRequest, JsonResponse
+from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.wsgi import peer
+from wsgigate.rules.routing import Route
+from wsgigate.store import StoreError
+from wsgigate.units import iso_time, parse_duration
+
+__all__ = ["api_key_routes", "listed"]
+
+LARGEST = 16 * 1024
+"""The maximum size of a body, in bytes."""
+
+_CREATE = ("owner", "plan", "scopes", "name", "expires")
+
+_log = logging.getLogger("wsgigate.api_keys")
+
+
+def listed(keys: ApiKeys) -> list[dict[str, Any]]:
+    """Return the records as JSON members, without digests, with ``lastUsed`` if that is known.
+
+    :raises StoreError: The keys cannot be read.
+    """
+    records = keys.records()
+    try:
+        used = keys.last_used()
+    except StoreError:  # keys in a file are listed while the store fails
+        used = {}
+    return [
+        document_of(record, digests=False)
+        | ({"lastUsed": iso_time(used[record.id])} if record.id in used else {})
+        for record in records
+    ]
+
+
+def api_key_routes(
+    keys: ApiKeys, prefix: str = "", *, token: str | None, refuse: Refuse = answer_with
+) -> list[Route[WSGIApplication]]:
+    """Return the routes of ``/api-keys``.
+
+    GET lists the keys; POST creates one from ``owner`` and, optionally, ``plan``, ``scopes``,
+    ``name`` and ``expires``, the time after which it expires, such as ``"90d"``. POST of
+    ``/api-keys/{id}/rotate`` with an optional ``overlap`` replaces a key by a new one, and POST of
+    ``/api-keys/{id}/revoke`` revokes it.
+
+    :param prefix: The path prefix of the gateway's own endpoints.
+    :param token: The admin token; without one all requests are rejected.
+    :param refuse: Returns the app that responds with a problem.
+    :raises ValueError: *token* is too weak.
+    """
+
+    def show(request: JsonRequest) -> object:
+        return {"success": True, "apiKeys": listed(keys)}
+
+    def create(request: JsonRequest) -> object:
+        body = _members(request, _CREATE)
+        scopes = body.get("scopes", [])
+        if not isinstance(scopes, list):
+            raise wrong('scopes: must be a list such as ["orders:read"].', "scopes")
+        try:
+            issued = keys.create(
+                body.get("owner", ""),
+                plan=body.get("plan", ""),
+                scopes=scopes,
+                name=body.get("name", ""),
+                lasts=_duration(body, "expires"),
+            )
+        except ValueError as error:
+            raise _wrong(error) from None
+        return _issued(request, issued, "created", 201)
+
+    def rotate(request: JsonRequest, id: str) -> object:
+        body = _members(request, ("overlap",)) if request.has_body() else {}
+        overlap = _duration(body, "overlap")
+        try:
+            issued = keys.rotate(id) if overlap is None else keys.rotate(id, overlap=overlap)
+        except UnknownRecord:
+            return Problem(404, "API key not found!")
+        except ValueError as error:
+            raise _wrong(error) from None
+        return _issued(request, issued, "rotated", 200)
+
+    def revoke(request: JsonRequest, id: str) -> object:
+        if request.has_body():
+            _members(request, ())
+        try:
+            record = keys.revoke(id)
+        except UnknownRecord:
+            return Problem(404, "API key not found!")
+        except ValueError as error:
+            raise _wrong(error) from None
+        _audit(request, record, "revoked")
+        return {"success": True, "apiKey": document_of(record, digests=False)}
+
+    path = "/api-keys"
+    app = JsonApp(
+        [
+            Endpoint(f"GET {path}", show, "API keys, without the keys themselves", listed=False),
+            Endpoint(f"POST {path}", create, "Create an API key", listed=False),
+            Endpoint(f"POST {path}/{{id}}/rotate", rotate, "Replace an API key", listed=False),
+            Endpoint(f"POST {path}/{{id}}/revoke", revoke, "Revoke an API key", listed=False),
+        ],
+        prefixes=(prefix,),
+        errors=store_errors(
+            "The API keys cannot be read or written at the moment. "
+            "A change may or may not have taken effect.",
+            "the API keys cannot be read or written",
+        ),
+        largest=LARGEST,
+        refuse=refuse,
+    )
+    return protected(app, token, refuse)
+
+
+def _members(request: JsonRequest, known: Collection[str]) -> dict[str, Any]:
+    body = request.json()
+    for field in body:
+        if field not in known:
+            allowed = f"known are {', '.join(known)}" if known else "there is none"
+            raise wrong(f"{field[:64]!a}: unknown field; {allowed}.", field[:64])
+    return body
+
+
+def _duration(body: Mapping[str, Any], field: str) -> float | None:
+    if body.get(field) is None:
+        return None
+    try:
+        return parse_duration(body[field])
+    except ValueError as error:
+        raise wrong(f"{field}: {error}.", field) from None
+
+
+def _wrong(error: ValueError) -> Exception:
+    return wrong(f"{error}.", str(error).partition(":")[0])
+
+
+def _issued(request: JsonRequest, issued: IssuedKey, what: str, status: int) -> JsonResponse:
+    _audit(request, issued.record, what)
+    record = document_of(issued.record, digests=False)
+    return JsonResponse({"success": True, "key": issued.key, "apiKey": record}, status)
+
+
+def _audit(request: JsonRequest, record: KeyRecord, what: str) -> None:
+    _log.warning(
+        "API key %s of owner %a was %s with the admin token, from %s",
+        record.id,
+        record.owner,
+        what,
+        peer(request.environ),
+    )

@@ -1,0 +1,132 @@
+"""The command keys: it changes the API keys in the file or the store of a gateway."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from wsgigate.admin.api_keys import listed
+from wsgigate.auth.api_keys import KeyRecord, document_of
+from wsgigate.cli.main import failed
+from wsgigate.cli.operations import shared_store
+from wsgigate.config.build_routes import api_keys_of
+from wsgigate.config.errors import ConfigError
+from wsgigate.config.load import load
+from wsgigate.coordination.api_keys import ApiKeys
+from wsgigate.store import StoreError
+from wsgigate.units import parse_duration
+
+__all__ = ["keys"]
+
+
+@contextmanager
+def _keys_of(path: str) -> Iterator[ApiKeys]:
+    """Yield the keys of the gateway in the file *path*.
+
+    :raises ConfigError: The file is invalid.
+    :raises ValueError: The keys are private to each worker.
+    """
+    config = load(path)
+    folder = Path(path).absolute().parent
+    in_file = config.api_keys is not None and config.api_keys.file is not None
+    if in_file and config.store.url == "memory:":
+        # only the times of last use are in the store, which no other process sees
+        yield api_keys_of(config, None, folder)
+        return
+    with shared_store(config, path) as store:
+        yield api_keys_of(config, store, folder)
+
+
+def keys(arguments: argparse.Namespace) -> int:
+    """Create, list, revoke or rotate API keys."""
+    act = {"create": _create, "list": _list, "revoke": _revoke, "rotate": _rotate}
+    try:
+        with _keys_of(arguments.file) as found:
+            act[arguments.action](found, arguments)
+    except (ConfigError, ValueError) as error:
+        return failed(error)
+    except StoreError as error:
+        if arguments.action == "list":
+            return failed(f"the keys cannot be read: {error}", 1)
+        return failed(f"unknown whether the change took effect: {error}", 1)
+    return 0
+
+
+def _create(found: ApiKeys, arguments: argparse.Namespace) -> None:
+    lasts = None if arguments.expires is None else _duration("--expires", arguments.expires)
+    issued = found.create(
+        arguments.owner,
+        plan=arguments.plan,
+        scopes=arguments.scope,
+        name=arguments.name,
+        lasts=lasts,
+    )
+    _print(arguments, issued.record, issued.key)
+
+
+def _rotate(found: ApiKeys, arguments: argparse.Namespace) -> None:
+    issued = found.rotate(arguments.id, overlap=_duration("--overlap", arguments.overlap))
+    _print(arguments, issued.record, issued.key)
+
+
+def _revoke(found: ApiKeys, arguments: argparse.Namespace) -> None:
+    _print(arguments, found.revoke(arguments.id))
+
+
+def _list(found: ApiKeys, arguments: argparse.Namespace) -> None:
+    records = [record for record in listed(found) if arguments.owner in (None, record["owner"])]
+    if arguments.json:
+        print(json.dumps(records, indent=2))
+        return
+    rows = [("ID", "OWNER", "PLAN", "SCOPES", "STATE", "LAST USED", "NAME")]
+    rows += [
+        (
+            record["id"],
+            record["owner"],
+            record.get("plan", "-"),
+            " ".join(record.get("scopes", [])) or "-",
+            _state(record),
+            record.get("lastUsed", "-").partition(".")[0],
+            record.get("name", ""),
+        )
+        for record in records
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+def _state(record: Mapping[str, Any]) -> str:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())  # such texts compare as times do
+    if "revoked" in record:
+        return f"revoked {record['revoked']}"
+    if "expires" not in record:
+        return "valid"
+    return f"{'expired' if record['expires'] <= now else 'valid until'} {record['expires']}"
+
+
+def _print(arguments: argparse.Namespace, record: KeyRecord, key: str = "") -> None:
+    document = document_of(record, digests=False)
+    if arguments.json:
+        print(json.dumps({**({"key": key} if key else {}), **document}, indent=2))
+        return
+    if key:
+        print(f"key: {key}")
+    for name, value in document.items():
+        if name == "previous":
+            for each in value:
+                print(f"old key valid until: {each['until']}")
+        else:
+            print(f"{name}: {' '.join(value) if isinstance(value, list) else value}")
+
+
+def _duration(option: str, text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
