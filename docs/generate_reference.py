@@ -49,6 +49,7 @@ HEADINGS = {
     "admin": "``[admin]``",
     "maintenance": "``[maintenance]``",
     "registry": "``[registry]``",
+    "api_keys": "``[api_keys]``",
     "middleware": "``[[middleware]]``",
     "services": "``[services.NAME]``",
     "routes": "``[[routes]]``",

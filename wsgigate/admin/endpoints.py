@@ -41,6 +41,7 @@ _MIDDLEWARES = (
     ("logger", "Request logging"),
     ("limiter", "Rate limiting"),
     ("authenticator", "Authentication"),
+    ("api-key", "API keys"),
 )
 
 

@@ -19,7 +19,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.middlewares import App, BuildContext, Middleware, wrap
+from wsgigate.config.middlewares import VERIFIERS, App, BuildContext, Middleware, wrap
 from wsgigate.config.model import MIRROR, SPLIT, STALE, Config, FallbackTable, RouteTable
 from wsgigate.config.tables import Arguments, arguments_for
 from wsgigate.config.types import import_app
@@ -529,7 +529,7 @@ class Routes:
         entries: list[Middleware] = [*self._config.middleware, *table.middleware]
         required = any(
             entry.use == "authorizer"
-            or (entry.use == "authenticator" and (entry.options or {}).get("required", True))
+            or (entry.use in VERIFIERS and (entry.options or {}).get("required", True))
             for entry in entries
         )
         return "auth required" if required else ""
