@@ -16,6 +16,7 @@ _QUOTED = re.compile(r"[ !\x23-\x5b\x5d-\x7e]+")
 def bearer_challenge(
     realm: str,
     *,
+    scheme: str = "Bearer",
     error: str = "",
     scope: Iterable[str] = (),
     resource_metadata: str | None = None,
@@ -23,6 +24,7 @@ def bearer_challenge(
     """Return the ``WWW-Authenticate`` field of a response with 401 or 403.
 
     :param realm: The name of the protected area.
+    :param scheme: The scheme; others, such as ``ApiKey``, use the parameters of ``Bearer``.
     :param error: An error code of RFC 6750 section 3.1; without one, the request had no token.
     :param scope: The scopes that the request needs.
     :param resource_metadata: The URL of the resource's metadata (RFC 9728 section 5.1).
@@ -34,7 +36,7 @@ def bearer_challenge(
         ("resource_metadata", resource_metadata or ""),
     )
     listed = ", ".join(f'{name}="{value}"' for name, value in parameters if value)
-    return ("WWW-Authenticate", f"Bearer {listed}")
+    return ("WWW-Authenticate", f"{scheme} {listed}")
 
 
 def checked_scopes(scopes: Sequence[str]) -> frozenset[str]:

@@ -13,6 +13,7 @@ from urllib.parse import unquote_plus
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.api_keys import is_well_formed
+from wsgigate.auth.challenge import bearer_challenge, check_realm, checked_scopes
 from wsgigate.auth.identity import IDENTITY, Identity
 from wsgigate.coordination.api_keys import ApiKeys, KeyRejected
 from wsgigate.http.caller import Exempt, exempt_of
@@ -28,8 +29,6 @@ __all__ = ["ApiKeyAuthenticator", "without_parameter"]
 
 SCHEMES = ("ApiKey", "Bearer")
 
-_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
-_REALM = r"[ !\x23-\x5b\x5d-\x7e]+"
 _PARAMETER = r"[A-Za-z0-9._~-]{1,64}"
 _log = logging.getLogger("wsgigate.api_keys")
 
@@ -120,10 +119,7 @@ class ApiKeyAuthenticator:
             raise ValueError(f"query: a parameter such as api_key, not {query!r}")
         if scopes and not required:
             raise ValueError("scopes: cannot be required where a key is optional (required=False)")
-        if not isinstance(realm, str) or not re.fullmatch(_REALM, realm):
-            raise ValueError(
-                f"realm: printable ASCII without quotes and backslashes, not {realm!r}"
-            )
+        check_realm(realm)
         if on_store_error not in ("allow", "refuse"):
             raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
         self.app = app
@@ -137,7 +133,7 @@ class ApiKeyAuthenticator:
         self._exempt = exempt_of(exempt)
         self._passes_preflights = required and not preflights
         self._required = required
-        self._scopes = _checked_scopes(scopes)
+        self._scopes = checked_scopes(scopes)
         self._allows_on_error = on_store_error == "allow"
         effect = "known keys passed" if self._allows_on_error else "they were rejected"
         self._outages = ThrottledLog(
@@ -148,19 +144,15 @@ class ApiKeyAuthenticator:
         )
         scheme = authorization or "ApiKey"
 
-        def answer(status: int, detail: str, error: str = "", scope: str = "") -> WSGIApplication:
-            parameters = [("realm", realm), ("error", error), ("scope", scope)]
-            challenge = ", ".join(f'{name}="{value}"' for name, value in parameters if value)
-            return refuse(
-                Problem(status, detail, headers=(("WWW-Authenticate", f"{scheme} {challenge}"),))
-            )
+        def answer(status: int, detail: str, error: str = "") -> WSGIApplication:
+            scope = self._scopes if status == 403 else ()
+            challenge = bearer_challenge(realm, scheme=scheme, error=error, scope=scope)
+            return refuse(Problem(status, detail, headers=(challenge,)))
 
         # the codes of RFC 6750 section 3.1, which clients of ApiKey understand as well
         self._missing = answer(401, "API key required!")
         self._invalid = answer(401, "Invalid API key!", "invalid_token")
-        self._insufficient = answer(
-            403, "Insufficient scope.", "insufficient_scope", " ".join(sorted(self._scopes))
-        )
+        self._insufficient = answer(403, "Insufficient scope.", "insufficient_scope")
         self._refuse = refuse
         self._unavailable = refuse(
             Problem(
@@ -263,12 +255,3 @@ class ApiKeyAuthenticator:
         self._keys.check_outage(error)
         self._outages.log(error)
         return self._keys.find_cached(key) if self._allows_on_error else None
-
-
-def _checked_scopes(scopes: Sequence[str]) -> frozenset[str]:
-    if isinstance(scopes, str):
-        raise ValueError(f'scopes: expected a list such as ["orders:read"], not {scopes!r}')
-    for scope in scopes:
-        if not isinstance(scope, str) or not _SCOPE.fullmatch(scope):
-            raise ValueError(f"scopes: {scope!r} is not a scope name (RFC 6749 section 3.3)")
-    return frozenset(scopes)
