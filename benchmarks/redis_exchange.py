@@ -25,10 +25,11 @@ from redis.retry import Retry
 
 from benchmarks.redis_server import redis_server
 from benchmarks.table import aligned
+from tests.support.objects import part
 from wsgigate.rules.algorithms import ALGORITHMS, Algorithm
 from wsgigate.rules.quota import Quota
 from wsgigate.store.redis import RedisStore
-from wsgigate.store.redis_connections import ErrorReply, Wire
+from wsgigate.store.redis_connections import ErrorReply, RedisConnectionPool, Wire
 
 __all__ = ["costs"]
 
@@ -93,7 +94,7 @@ def _pooled_exchange(port: int) -> Exchange:
     def exchange(packed: bytes, *_: Any) -> list[Any]:
         connection = pool.get_connection()
         try:
-            return connection._parser.ask(packed, 1)
+            return part(Wire, connection).ask(packed, 1)
         finally:
             pool.release(connection)
 
@@ -140,8 +141,8 @@ def _store(url: str, port: int, make: Callable[[int], Exchange] | None) -> Redis
                 raise ValueError("an answer of another shape")
             return got
 
-        servers: Any = store._ready()
-        servers._connections.exchange = checked
+        pool: Any = part(RedisConnectionPool, store)
+        pool.exchange = checked
     return store
 
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from wsgigate.auth.jwt import _ROCA_PRIMES, ALGORITHMS, CURVES, SECRET_BYTES, VerificationKeys, mint
+from wsgigate.auth.jwt import ALGORITHMS, CURVES, SECRET_BYTES, VerificationKeys, mint
 
 SECRET = "0123456789abcdef" * 4
 
@@ -131,7 +131,7 @@ def test_an_ecdsa_signature_has_one_form(form):
 def broken_chip_key():
     """Return an RSA modulus as the chips of CVE-2017-15361 made them."""
     dice = random.Random(1)
-    product = math.prod(_ROCA_PRIMES)
+    product = math.prod(n for n in range(3, 168) if all(n % d for d in range(2, n)))
     modulus = 0
     while modulus.bit_length() != 2048 or modulus % 2 == 0:
         factor = dice.getrandbits(2049 - product.bit_length())

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.waiting import Turns
+from tests.support.waiting import until
 from wsgigate.client.connections import Connection, ConnectionPool, Limits
 from wsgigate.client.http11 import (
     ExchangeDeadline,
@@ -385,7 +385,6 @@ def test_a_waiting_request_gets_a_usable_connection(
     """The old one was closed when its request ended, or by the instance just before it was kept,
     or a new one is wanted; else it goes on."""
     pool = pool_of(pairs, max_open=1)
-    turns = pool._freed = Turns(pool._lock)
     held = pool.acquire(0.0, 5.0)
     taken: list[Connection] = []
 
@@ -394,7 +393,7 @@ def test_a_waiting_request_gets_a_usable_connection(
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    turns.until(lambda: pool._waiting)
+    until(lambda: pool.waiting)
     if leaves:
         pairs.theirs[0].close()
     held.give_back(bool(keep))
@@ -449,22 +448,19 @@ def test_an_interrupted_dial_frees_its_slot() -> None:
 
 def test_a_waiting_request_checks_once_more_after_its_timeout(pairs: Pairs) -> None:
     """Otherwise a connection returned at that moment stays unused while others wait."""
-    clock = FakeClock(0.0)
+    returned: list[Connection] = []
+
+    def clock() -> float:
+        while returned:  # just before the thread begins to wait, so that no notification comes
+            returned.pop().give_back(True)
+        return 0.0
+
     pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
-    held = pool.acquire(0.0, 5.0)
-
-    class Late(threading.Condition):
-        def wait(self, timeout: float | None = None) -> bool:
-            self.release()  # its time is over, and before it has the lock again
-            clock.advance(timeout or 0.0)
-            held.give_back(True)
-            self.acquire()
-            return False
-
-    pool._freed = Late(pool._lock)
-    assert pool.acquire(0.0, 5.0) is held
+    held = pool.acquire(0.0, 0.01)
+    returned.append(held)
+    assert pool.acquire(0.0, 0.01) is held
     with pytest.raises(PoolFull):
-        pool.acquire(0.0, 5.0)
+        pool.acquire(0.0, 0.0)
 
 
 def test_a_garbage_collected_response_frees_its_slot_in_any_thread(pairs: Pairs) -> None:

@@ -157,8 +157,8 @@ class Recorded(Adapter):
         super().__init__(**options)
         self.taken: list[tuple[float, bool]] = []
 
-    def _pool(self, *key: Any) -> ConnectionPool:
-        pool, taken = super()._pool(*key), self.taken
+    def pool(self, *key: Any) -> ConnectionPool:
+        pool, taken = super().pool(*key), self.taken
 
         class Taking:
             def acquire(
@@ -208,7 +208,7 @@ def test_a_request_is_resent_over_a_new_connection_not_another_idle_one(backend:
     for _ in range(2):
         request = prepared("GET")
         request.url = backend.url
-        pool = adapter._pool(backend.url, True, None)
+        pool = adapter.pool(backend.url)
         kept.append(pool.acquire(time.monotonic(), time.monotonic() + 5))
         kept[-1].sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         backend.wait_for_requests(len(kept))
@@ -251,11 +251,11 @@ def test_pools_without_connections_are_removed_when_there_are_many(backend: Back
     request = prepared("GET")
     request.url = backend.url
     assert adapter.send(request, timeout=5).content == b"ok"
-    kept = adapter._pool(backend.url, True, None)
+    kept = adapter.pool(backend.url)
     for number in range(2500):
-        adapter._pool(f"http://10.0.0.1:{number + 1}", True, None)
-    assert len(adapter._pools) <= 1000
-    assert adapter._pool(backend.url, True, None) is kept
+        adapter.pool(f"http://10.0.0.1:{number + 1}")
+    assert len(adapter.pools()) <= 1000
+    assert adapter.pool(backend.url) is kept
     adapter.close()
 
 
@@ -269,9 +269,9 @@ def test_each_tls_policy_has_its_own_connections() -> None:
         (True, "a"),
         (True, ("a", "b")),
     ]
-    pools = [adapter._pool("https://a.test", *policy) for policy in policies]
+    pools = [adapter.pool("https://a.test", *policy) for policy in policies]
     assert len(set(map(id, pools))) == len(policies)
-    assert adapter._pool("https://a.test", True, ["a", "b"]) is pools[-1]
+    assert adapter.pool("https://a.test", True, ["a", "b"]) is pools[-1]
 
 
 class Counted(requests.Session):

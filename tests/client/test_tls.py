@@ -28,7 +28,7 @@ from wsgigate.registration.entry import Entry
 from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.rules.registration import Step, Wanted
 from wsgigate.runtime.tls import Contexts
-from wsgigate.store.redis_connections import _TLSConnection
+from wsgigate.store.redis_connections import RedisConnectionPool, Unreachable
 from wsgigate.testing.backend import Backend
 
 LOOPBACK = x509.IPAddress(ip_address("127.0.0.1"))
@@ -161,8 +161,11 @@ def _health(port: int, authorities: str) -> None:
 
 def _redis(port: int, authorities: str) -> None:
     settings = {"ssl_ca_certs": authorities, "socket_timeout": 10}
-    with closing(_TLSConnection(host="127.0.0.1", port=port, **settings)._connect()):
-        pass
+    pool = RedisConnectionPool(("127.0.0.1", port), tls=True, settings=settings, most=1, wait=1.0)
+    with closing(pool), pytest.raises(Unreachable) as caught:
+        pool.exchange(b"PING\r\n")  # a web server answers
+    if "certificate" in str(caught.value):
+        raise ssl.SSLError(str(caught.value))
 
 
 WAYS = {

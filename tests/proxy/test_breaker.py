@@ -246,7 +246,7 @@ def test_a_full_connection_pool_does_not_count(backend: Backend, clock: FakeCloc
         connect_timeout=0.05,
     )
     adapter: Any = sessions.adapter(backend.url)
-    held = adapter._pool(backend.url, True, None).acquire(0.0, time.monotonic() + 10)
+    held = adapter.pool(backend.url).acquire(0.0, time.monotonic() + 10)
     try:
         answer = Client(forwarder).get("/")
         assert (answer.status_code, answer.get_json()["error"]) == (503, "Too many connections")

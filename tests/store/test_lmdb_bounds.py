@@ -2,13 +2,15 @@
 
 import itertools
 import os
+from typing import Any
 
 import lmdb
 import pytest
 
+from tests.support.objects import part
 from wsgigate.store import StoreError
 from wsgigate.store.lmdb import LmdbStore
-from wsgigate.store.lmdb_environment import FULL_LOOKS, RETRY_EVERY, SWEEP_LOOKS
+from wsgigate.store.lmdb_environment import FULL_LOOKS, RETRY_EVERY, SWEEP_LOOKS, Environment
 
 PIN = """
 import lmdb, signal, sys
@@ -96,7 +98,8 @@ def test_a_write_to_a_full_store_does_not_scan_all_values(folder, clock):
     stored, _ = fill(store, "live", 100, 3600)
     assert stored > 3 * FULL_LOOKS
     looks = []
-    store._environment.sweep = lambda txn, now, looked: looks.append(looked)
+    environment: Any = part(Environment, store)
+    environment.sweep = lambda txn, now, looked: looks.append(looked)
     for _ in range(10):
         clock.advance(RETRY_EVERY)
         with pytest.raises(StoreError, match="full of values"):
@@ -115,7 +118,7 @@ class Counting:
 
     def __init__(self, environment):
         self.transactions = self.sweeps = self.growths = 0
-        begin, sweep, grow = environment.begin, environment.sweep, environment._grow
+        begin, sweep, grow = environment.begin, environment.sweep, environment.grow
 
         def begun(*arguments):
             self.transactions += 1
@@ -129,7 +132,7 @@ class Counting:
             self.growths += 1
             return grow(*arguments)
 
-        environment.begin, environment.sweep, environment._grow = begun, swept, grown
+        environment.begin, environment.sweep, environment.grow = begun, swept, grown
 
 
 @pytest.mark.parametrize("pinned", [False, True])
@@ -143,7 +146,7 @@ def test_each_new_caller_costs_a_full_store_one_lookup(program, folder, clock, p
         with pytest.raises(StoreError):
             change_for_ever(store)
     clock.advance(RETRY_EVERY)
-    counted = Counting(store._environment)
+    counted = Counting(part(Environment, store))
     refused = 0
     for number in range(1000):
         with pytest.raises(StoreError, match="is full of values"):
@@ -271,7 +274,7 @@ def test_a_file_that_grows_while_it_is_mapped_is_no_failure(folder, clock):
     """Another process fills the file, and makes it larger each time that this one looks."""
     store = LmdbStore(folder, map_size=64 * 1024 * 1024, clock=clock)
     store.swap("health/a", None, b"1", 3600)
-    environment = store._environment
+    environment = part(Environment, store)
     begin, sizes = environment.begin, iter((2, 4, 8, 16))
 
     def begun(*arguments):

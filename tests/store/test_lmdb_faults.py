@@ -1,6 +1,7 @@
 """The LMDB store when its folder, its disk or a process fails."""
 
 import os
+import shutil
 import signal
 import struct
 import time
@@ -10,8 +11,10 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from tests.support.objects import part
 from wsgigate.store import DamagedStore, StoreError
 from wsgigate.store.lmdb import LmdbStore
+from wsgigate.store.lmdb_environment import Environment
 from wsgigate.store.lmdb_files import check_file
 
 
@@ -305,12 +308,13 @@ def test_a_file_found_damaged_in_use_is_moved_aside(folder, caplog):
     store = LmdbStore(folder)
     for number in range(2000):
         store.swap(f"key/{number}", None, bytes(100), 600)
-    environment = store._environment
+    environment = part(Environment, store)
     environment.recover(lmdb.CorruptedError("page 7"), 0.0)
     assert store.update("key/1", count) == 1
     assert len(aside(folder)) == 1
     # another process had met it as well: what is there now is not touched
-    environment._file = (0, 0)
+    shutil.copy(folder / "data.mdb", folder / "copy")
+    os.replace(folder / "copy", folder / "data.mdb")
     environment.recover(lmdb.PageNotFoundError("page 8"), 0.0)
     assert store.update("key/1", count) == 2
     assert len(aside(folder)) == 1

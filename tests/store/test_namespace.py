@@ -12,7 +12,7 @@ import flask
 import pytest
 
 from wsgigate.store.memory import MemoryStore
-from wsgigate.store.namespace import _relative, check_namespace
+from wsgigate.store.namespace import check_namespace, relative
 from wsgigate.store.open import Namespaced, OpenedStore
 
 TELL = """
@@ -299,4 +299,4 @@ def test_keys_of_a_namespace_are_found_by_it_alone() -> None:
     ],
 )
 def test_an_installed_app_has_the_same_name_under_every_python(file: str, place: str) -> None:
-    assert _relative(file) == place
+    assert relative(file) == place

@@ -6,10 +6,12 @@ import itertools
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from werkzeug.test import Client
 
+from tests.support.objects import part
 from wsgigate import Limiter
 from wsgigate.coordination.circuit import Circuit, Permit, Rejection
 from wsgigate.coordination.denylist import DenyList, identity
@@ -23,7 +25,7 @@ from wsgigate.rules.health import CheckResult, Health, HealthCheck
 from wsgigate.rules.registry import Registered
 from wsgigate.store import COUNTERS, VITAL, StoreError
 from wsgigate.store.lmdb import LmdbStore
-from wsgigate.store.lmdb_environment import RETRY_EVERY
+from wsgigate.store.lmdb_environment import RETRY_EVERY, Environment
 from wsgigate.store.memory import MemoryStore
 
 MEGABYTE = 1024 * 1024
@@ -195,7 +197,7 @@ def test_each_vital_value_costs_a_full_store_one_lookup(folder, clock):
     fill(store, "own/")
     fill(store, "deny/")
     sweeps = []
-    environment = store._environment
+    environment: Any = part(Environment, store)
     environment.sweep = lambda txn, now, looked: sweeps.append(looked)
     for number in range(500):
         with pytest.raises(StoreError, match="full of values"):

@@ -158,7 +158,7 @@ class Adapter(BaseAdapter):
         else:
             connect, read, total = _limits(timeout)
         origin: str = getattr(request, "origin", None) or _origin(request.url or "")
-        pool = self._pool(origin, verify, cert)
+        pool = self.pool(origin, verify, cert)
         method = request.method or "GET"
         upload = upload_of(request)
         head = request_head(request, upload, origin)
@@ -221,7 +221,8 @@ class Adapter(BaseAdapter):
         """Return this process's connection pools by instance URL."""
         return {key[0]: pool for key, pool in self._pools.items()}
 
-    def _pool(self, origin: str, verify: Verify, cert: Any) -> ConnectionPool:
+    def pool(self, origin: str, verify: Verify = True, cert: Any = None) -> ConnectionPool:
+        """Return this process's connections to *origin* under one TLS policy."""
         key = (origin, verify, tuple(cert) if type(cert) is list else cert)
         pool = self._pools.get(key)
         if pool is None:

@@ -311,6 +311,12 @@ class ConnectionPool:
         """The number of idle connections."""
         return len(self._idle)
 
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait for a connection."""
+        with self._lock:
+            return self._waiting
+
     def _in_time(self, connection: Connection, now: float) -> bool:
         limits = self._limits
         return (

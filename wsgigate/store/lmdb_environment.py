@@ -432,7 +432,7 @@ class Environment:
         """
         try:
             if isinstance(error, lmdb.MapResizedError):
-                self._grow(0)  # map what another process has added
+                self.grow(0)  # map what another process has added
             elif isinstance(error, DAMAGE):
                 self._replace(error)
             elif isinstance(error, struct.error) and self._drop_unreadable():
@@ -448,7 +448,7 @@ class Environment:
                     raise self.failure(error)  # otherwise each new caller would cost milliseconds
                 self._growth_tried = now
                 self._lacking = None
-                if not self._grow(self._most) or self.full:
+                if not self.grow(self._most) or self.full:
                     self._sweep_far(now)
                 if not self.full:
                     self._growth_tried = float("-inf")
@@ -465,7 +465,7 @@ class Environment:
         if 0.0 <= now - self._eviction_failed < RETRY_EVERY:
             raise self.failure(error)  # there was nothing to evict the last time
         self._lacking = None
-        grown = self._grow(self._most)
+        grown = self.grow(self._most)
         if not grown or self.packed:
             self._sweep_far(now)
         lacking = self.packed or (not grown and isinstance(error, lmdb.MapFullError))
@@ -571,10 +571,10 @@ class Environment:
             except lmdb.MapFullError:
                 # there are no pages even for a deletion: grow a little beyond the limit, but with
                 # a bound, since all freed pages are kept for a reader that is stopped
-                if not self._grow(min(self.size + lmdb_files.STEP, self._most + RESERVE)):
+                if not self.grow(min(self.size + lmdb_files.STEP, self._most + RESERVE)):
                     raise
 
-    def _grow(self, most: int) -> bool:
+    def grow(self, most: int) -> bool:
         """Grow the file, up to *most* bytes, or map what another process has added."""
         with lmdb_files.alone(self._folder):
             if self._file_gone():

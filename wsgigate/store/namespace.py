@@ -32,7 +32,7 @@ from hashlib import sha256
 from types import FrameType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
-__all__ = ["AppNamespace", "Maker", "check_namespace", "innermost", "maker"]
+__all__ = ["AppNamespace", "Maker", "check_namespace", "innermost", "maker", "relative"]
 
 _INNER = ("app", "application", "__self__", "__wrapped__", "func")
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
@@ -194,7 +194,7 @@ def _identity(app: object, made_by: Maker) -> _Identity:
     called = sorted(name for name, value in list(names.items()) if _leads_to(value, app))
     if called:
         return _Identity(file, part, " ".join(called), named=True)
-    known = [function for where, function in made_by.frames if _relative(where) == file]
+    known = [function for where, function in made_by.frames if relative(where) == file]
     known = known or [function for where, function in made_by.frames if where == made_by.file]
     function = known[0] if known else ""
     return _Identity(file, part, "" if function == "<module>" else f"{function}()", named=False)
@@ -203,7 +203,7 @@ def _identity(app: object, made_by: Maker) -> _Identity:
 def _file_and_part(app: object, made_by: Maker) -> tuple[str, str, dict[str, Any]]:
     """Return the file of *app*, the app's part of it, and the global names there."""
     if app is None:
-        return _relative(made_by.file), "", {}
+        return relative(made_by.file), "", {}
     imported = getattr(app, "import_name", None)
     if not isinstance(imported, str):
         imported = None
@@ -213,19 +213,19 @@ def _file_and_part(app: object, made_by: Maker) -> tuple[str, str, dict[str, Any
         module = sys.modules.get(imported)
         file = getattr(module, "__file__", None)
         if module is not None and isinstance(file, str):
-            return _relative(_absolute(file)), type(app).__qualname__, vars(module)
-        return _relative(made_by.file), f"{type(app).__qualname__} {imported}", made_by.names
+            return relative(_absolute(file)), type(app).__qualname__, vars(module)
+        return relative(made_by.file), f"{type(app).__qualname__} {imported}", made_by.names
     if isinstance(app, MethodType):
         app = app.__func__
     if isinstance(app, FunctionType):
         file = _absolute(app.__code__.co_filename)
-        return _relative(file), app.__qualname__, app.__globals__
+        return relative(file), app.__qualname__, app.__globals__
     kind = type(app)
     own = getattr(sys.modules.get(kind.__module__), "__file__", None)
     part = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(own, str) and not _is_library(_absolute(own)):
-        return _relative(_absolute(own)), kind.__qualname__, made_by.names
-    return _relative(made_by.file), part, made_by.names
+        return relative(_absolute(own)), kind.__qualname__, made_by.names
+    return relative(made_by.file), part, made_by.names
 
 
 def _leads_to(value: object, app: object) -> bool:
@@ -259,7 +259,7 @@ def _is_library(file: str) -> bool:
     )
 
 
-def _relative(file: str) -> str:
+def relative(file: str) -> str:
     """Return *file*; for an installed one its path in the library, for any version of Python."""
     for name in _LIBRARIES:
         before, found, place = file.rpartition(f"{os.sep}{name}{os.sep}")

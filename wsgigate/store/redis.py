@@ -14,7 +14,9 @@ them.
 from __future__ import annotations
 
 import math
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -78,11 +80,21 @@ class RedisStore:
         ``$WSGIGATE_STORE_USERNAME`` and ``$WSGIGATE_STORE_PASSWORD``.
     :param owner: Identifies the owner of the values where several share a server: part of the
         names of the keys, unless the URL has ``?prefix=``.
+    :param clock: Returns monotonic seconds, by which an outage is bounded.
+    :param random: Returns numbers in [0, 1), which spread the probes of several processes.
     :raises ValueError: *url* is invalid; the message does not show secrets.
     """
 
-    def __init__(self, url: str, *, owner: str = "") -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        owner: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        random: Callable[[], float] = random.random,
+    ) -> None:
         self._place = read_url(url, owner=owner)
+        self._servers_of = partial(servers_of, self._place, clock=clock, chance=random)
         self.prefix = self._place.prefix
         """Prefix of the names of its keys in the server."""
         self.own_prefix = self._place.named
@@ -144,9 +156,9 @@ class RedisStore:
         ready = prepared(tuple(algorithms))
         if ready is None:
             return update(self, key, partial(_by_rules, tuple(algorithms), cost))
-        return self._take_at(key, ready, cost, b"")
+        return self.take_at(key, ready, cost, b"")
 
-    def _take_at(
+    def take_at(
         self, key: str, ready: Prepared, cost: int, moment: bytes
     ) -> tuple[tuple[Verdict, ...], float]:
         """Take at *moment*, in microseconds; empty: at the server's time."""
@@ -207,7 +219,7 @@ class RedisStore:
         servers = self._servers
         if servers is None:
             with self._lock:
-                servers = self._servers = self._servers or servers_of(self._place)
+                servers = self._servers = self._servers or self._servers_of()
         return servers
 
     def _run(self, script: LuaScript, fits: Fits, name: bytes, *arguments: bytes) -> Any:

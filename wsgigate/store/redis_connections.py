@@ -391,6 +391,22 @@ class RedisConnectionPool:
         self._changed = threading.Condition()  # for the two numbers above
         self._closed = False
 
+    @property
+    def open_connections(self) -> int:
+        """The number of connections, in use or idle."""
+        return self._open
+
+    @property
+    def idle_connections(self) -> int:
+        """The number of idle connections."""
+        return len(self._free)
+
+    @property
+    def waiting(self) -> int:
+        """The number of threads that wait for a connection."""
+        with self._changed:
+            return self._waiting
+
     def exchange(
         self, packed: bytes, answers: int = 1, fits: Fits | None = None, most: int = SIZE
     ) -> list[Any]:

@@ -244,14 +244,20 @@ class Cluster:
     down, only its keys are unavailable. (Redis documentation, "Redis cluster specification".)
 
     :param clock: Returns monotonic seconds.
+    :param chance: Returns random numbers in [0, 1).
     """
 
     def __init__(
-        self, place: RedisLocation, *, clock: Callable[[], float] = time.monotonic
+        self,
+        place: RedisLocation,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self._place = place
         self._clock = clock
-        self._breaker = ServerBreaker(place.shown)
+        self._breaker_of = partial(ServerBreaker, clock=clock, chance=chance)
+        self._breaker = self._breaker_of(place.shown)
         self._nodes: dict[HostPort, Node] = {}
         self._map: tuple[list[int], list[tuple[int, HostPort]]] = ([], [])
         # the first slots of the ranges in order, and for each its last slot and its primary
@@ -321,7 +327,7 @@ class Cluster:
         if node is None:
             connections = connect_to(self._place, address)
             with self._lock:
-                breaker = ServerBreaker(f"{self._place.shown} at {connections.shown}")
+                breaker = self._breaker_of(f"{self._place.shown} at {connections.shown}")
                 ask = partial(self._ask, address)
                 node = self._nodes.setdefault(address, Node(connections, breaker, ask))
         return node
@@ -455,9 +461,9 @@ def fit(answers: list[Any]) -> list[Any]:
 class Single:
     """One server at a fixed address."""
 
-    def __init__(self, place: RedisLocation) -> None:
+    def __init__(self, place: RedisLocation, breaker: ServerBreaker) -> None:
         self._connections = connect_to(place, place.addresses[0])
-        self._breaker = ServerBreaker(place.shown)
+        self._breaker = breaker
 
     def ask(self, key: bytes, packed: bytes, fits: Fits) -> Any:
         return self._ask(packed, 1, fits)[0]
@@ -489,9 +495,9 @@ class Sentinels:
     (Redis documentation, "Guidelines for Redis clients with support for Redis Sentinel".)
     """
 
-    def __init__(self, place: RedisLocation) -> None:
+    def __init__(self, place: RedisLocation, breaker: ServerBreaker) -> None:
         self._place = place
-        self._breaker = ServerBreaker(place.shown)
+        self._breaker = breaker
         self._sentinels = [
             RedisConnectionPool(
                 address, tls=place.tls, settings=place.sentinel_settings, most=2, wait=place.wait
@@ -589,13 +595,21 @@ class Sentinels:
         primary.close()
 
 
-def servers_of(place: RedisLocation) -> Servers:
-    """Return the servers that *place* describes, without an open connection."""
-    if place.kind == "sentinel":
-        return Sentinels(place)
+def servers_of(
+    place: RedisLocation,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    chance: Callable[[], float] = random.random,
+) -> Servers:
+    """Return the servers that *place* describes, without an open connection.
+
+    :param clock: Returns monotonic seconds.
+    :param chance: Returns random numbers in [0, 1).
+    """
     if place.kind == "cluster":
-        return Cluster(place)
-    return Single(place)
+        return Cluster(place, clock=clock, chance=chance)
+    breaker = ServerBreaker(place.shown, clock=clock, chance=chance)
+    return Sentinels(place, breaker) if place.kind == "sentinel" else Single(place, breaker)
 
 
 # The shapes of the answers of sentinels and clusters.

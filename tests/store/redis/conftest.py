@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -42,7 +43,7 @@ def connect() -> Iterator[Callable[..., RedisStore]]:
     """Return a maker of stores with names of their own; they are closed in the end."""
     made: list[RedisStore] = []
 
-    def make(url: str, **settings: str) -> RedisStore:
+    def make(url: str, **settings: Any) -> RedisStore:
         mark = "&" if "?" in url else "?"
         store = RedisStore(f"{url}{mark}prefix={uuid4().hex}:", **settings)
         made.append(store)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import pytest
 import redis
 
+from tests.support.objects import part
+from tests.support.waiting import until
 from wsgigate.store import StoreError
 from wsgigate.store.redis_connections import RedisConnectionPool, Unreachable, command
 
@@ -85,10 +87,9 @@ def test_the_connection_used_last_is_used_first(listener):
         for peer in peers:  # each has its question, so that all three are in use
             assert peer.recv(1000) == PING
         for peer in reversed(peers):
-            free = len(connections._free)
+            idle = connections.idle_connections
             peer.sendall(b"+PONG\r\n")
-            while len(connections._free) == free:
-                pass  # until it is given back
+            until(lambda idle=idle: connections.idle_connections > idle)
         for _ in range(3):
             thread, told = listener.asked(connections)
             answered(thread, peers[0])
@@ -102,8 +103,7 @@ def test_a_waiting_thread_gets_the_first_connection_that_becomes_free(listener):
         first, _ = listener.asked(connections)
         peer = listener.accept()
         others = [listener.asked(connections) for _ in range(3)]
-        while connections._waiting < 3:
-            pass
+        until(lambda: connections.waiting == 3)
         answered(first, peer)
         for _ in others:
             assert peer.recv(1000) == PING
@@ -118,8 +118,7 @@ def test_a_waiting_thread_may_open_a_connection_in_place_of_a_lost_one(listener)
         first, lost = listener.asked(connections)
         peer = listener.accept()
         second, told = listener.asked(connections)
-        while not connections._waiting:
-            pass
+        until(lambda: connections.waiting)
         peer.close()
         first.join(30)
         assert isinstance(lost[0], Unreachable)
@@ -213,14 +212,14 @@ def test_redis_py_can_check_a_connection_for_input(listener):
         thread, _ = listener.asked(connections)
         peer = listener.accept()
         answered(thread, peer)
-        [line] = connections._free
-        assert line.connection.can_read() is False
+        connection = part(redis.Connection, connections)
+        assert connection.can_read() is False
         peer.close()
-        assert select.select([line.connection._sock], [], [], 10)[0]
-        assert line.connection.can_read() is True
-        line.connection.disconnect()
+        assert select.select([part(socket.socket, connection)], [], [], 10)[0]
+        assert connection.can_read() is True
+        connection.disconnect()
         with pytest.raises(redis.ConnectionError):
-            line.connection.read_response()
+            connection.read_response()
 
 
 GEVENT = """

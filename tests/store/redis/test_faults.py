@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.support.objects import part
 from wsgigate.rules.algorithms import TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import MisconfiguredStore, StoreError
 from wsgigate.store.redis import RedisStore
-from wsgigate.store.redis_connections import ErrorReply
-from wsgigate.store.redis_servers import ServerBreaker, Single
+from wsgigate.store.redis_connections import ErrorReply, RedisConnectionPool
 from wsgigate.testing import FakeClock
 
 QUOTA = TokenBucket(Quota(5, 3600))
@@ -27,12 +27,8 @@ def watched(connect):
     """Return a maker of stores whose watch has a clock to be set by hand, and no chance."""
 
     def make(url):
-        store = connect(url)
         clock = FakeClock()
-        servers = store._ready()
-        assert isinstance(servers, Single)
-        servers._breaker = ServerBreaker(store._place.shown, clock=clock, chance=lambda: 0.0)
-        return store, clock
+        return connect(url, clock=clock, random=lambda: 0.0), clock
 
     return make
 
@@ -307,8 +303,7 @@ def test_an_unexpected_second_answer_closes_the_connection():
 
 def until_something_comes(store):
     """Wait until there is something to read on the one idle connection of *store*."""
-    [line] = store._ready()._connections._free
-    assert select.select([line.connection._sock], [], [], 10)[0]
+    assert select.select([part(socket.socket, store)], [], [], 10)[0]
 
 
 def test_an_unexpected_answer_on_an_idle_connection_closes_it():
@@ -345,7 +340,7 @@ def test_an_exception_of_a_signal_handler_closes_the_connection():
         with peer((signalled, GOOD), (GOOD,)) as store:
             with pytest.raises(Interrupted):
                 store.get("first")
-            assert store._ready()._connections._free == []
+            assert part(RedisConnectionPool, store).open_connections == 0
             assert store.get("second") == (b"second", 7.0)
     finally:
         signal.signal(signal.SIGUSR1, before)

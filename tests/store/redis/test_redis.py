@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import threading
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -14,10 +15,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.support.interpreter import run_alone
+from tests.support.objects import part
+from tests.support.waiting import until
 from wsgigate.rules.algorithms import FixedWindow, SlidingWindow, TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import StoreError, update
 from wsgigate.store.redis import PAGE, RedisStore
+from wsgigate.store.redis_connections import RedisConnectionPool
 from wsgigate.testing import check_store
 
 COUNT = TokenBucket(Quota(100, 60))
@@ -205,8 +209,7 @@ def test_a_call_waits_a_bounded_time_for_a_connection(start, connect):
     holder = threading.Thread(target=store.get, args=("key",))
     holder.start()
     try:
-        while store._ready()._connections._free:
-            pass  # until the other thread has taken it
+        until(lambda: not part(RedisConnectionPool, store).idle_connections)  # the thread has it
         with pytest.raises(StoreError, match=r"all 1 connections to .* were in use for 0.05 s"):
             store.get("key")
     finally:
@@ -366,12 +369,11 @@ def test_a_connection_with_tls_is_used_again(start, connect, certificate):
     store = connect(f"rediss://127.0.0.1:{server.port}/0?{settings}")
 
     def line():
-        [one] = store._ready()._connections._free
-        return one
+        return part(ssl.SSLSocket, store)
 
     assert store.swap("key", None, bytes(range(256)) * 200, 60)
     first = line()
-    assert first.connection._sock.version() == "TLSv1.3"
+    assert first.version() == "TLSv1.3"
     for _ in range(5):
         assert store.get("key")[0] == bytes(range(256)) * 200
         assert store.take("quota", [COUNT], 0)[0][0].remaining == 100

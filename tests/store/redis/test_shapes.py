@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.test import Client
 
+from tests.support.objects import part
 from wsgigate import Limiter
 from wsgigate.rules.algorithms import FixedWindow, TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import StoreError
 from wsgigate.store.redis import RedisStore
+from wsgigate.store.redis_connections import RedisConnectionPool
 
 ONE = [TokenBucket(Quota(5, 3600))]
 TWO = [TokenBucket(Quota(5, 3600)), FixedWindow(Quota(9, 60))]
@@ -250,7 +252,7 @@ def test_a_connection_with_such_an_answer_is_not_used_again(liar):
     store = RedisStore(f"redis://127.0.0.1:{liar.port}/0?socket_timeout=10")
     with pytest.raises(StoreError, match="another question"):
         store.get("key")
-    assert store._servers._connections._open == 0
+    assert part(RedisConnectionPool, store).open_connections == 0
     liar.says = written([b"value", [b"1795452955", b"7"]])
     assert store.get("key") == (b"value", pytest.approx(1795452955.000007))
     store.close()

@@ -37,7 +37,7 @@ class Both:
         else:
             self.admin.set(name, self.state)  # for ever: the server's own time goes on meanwhile
         self.state, ttl, verdicts = self.rule.take(self.state, now, cost)
-        found, at = self.store._take_at("both", self.ready, cost, b"%d" % micros)
+        found, at = self.store.take_at("both", self.ready, cost, b"%d" % micros)
         assert found == ((verdicts,) if len(self.algorithms) == 1 else verdicts)
         assert [type(one.allowed) for one in found] == [bool] * len(found)
         assert at == now
@@ -150,7 +150,7 @@ def test_the_script_computes_the_calendar_as_the_rule_does(store, calendar):
             start = int(datetime(year, month, 1, tzinfo=UTC).timestamp())
             for second in (start - 1, start):
                 _, _, expected = algorithm.take(None, float(second), 1)
-                (found,), _ = store._take_at(f"{second}", ready, 1, b"%d" % (second * 1_000_000))
+                (found,), _ = store.take_at(f"{second}", ready, 1, b"%d" % (second * 1_000_000))
                 assert found == expected
 
 
