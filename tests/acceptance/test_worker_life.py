@@ -17,12 +17,14 @@ import requests
 
 from tests.acceptance.attackers import (
     APP,
+    DEFAULTS,
     HEAD,
     OPTIONS,
     QUICK,
     Attackers,
     get,
 )
+from tests.support.sockets import read_to_end
 from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, reply
 
@@ -137,6 +139,25 @@ def test_a_worker_quits_on_sigint_while_a_request_is_in_flight(serve_app: Serve)
         assert client.recv(12) == b"HTTP/1.1 200"
         server.signal(signal.SIGINT)
         server.process.wait(10)
+
+
+KILLED = """
+import os, signal
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    yield b"begun"
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_response_of_a_worker_that_is_killed_does_not_look_complete(serve_app: Serve) -> None:
+    """Over HTTP/1.0, where the end of the connection is the end of the response."""
+    server = serve_app(KILLED, *DEFAULTS)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            read_to_end(client)
 
 
 TOLD_TO_STOP_AT_BIRTH = """

@@ -10,7 +10,8 @@ granian is the fastest server for a gateway. Its limitations in comparison with 
 - A truncated chunked request body looks complete, so a body without a length gets a 411.
 - Before granian 2.8.9 a chunked response that the backend truncated looks complete to the client;
   the self-check warns about it. A response with a length is truncated for the client, too, or
-  becomes a 502.
+  becomes a 502. A truncated response without a length to a client of HTTP/1.0, whose end is that of
+  the connection, looks complete in every version: granian lets no app reset the connection.
 - A request body has no deadline: slow clients can block its threads, unless a proxy in front
   buffers request bodies.
 - A field value with bytes outside ASCII is empty.

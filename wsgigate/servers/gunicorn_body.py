@@ -54,10 +54,6 @@ class BodySource(Protocol):
 
     buffer: bytes
 
-    @property
-    def abandoned(self) -> bool:
-        """Whether the connection is to be reset."""
-
     def receive(self) -> bytes | None:
         """Return what has arrived; None if nothing has, an empty string at the end."""
 
@@ -122,8 +118,6 @@ class StreamedBody:
             if data is None:
                 data = self._wait()
             if not data:
-                if connection.abandoned:
-                    raise ClientStalled("the request body came too slowly")
                 raise ClientGone("the client has closed the connection within the body")
             self._received += len(data)
             if self._decoder is not None:

@@ -35,6 +35,14 @@ and earns one more second in all per ``body_rate`` bytes; each 64 KiB of a respo
 within ``idle_timeout`` seconds. A client that misses the last has its connection reset
 (``SO_LINGER`` 0), which discards what the system has buffered.
 
+A client must never take a response that was cut for a complete one. It cannot where the response is
+chunked or has a length. The end of another one, such as to a client of HTTP/1.0, is the end of the
+connection. While such a response is sent, the socket's ``SO_LINGER`` is 0: whatever ends it, an app
+that fails, a slow client that is cut or a worker that is killed, resets the connection. Only
+:meth:`settle`, after the last byte, takes that back. For the same reason :meth:`cut` does not end
+the wait of another thread by a shutdown of the socket, which would send FIN. A Unix socket knows no
+reset: a proxy that speaks HTTP/1.0 over one does not notice.
+
 A plain socket stays in blocking mode, and each call says ``MSG_DONTWAIT``: an app that uses
 ``gunicorn.socket`` itself expects a blocking one. TLS knows no such flag: its sockets do not block
 but while a request with ``Upgrade`` is served, and then not for the calls made here.
@@ -60,6 +68,7 @@ from typing import Any, NamedTuple, cast
 
 from wsgigate.http.problem import Problem
 from wsgigate.servers.gunicorn_body import ClientGone, ClientStalled, Deadlines, StreamedBody
+from wsgigate.servers.gunicorn_threads import Wakeup
 from wsgigate.servers.http1_request import (
     PREFACE,
     BadRequest,
@@ -94,6 +103,9 @@ GRACE = 1.0
 ABANDONED = struct.pack("ii", 1, 0)
 """``SO_LINGER`` for a connection that is reset instead of closed."""
 
+ORDERLY = struct.pack("ii", 0, 0)
+"""``SO_LINGER`` for a connection that is closed once all has been sent: the system's default."""
+
 _DONTWAIT = socket.MSG_DONTWAIT
 
 _TOO_LONG_LINE = Problem(414, "The request target is too long.")
@@ -105,6 +117,16 @@ _BAD_BODY = Problem(400, "Malformed request body.")
 _BAD_HEAD = Problem(400, "Malformed request head.")
 
 _FORBIDDEN = Problem(403, "Request forbidden.")
+
+
+class _Thread(threading.local):
+    """What a thread that waits for clients has of its own."""
+
+    def __init__(self) -> None:
+        self.wakeup = Wakeup()
+
+
+_thread = _Thread()
 
 
 class Http2Preface(Exception):
@@ -143,6 +165,7 @@ class Connection:
     :ivar keeps: Whether it stays open after the response; None while that is not decided.
     :ivar counted: The client's address as its connections are counted; empty if they are not.
     :ivar flushing: Whether a thread is, or will be, called to send what is owed.
+    :ivar incomplete: Whether a response whose end only that of the connection shows is incomplete.
     """
 
     def __init__(
@@ -191,6 +214,9 @@ class Connection:
         self._owed_bytes = 0
         self._response_bytes = 0
         self._broken = False
+        self._resets = False
+        self._wakeup: Wakeup | None = None  # of the thread that waits
+        self.incomplete = False
         self.server: Any = None
         self.counted = ""
         self.http2: Any = None
@@ -372,13 +398,25 @@ class Connection:
         return self._partial is None and not self.flushing
 
     def wait(self, events: int, seconds: float) -> bool:
-        """Wait until the socket is ready; return whether it is within *seconds*."""
+        """Wait until the socket is ready; return whether it is within *seconds*.
+
+        :returns: False also for a connection that is reset, or is being reset by :meth:`cut`.
+        """
+        wakeup = self._wakeup = _thread.wakeup
         poll = select.poll()
         poll.register(self.sock, events)
-        self._waits[self] = time.monotonic()
+        poll.register(wakeup.fileno(), select.POLLIN)
+        began = self._waits[self] = time.monotonic()
         try:
-            return bool(poll.poll(max(0.0, seconds) * 1000))
+            while not self._broken:
+                left = began + seconds - time.monotonic()
+                ready = {descriptor for descriptor, _ in poll.poll(max(0.0, left) * 1000)}
+                if wakeup.fileno() not in ready:
+                    return bool(ready)
+                wakeup.clear()  # set for this wait, or too late for the one before
+            return False
         finally:
+            self._wakeup = None
             self._waits.pop(self, None)
 
     def progress(self) -> int:
@@ -528,27 +566,41 @@ class Connection:
 
     # Ending.
 
+    def begin_unframed(self) -> None:
+        """Reset the connection whenever it ends before :attr:`incomplete` is set to False."""
+        self.incomplete = True
+        self._reset_on_close(True)
+
     def abandon(self) -> None:
         """Make the close of the socket a reset, which discards what the system has buffered."""
         self._broken = True
-        try:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABANDONED)
-        except OSError:
-            pass
+        self._reset_on_close(True)
 
     @property
     def abandoned(self) -> bool:
         """Whether the connection is to be reset."""
-        return self._broken
+        return self._broken or self.incomplete
 
-    def cut(self) -> None:
-        """Interrupt the thread that waits for the client."""
-        self._broken = True
+    def settle(self) -> None:
+        """Let the close of the socket be an orderly one: all of the response has been sent."""
+        if self._resets:
+            self._reset_on_close(False)
+
+    def _reset_on_close(self, reset: bool) -> None:
+        self._resets = reset
         try:
-            # Not SSLSocket.shutdown(), which drops the TLS state that the other thread uses.
-            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+            self.sock.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, ABANDONED if reset else ORDERLY
+            )
         except OSError:
             pass
+
+    def cut(self) -> None:
+        """Reset the connection: end the wait of the thread that serves it, which closes it."""
+        self.abandon()  # first: a thread that begins to wait now sees it
+        wakeup = self._wakeup
+        if wakeup is not None:
+            wakeup.set()
 
     def close(self) -> None:
         """Close the socket."""

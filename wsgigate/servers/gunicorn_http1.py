@@ -98,6 +98,7 @@ class Http1Worker(LoopWorker):
             keep=keep,
             keep_alive=self.keep_alive,
             begins=None if streamed is None else streamed.response_begins,
+            unframed=connection.begin_unframed,
         )
         if connection.buffer:
             environ[READ_AHEAD] = True
@@ -119,11 +120,10 @@ class Http1Worker(LoopWorker):
                 pass
             else:
                 response.run(body)
+            connection.incomplete = False
         except BadRequest as error:
             if not response.head_sent:
                 self.send_refusal(connection, error, response)
-            elif not response.is_framed:
-                connection.abandon()
             return False
         except ClientGone as error:
             self.log.debug("Connection lost: %s", error)
@@ -139,8 +139,6 @@ class Http1Worker(LoopWorker):
             if not response.head_sent:
                 failed = BadRequest(_FAILED, "the application failed")
                 self.send_refusal(connection, failed, response)
-            elif not response.is_framed:  # its end would look like that of a complete response
-                connection.abandon()
             return False
         finally:
             try:

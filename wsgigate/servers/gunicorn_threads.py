@@ -33,9 +33,18 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["SHORTEST", "IdleConnections", "SelectorWatch", "SlowClients", "Threads", "Watch"]
+__all__ = [
+    "SHORTEST",
+    "IdleConnections",
+    "SelectorWatch",
+    "SlowClients",
+    "Threads",
+    "Wakeup",
+    "Watch",
+]
 
 C = TypeVar("C", bound=Hashable)
+"""A client, or its connection."""
 
 HELD = 0.3
 """Seconds for which a thread may wait for its client while a request waits for a thread."""
@@ -336,6 +345,37 @@ class Threads:
                         self._surplus -= 1
                         self.count -= 1
                         return
+
+
+class Wakeup:
+    """Ends the wait of a thread that polls its descriptor as well as a socket."""
+
+    def __init__(self) -> None:
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._read_end, False)
+        os.set_blocking(self._write_end, False)
+
+    def fileno(self) -> int:
+        """Return the descriptor, which is readable once :meth:`set` was called."""
+        return self._read_end
+
+    def set(self) -> None:
+        """End the wait; for other threads."""
+        try:
+            os.write(self._write_end, b"!")
+        except BlockingIOError:  # it has been ended often enough
+            pass
+
+    def clear(self) -> None:
+        """Let the next wait begin."""
+        try:
+            os.read(self._read_end, 4096)
+        except BlockingIOError:
+            pass
+
+    def __del__(self) -> None:  # with its thread
+        os.close(self._read_end)
+        os.close(self._write_end)
 
 
 class SlowClients(Generic[C]):

@@ -259,6 +259,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         if conn.abandoned:
             conn.close()
         else:
+            conn.settle()
             self.linger(conn.sock)
 
     def abort(self, conn: Connection) -> None:

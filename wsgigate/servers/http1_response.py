@@ -78,6 +78,8 @@ class Response:
     :param keep: Whether the connection may stay open.
     :param keep_alive: The ``Keep-Alive`` timeout to announce, in seconds.
     :param begins: Called before the head is sent; returns whether the connection may stay open.
+    :param unframed: Called before the head is sent where only the end of the connection shows the
+        end of the response.
     :ivar status: As the app gave it; empty before it did.
     :ivar sent: Bytes of the body.
     :ivar head_sent: Whether the head has left.
@@ -88,6 +90,7 @@ class Response:
         "_keep_alive",
         "_method",
         "_send",
+        "_unframed",
         "_version",
         "body_forbidden",
         "chunked",
@@ -110,8 +113,10 @@ class Response:
         keep: bool,
         keep_alive: int,
         begins: Callable[[], bool] | None = None,
+        unframed: Callable[[], object] | None = None,
     ) -> None:
         self._begins = begins
+        self._unframed = unframed
         self._send = send
         self._method = method
         self._version = version
@@ -184,15 +189,15 @@ class Response:
 
         :raises ShortResponse: The body is shorter than its ``Content-Length``.
         """
-        if type(body) is list and len(body) == 1 and self.chunked:
+        if type(body) is list and len(body) == 1 and self.length is None:
             self._set_length(body[0])
         for chunk in body:
             self.write(chunk)
         self.finish()
 
     def _set_length(self, chunk: bytes) -> None:
-        # a body whose length is known needs no chunks
-        if self.status and not self.head_sent and isinstance(chunk, bytes):
+        # a body whose length is known needs no chunks, and no end of the connection
+        if self.status and not (self.head_sent or self.body_forbidden) and isinstance(chunk, bytes):
             self.set_length(len(chunk))
 
     def write(self, data: bytes) -> None:
@@ -244,11 +249,6 @@ class Response:
         if rest:
             self._send(rest)
 
-    @property
-    def is_framed(self) -> bool:
-        """Whether a client can tell a cut body from a complete one."""
-        return self.chunked or self.length is not None
-
     def hint(self, headers: list[tuple[str, str]]) -> None:
         """Send a 103 Early Hints response with *headers*, before the final one (RFC 8297).
 
@@ -280,7 +280,8 @@ class Response:
 
         :raises ValueError: A field has a control character.
         """
-        keep = self.keep and (self.length is not None or self.chunked or self.body_forbidden)
+        framed = self.length is not None or self.chunked or self.body_forbidden
+        keep = self.keep and framed
         if self._begins is not None:
             keep = self._begins() and keep
         self.keep = keep = keep and self.status_code != 101  # what follows is no HTTP
@@ -307,6 +308,8 @@ class Response:
             or len(data.translate(None, _CONTROLS)) != len(data)
         ):
             raise ValueError(f"malformed field {_culprit(self.headers)}")
+        if not framed and self._unframed is not None:
+            self._unframed()
         self.head_sent = True
         return data
 
