@@ -8,7 +8,13 @@ copyright = "the wsgigate authors"
 version = release = __version__
 
 extensions = ["sphinx.ext.autodoc"]
-exclude_patterns = ["_build", "reference.rst", "environ.rst", "safety_table.rst"]  # included
+exclude_patterns = [
+    "_build",
+    "reference.rst",
+    "environ.rst",
+    "safety_table.rst",
+    "server_keys.rst",
+]  # included
 highlight_language = "none"
 
 autodoc_class_signature = "mixed"

@@ -1,4 +1,4 @@
-"""Generate ``reference.rst`` and ``environ.rst`` from the code.
+"""Generate ``reference.rst``, ``environ.rst`` and ``server_keys.rst`` from the code.
 
 Run it after changing keys of the file or environ keys::
 
@@ -20,6 +20,7 @@ from wsgigate.config.middlewares import MIDDLEWARES
 from wsgigate.config.tables import ListOf, MapOf, Table, TableKey, UnionOf
 from wsgigate.config.types import Duration, Kind
 from wsgigate.http import wsgi
+from wsgigate.server_check import SERVER_KEYS
 
 FOLDER = Path(__file__).parent
 
@@ -207,6 +208,31 @@ def environ() -> str:
     return "\n".join([*lines, ""])
 
 
+def server_keys() -> str:
+    """Return the text of ``server_keys.rst``: which server applies which key of ``[gateway]``."""
+    lines = [
+        ".. Written by generate_reference.py; changes made here are lost.",
+        "",
+        ".. list-table::",
+        "   :header-rows: 1",
+        "   :widths: 20 16 32 32",
+        "",
+        "   * - Key",
+        "     - gunicorn with GateWorker",
+        "     - gunicorn's own worker, where the release of gunicorn is not supported",
+        "     - granian",
+    ]
+    for name, servers in SERVER_KEYS.items():
+        if servers.keys() == {"other"}:
+            continue
+        lines += [f"   * - ``gateway.{name}``", "     - Applied"]
+        for server in ("gthread", "granian"):
+            found = servers.get(server)
+            text = "Applied" if found is None else f"{found.severity.capitalize()}: {found.text}"
+            lines.append(f"     - {text}")
+    return "\n".join([*lines, ""])
+
+
 def _documented() -> Iterator[tuple[str, str]]:
     """Yield the environ keys of ``wsgigate.http.wsgi`` with the text below each."""
     body = ast.parse(inspect.getsource(wsgi)).body
@@ -225,3 +251,4 @@ def _documented() -> Iterator[tuple[str, str]]:
 if __name__ == "__main__":
     (FOLDER / "reference.rst").write_text(reference(), encoding="utf-8")
     (FOLDER / "environ.rst").write_text(environ(), encoding="utf-8")
+    (FOLDER / "server_keys.rst").write_text(server_keys(), encoding="utf-8")

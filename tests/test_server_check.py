@@ -74,8 +74,8 @@ TABLE: list[tuple[dict[str, Any], list[str]]] = [
     ({"server": "granian", "version": (2, 8, 9), "tested": None}, []),
     ({"server": "granian", "version": (), "tested": None}, []),
     (
-        {"server": "granian", "version": (2, 8, 9), "tested": None, "http2": (True, True)},
-        ["error http2"],
+        {"server": "granian", "started_by": "granian", "changed": {"http2", "keep_alive"}},
+        ["error gateway.http2", "warning gateway.keep_alive"],
     ),
 ]
 

@@ -10,19 +10,22 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module, metadata
 from typing import Any, Literal
 from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.problem import Problem
+from wsgigate.http.wsgi import LEND_THREAD
 from wsgigate.runtime import fork
 
 __all__ = [
     "MOST_THREADS",
     "MOST_WORKERS",
+    "SERVER_KEYS",
     "Finding",
     "ServerFacts",
+    "changed_keys",
     "facts_of_environ",
     "facts_of_gunicorn",
     "findings",
@@ -45,6 +48,62 @@ MOST_THREADS = 4096
 GRANIAN_CUTS = (2, 8, 9)
 """The first granian that aborts a response without a length when the app fails."""
 
+Severity = Literal["error", "warning"]
+
+Starter = Literal["gthread", "granian", "other"]
+"""What runs a gateway other than GateWorker: gunicorn's own worker, granian, or another server."""
+
+
+@dataclass(frozen=True)
+class Unapplied:
+    """A key of the file that a server does not apply.
+
+    :ivar text: What happens instead, and the cure.
+    :ivar severity: ``error`` if the gateway must not serve with it.
+    """
+
+    text: str
+    severity: Severity = "warning"
+
+
+_NO_DEADLINE = Unapplied(
+    "slow clients have no deadline; run under gunicorn, or put a buffering proxy in front"
+)
+
+_NO_LIMIT = Unapplied(
+    "one address can open any number of connections; run under gunicorn, or limit them in a proxy "
+    "in front"
+)
+
+_OTHER = Unapplied("it has no effect; use wsgigate run, or the server's own setting")
+
+SERVER_KEYS: dict[str, dict[Starter, Unapplied]] = {
+    "head_timeout": {"gthread": _NO_DEADLINE, "other": _OTHER},
+    "http2": {
+        # no release is known that frees them; 2.8.9 was tested
+        "granian": Unapplied(
+            "one HTTP/2 connection can occupy every thread of a worker, by requests whose bodies "
+            "never arrive; set it to false, or run under gunicorn",
+            severity="error",
+        ),
+        "other": _OTHER,
+    },
+    "idle_timeout": {"gthread": _NO_DEADLINE, "granian": _NO_DEADLINE, "other": _OTHER},
+    "keep_alive": {
+        "granian": Unapplied(
+            "an idle connection is closed after head_timeout instead; set it to 0 to close each "
+            "after its response, or run under gunicorn"
+        ),
+        "other": _OTHER,
+    },
+    "max_connections_per_client": {"gthread": _NO_LIMIT, "granian": _NO_LIMIT, "other": _OTHER},
+    "tls": {"other": _OTHER},
+}
+"""The keys of ``[gateway]`` that not every server applies, and the servers that do not.
+
+GateWorker applies all of them, under ``wsgigate run``.
+"""
+
 _HELD_BY_SLOW_CLIENTS = ("sync", "gthread")
 
 _RUINED_BY_FORWARDERS = {"SCRIPT_NAME", "PATH_INFO"}
@@ -59,7 +118,7 @@ class Finding:
     :ivar text: The problem, and how to fix it.
     """
 
-    severity: Literal["error", "warning"]
+    severity: Severity
     setting: str
     text: str
 
@@ -93,6 +152,8 @@ class ServerFacts:
     :ivar unseen_fork: Whether its workers were forked without Python's fork hooks.
     :ivar no_threads: Whether threads that an app starts do not run.
     :ivar debugger: Whether werkzeug's debugger runs code that clients of other machines enter.
+    :ivar started_by: What runs the gateway, if that does not apply all keys of the file.
+    :ivar changed: The keys of :data:`SERVER_KEYS` whose value is not the default.
     """
 
     server: str = ""
@@ -116,6 +177,8 @@ class ServerFacts:
     hides_authorization: bool = False
     unseen_fork: bool = False
     no_threads: bool = False
+    started_by: Starter | None = None
+    changed: frozenset[str] = frozenset()
 
 
 def findings(facts: ServerFacts) -> list[Finding]:
@@ -151,14 +214,6 @@ def _all(facts: ServerFacts) -> Iterator[Finding]:
             "it hides the raw request target: an encoded slash cannot be distinguished from a slash"
             + (', so no route can have encoded_slash = "keep"' if facts.keeps_slashes else ""),
         )
-    if facts.server == "granian" and facts.http2[0]:
-        # no release is known that frees them; 2.8.9 was tested
-        yield Finding(
-            "error",
-            "http2",
-            "under granian one HTTP/2 connection can occupy every thread of a worker, by requests "
-            "whose bodies never arrive; set gateway.http2 = false, or run under gunicorn",
-        )
     if facts.server == "granian" and () < facts.version < GRANIAN_CUTS:
         yield Finding(
             "warning",
@@ -168,6 +223,7 @@ def _all(facts: ServerFacts) -> Iterator[Finding]:
             "or newer",
         )
     yield from _hidden(facts)
+    yield from _unapplied(facts)
     if facts.worker in _HELD_BY_SLOW_CLIENTS:
         yield Finding(
             "warning",
@@ -239,6 +295,15 @@ def _hidden(facts: ServerFacts) -> Iterator[Finding]:
         )
 
 
+def _unapplied(facts: ServerFacts) -> Iterator[Finding]:
+    for name in sorted(facts.changed):
+        servers = SERVER_KEYS[name]
+        unapplied = servers.get(facts.started_by) if facts.started_by else None
+        if unapplied is not None:
+            text = f"under {facts.server or 'this server'} {unapplied.text}"
+            yield Finding(unapplied.severity, f"gateway.{name}", text)
+
+
 def _parser(facts: ServerFacts) -> Iterator[Finding]:
     other = facts.other_parser
     if facts.parser == "python" or other is None:
@@ -292,11 +357,26 @@ _log = logging.getLogger("wsgigate")
 _SOFTWARE = re.compile(r"([A-Za-z_]+)/([0-9]+(?:\.[0-9]+)*)")
 
 
-def facts_of_gunicorn(cfg: Any, *, worker: str, tested: Any = None) -> ServerFacts:
+def changed_keys(table: Any) -> frozenset[str]:
+    """Return the keys of :data:`SERVER_KEYS` that a table ``[gateway]`` gives another value.
+
+    :param table: The table, a dataclass with the defaults.
+    """
+    return frozenset(
+        field.name
+        for field in fields(table)
+        if field.name in SERVER_KEYS and getattr(table, field.name) != field.default
+    )
+
+
+def facts_of_gunicorn(
+    cfg: Any, *, worker: str, tested: Any = None, changed: frozenset[str] = frozenset()
+) -> ServerFacts:
     """Return the facts that gunicorn's settings *cfg* show.
 
     :param worker: The worker class: ``GateWorker``, ``gthread``.
     :param tested: The range of gunicorn versions that the worker was tested with.
+    :param changed: What :func:`changed_keys` returns, where ``wsgigate run`` starts gunicorn.
     """
     import gunicorn
     from gunicorn.http2 import is_http2_available
@@ -314,13 +394,21 @@ def facts_of_gunicorn(cfg: Any, *, worker: str, tested: Any = None) -> ServerFac
         header_map=cfg.header_map,
         preload=cfg.preload_app,
         http2=("h2" in cfg.http_protocols, is_http2_available()),
+        started_by="gthread" if worker == "gthread" else None,
+        changed=changed,
     )
 
 
-def facts_of_environ(environ: WSGIEnvironment, *, keeps_slashes: bool = False) -> ServerFacts:
+def facts_of_environ(
+    environ: WSGIEnvironment,
+    *,
+    keeps_slashes: bool = False,
+    changed: frozenset[str] = frozenset(),
+) -> ServerFacts:
     """Return the facts that a request's environ shows about its server.
 
     :param keeps_slashes: Whether a route of the gateway distinguishes ``%2F`` from ``/``.
+    :param changed: What :func:`changed_keys` returns; ``wsgigate run`` did not start the server.
     """
     software = environ.get("SERVER_SOFTWARE", "")
     name, version = "", tuple[int, ...]()
@@ -351,6 +439,8 @@ def facts_of_environ(environ: WSGIEnvironment, *, keeps_slashes: bool = False) -
         hides_authorization=name == "mod_wsgi" and "HTTP_AUTHORIZATION" not in environ,
         unseen_fork=fork.unseen,
         no_threads=name == "uwsgi" and not _uwsgi_runs_threads(),
+        started_by="other",
+        changed=changed,
     )
 
 
@@ -394,14 +484,16 @@ def log_findings(found: list[Finding], mode: Mode, log: Any = _log) -> bool:
 
 
 def first_request_check(
-    mode: Mode, *, keeps_slashes: bool = False
+    mode: Mode, *, keeps_slashes: bool = False, changed: frozenset[str] = frozenset()
 ) -> Callable[[WSGIEnvironment], WSGIApplication | None]:
-    """Return a check of the first request, which returns an app that rejects requests, or None."""
+    """Return a check of the first request, which returns an app that rejects requests, or None.
+
+    The arguments are those of :func:`facts_of_environ`.
+    """
 
     def check(environ: WSGIEnvironment) -> WSGIApplication | None:
-        refused = log_findings(
-            findings(facts_of_environ(environ, keeps_slashes=keeps_slashes)), mode
-        )
+        facts = facts_of_environ(environ, keeps_slashes=keeps_slashes, changed=changed)
+        refused = log_findings(findings(facts), mode)
         return Problem(503, "The gateway refuses to serve under this server.") if refused else None
 
     return check
@@ -410,7 +502,8 @@ def first_request_check(
 def _is_gunicorns_own(environ: WSGIEnvironment) -> bool:
     """Return whether a slow client can block the worker: it is neither gevent's nor GateWorker."""
     client = environ.get("gunicorn.socket")
-    return not type(client).__module__.startswith(("gevent", "eventlet", "wsgigate"))
+    module = type(client).__module__
+    return LEND_THREAD not in environ and not module.startswith(("gevent", "eventlet"))
 
 
 def _listed(value: Any) -> tuple[str, ...]:

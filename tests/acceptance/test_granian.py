@@ -81,6 +81,17 @@ def test_an_escaped_slash_is_a_plain_one(gateway: Any, backend: Backend) -> None
     assert [each.target for each in backend.requests] == ([] if b" 400 " in got else ["/a/b"])
 
 
+def test_the_time_for_a_head_is_that_of_the_file_and_what_is_not_applied_is_logged(
+    serve: Serve, backend: Backend
+) -> None:
+    keys = "[gateway]\nhead_timeout = 0.3\nmax_connections_per_client = 9\n"
+    table = GATEWAY.format(url=backend.url, more="").replace("[gateway]\n", keys)
+    gateway = serve(table, workers=1, server="granian")
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as client:
+        assert client.recv(1) == b""
+    assert "Self-check: gateway.max_connections_per_client: under granian" in gateway.log
+
+
 @pytest.mark.parametrize("name", ["X-User-Id", "X_User_Id", "x_user-id"])
 def test_no_spelling_of_an_identity_field_survives(
     name: str, gateway: Any, backend: Backend

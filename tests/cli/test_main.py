@@ -136,7 +136,19 @@ def test_granian_does_not_serve_http_2(cli: Cli, tmp_path: Path) -> None:
     assert cli("check", wanted)[0] == 0
     warned = cli.file(f'[gateway]\nself_check = "warn"\n{table}[store]\nurl = "memory:"\n')
     code, _, err = cli("check", warned, "--server", "granian")
-    assert (code, "warning: http2" in err) == (0, True)
+    assert (code, "warning: gateway.http2: " in err) == (0, True)
+
+
+def test_a_key_that_granian_does_not_apply_is_a_warning_with_its_cure(cli: Cli) -> None:
+    table = "[gateway]\nmax_connections_per_client = 9\nkeep_alive = 0\nhead_timeout = '5s'\n"
+    limited = cli.file(f"{table}[store]\nurl = 'memory:'\n")
+    code, _, err = cli("check", limited, "--server", "granian")
+    assert code == 0
+    assert "warning: gateway.max_connections_per_client: under granian one address" in err
+    assert "run under gunicorn" in err
+    assert "keep_alive" not in err
+    assert "head_timeout" not in err
+    assert "max_connections" not in cli("check", limited)[2]
 
 
 def test_granian_does_not_run_an_invalid_file(cli: Cli) -> None:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from gunicorn.config import Config
-from werkzeug.test import EnvironBuilder
+from werkzeug.test import Client, EnvironBuilder
 
+import wsgigate
 from tests.support.interpreter import run_alone
+from wsgigate.config.model import GatewayTable, ServerTls
 from wsgigate.gateway import Gateway
 from wsgigate.http.problem import Problem
+from wsgigate.http.wsgi import LEND_THREAD
 from wsgigate.runtime import fork
 from wsgigate.server_check import (
+    SERVER_KEYS,
     Finding,
+    ServerFacts,
+    changed_keys,
     facts_of_environ,
     facts_of_gunicorn,
     findings,
@@ -107,6 +114,40 @@ def test_a_worker_class_without_changes_is_the_class_itself() -> None:
 def test_facts_are_read_from_a_request(environ: dict[str, Any], expected: list[str]) -> None:
     found = findings(facts_of_environ({**new_environ(), **environ}))
     assert [f"{each.severity} {each.setting}" for each in found] == expected
+
+
+VALUES: dict[str, Any] = {"tls": ServerTls(cert="a.pem"), "http2": True}
+
+
+def test_each_key_that_a_server_does_not_apply_is_reported_by_name() -> None:
+    defaults = {each.name: each.default for each in fields(GatewayTable)}
+    for name, servers in SERVER_KEYS.items():
+        table = GatewayTable(**{name: VALUES.get(name, 5)})
+        assert changed_keys(table) == {name}
+        assert changed_keys(GatewayTable(**{name: defaults[name]})) == set()
+        for server in ("gthread", "granian", "other"):
+            found = findings(ServerFacts(started_by=server, changed=changed_keys(table)))
+            expected = [f"gateway.{name}"] if server in servers else []
+            assert [each.setting for each in found] == expected
+        assert findings(ServerFacts(changed=changed_keys(table))) == []
+
+
+def test_a_server_that_wsgigate_did_not_start_applies_no_key_of_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "gateway.toml").write_text(
+        "store.url = 'memory:'\n[gateway]\nmax_connections_per_client = 5\n"
+    )
+    gateway = wsgigate.load(str(tmp_path / "gateway.toml"))
+    Client(gateway).get("/").close()
+    gateway.close()
+    assert "Self-check: gateway.max_connections_per_client: " in caplog.text
+    assert "gateway.idle_timeout" not in caplog.text
+
+
+def test_gate_worker_under_gunicorns_own_command_is_not_taken_for_gthread() -> None:
+    environ = {"SERVER_SOFTWARE": "gunicorn/27.0.1", "RAW_URI": "/", LEND_THREAD: print}
+    assert findings(facts_of_environ({**new_environ(), **environ})) == []
 
 
 def test_warnings_never_refuse(caplog: pytest.LogCaptureFixture) -> None:

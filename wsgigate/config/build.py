@@ -60,7 +60,7 @@ from wsgigate.proxy.request import RequestMaker
 from wsgigate.registry import Registry
 from wsgigate.rules.routing import Route
 from wsgigate.runtime import fork
-from wsgigate.server_check import first_request_check
+from wsgigate.server_check import changed_keys, first_request_check
 from wsgigate.store import NETWORKED, DamagedStore, MisconfiguredStore, Store, StoreError, usage
 from wsgigate.store.memory import MemoryStore
 from wsgigate.store.open import open_store
@@ -372,6 +372,7 @@ class _GatewayBuilder:
             first=first_request_check(
                 gateway.self_check,
                 keeps_slashes=any(route.encoded_slash == "keep" for route in dispatcher.routes),
+                changed=changed_keys(gateway),
             ),
             stopping=[
                 services.tunnels.stop,

@@ -34,6 +34,7 @@ later:
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import signal
@@ -65,7 +66,7 @@ from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import REASON, ExcInfo, Headers
 from wsgigate.runtime import fork
 from wsgigate.runtime.logs import set_up
-from wsgigate.server_check import ServerFacts, findings, log_findings
+from wsgigate.server_check import ServerFacts, changed_keys, findings, log_findings
 from wsgigate.store import MisconfiguredStore
 
 __all__ = [
@@ -299,6 +300,7 @@ class _Rest:
 
 
 HEAD_TIMEOUT = 10.0
+"""The default of ``gateway.head_timeout``, in seconds."""
 
 LONGEST_HEAD = 65536
 
@@ -341,8 +343,15 @@ def check(config: Config) -> None:
 
 def planned(config: Config) -> ServerFacts:
     """Return the facts of the granian server that would run the gateway of *config*."""
-    http2 = (config.gateway.http2, True)
-    return ServerFacts(server="granian", version=_VERSION, worker="", http2=http2)
+    applied = frozenset() if config.gateway.keep_alive else frozenset(["keep_alive"])
+    return ServerFacts(
+        server="granian",
+        version=_VERSION,
+        worker="",
+        http2=(config.gateway.http2, True),
+        started_by="granian",
+        changed=changed_keys(config.gateway) - applied,
+    )
 
 
 def _self_check(config: Config) -> None:
@@ -427,7 +436,9 @@ def _server(config: Config, path: str, reload: bool) -> Granian:
         blocking_threads=gateway.threads,
         backpressure=1024,
         http1_settings=HTTP1Settings(
-            header_read_timeout=int(HEAD_TIMEOUT * 1000), max_buffer_size=LONGEST_HEAD
+            header_read_timeout=math.ceil((gateway.head_timeout or HEAD_TIMEOUT) * 1000),
+            keep_alive=gateway.keep_alive > 0,
+            max_buffer_size=LONGEST_HEAD,
         ),
         http=HTTPModes.auto if gateway.http2 else HTTPModes.http1,
         ssl_cert=Path(certificate) if certificate else None,
@@ -455,6 +466,9 @@ def _load(
         try:
             config = overridden(load(path), bind, threads, None, log_level)
             check(config)
+            if changed_keys(config.gateway) != changed_keys(before.gateway):
+                set_up(config.gateway.log_level)
+                _self_check(config)
             gateway = build(config, path=path)
         except (ConfigError, ValueError) as error:
             set_up(before.gateway.log_level)

@@ -41,7 +41,13 @@ from wsgigate.gateway import Gateway
 from wsgigate.http.fields import one_cookie_field
 from wsgigate.runtime import fork
 from wsgigate.runtime.logs import adopt
-from wsgigate.server_check import ServerFacts, facts_of_gunicorn
+from wsgigate.server_check import (
+    ServerFacts,
+    changed_keys,
+    facts_of_gunicorn,
+    findings,
+    log_findings,
+)
 
 __all__ = ["application", "planned", "serve", "serve_config", "settings"]
 
@@ -87,7 +93,7 @@ def settings(
     :raises SystemExit: At the first start the file is missing or invalid; stderr has the errors.
     """
     path = _path(path)
-    return _settings(_read(path, bind, threads), path)
+    return _settings(_read(path, bind, threads), path, log_keys=True)
 
 
 def planned(config: Config) -> ServerFacts:
@@ -98,13 +104,23 @@ def planned(config: Config) -> ServerFacts:
     for name, value in _settings(config).items():
         cfg.set(name, value)
     worker = "gthread" if cfg.worker_class_str == "gthread" else "GateWorker"
-    return facts_of_gunicorn(cfg, worker=worker, tested=TESTED)
+    return facts_of_gunicorn(
+        cfg, worker=worker, tested=TESTED, changed=changed_keys(config.gateway)
+    )
 
 
-def _settings(config: Config, path: str = "") -> dict[str, Any]:
+def _settings(config: Config, path: str = "", *, log_keys: bool = False) -> dict[str, Any]:
+    """Return gunicorn's settings.
+
+    :param log_keys: Log the keys of the file that the worker class does not apply.
+    """
     gateway = config.gateway
     files = certificate_files(config, path)
     worker = _worker_class(gateway)
+    if log_keys and worker == "gthread":
+        keys = changed_keys(gateway)
+        facts = ServerFacts(server="gunicorn", started_by="gthread", changed=keys)
+        log_findings(findings(facts), "warn", log)
     # A registry with 10,000 instances gets 10,000 heartbeats each ten seconds.
     served = 10_000 if config.registry is None else 1_000_000
     return {
@@ -209,7 +225,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
     def load_config(self) -> None:
         if last_valid is not None and not last_valid.path:
-            chosen = _settings(last_valid.config)
+            chosen = _settings(last_valid.config, log_keys=True)
         else:
             threads = self._given.get("threads")
             chosen = settings(self._path, bind=self._bind, threads=threads) | self._given
