@@ -11,6 +11,8 @@ from pathlib import Path
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate import (
+    ApiKeyAuthenticator,
+    ApiKeys,
     Authenticator,
     BodyLimit,
     Breaker,
@@ -120,6 +122,9 @@ def _wraps() -> Iterator[tuple[dict[str, Wrap], list[Logger]]]:
         null = stack.enter_context(open("/dev/null", "w"))
         store = LmdbStore(folder / "store")
         stack.callback(store.close)
+        keys = ApiKeys(store)
+        issued = keys.create("partner", plan="gold", scopes=["orders:read"])
+        _ENVIRON["HTTP_X_API_KEY"] = issued.key
 
         def logger(app: WSGIApplication) -> WSGIApplication:
             loggers.append(Logger(app, stream=null, format="json", queue_size=1_000_000))
@@ -135,6 +140,9 @@ def _wraps() -> Iterator[tuple[dict[str, Wrap], list[Logger]]]:
                 "Limiter": lambda app: Limiter(app, "900000000 per hour", store=store),
                 "Authenticator": lambda app: Authenticator(
                     app, algorithms=["HS256"], secret=SECRET
+                ),
+                "ApiKeyAuthenticator": lambda app: ApiKeyAuthenticator(
+                    app, keys, scopes=["orders:read"]
                 ),
                 "BodyLimit": BodyLimit,
                 "Breaker": lambda app: Breaker(app, store=store),

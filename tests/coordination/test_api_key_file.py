@@ -65,6 +65,13 @@ def test_a_changed_file_is_in_force_within_the_staleness(file: Path, clock: Fake
     assert [valid(keys), valid(keys, OTHER)] == [False, True]
 
 
+def test_a_key_that_was_just_created_is_valid_at_once(file: Path, clock: FakeClock) -> None:
+    keys = keys_of(file, clock)
+    assert not valid(keys)
+    write(file, entry(OTHER))
+    assert valid(keys, OTHER)
+
+
 def test_a_toml_file_is_read_with_its_own_times(tmp_path: Path, clock: FakeClock) -> None:
     file = tmp_path / "keys.toml"
     file.write_text(

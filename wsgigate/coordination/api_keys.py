@@ -332,7 +332,11 @@ class _FileRecords:
         return self._version
 
     def find(self, digest: str) -> KeyRecord | None:
-        return self._digests.get(digest)
+        found = self._digests.get(digest)
+        if found is None:
+            self.version()  # a key that was just created is valid at once
+            found = self._digests.get(digest)
+        return found
 
     def all(self) -> list[KeyRecord]:
         self.version()
