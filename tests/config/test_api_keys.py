@@ -15,6 +15,7 @@ from wsgigate.auth.api_keys import digest_of, new_key
 from wsgigate.config.build import check_file
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import read_file
+from wsgigate.testing import Backend
 
 ADMIN = "a-token-of-32-or-more-characters"
 ADMIN_TABLE = f'[admin]\ntoken = "{ADMIN}"\n'
@@ -123,6 +124,29 @@ def test_a_limiter_by_plan_is_fine_inside_and_an_error_outside(site: ModuleType)
     built(APP + API_KEY + limit)
     [(path, error)] = errors_of(APP + limit + API_KEY)
     assert (path, "authenticator" in error) == ("routes[0].middleware[0].key", True)
+
+
+def test_the_service_gets_the_owner_and_no_client_can_forge_it(site: ModuleType) -> None:
+    with Backend() as backend:
+        text = f"""
+[gateway]
+identity = {{ X-Partner = "owner", X-Plan = "plan" }}
+[services.orders]
+instances = ["{backend.url}"]
+[[routes]]
+path = "/orders"
+service = "orders"
+"""
+        gateway = built(ADMIN_TABLE + text + API_KEY)
+        client = Client(gateway)
+        gold = call(client, "", {"owner": "acme", "plan": "gold"})["key"]
+        plain = call(client, "", {"owner": "umbrella"})["key"]
+        forged = {"X-Partner": "evil", "x_partner": "evil", "X-Plan": "gold"}
+        for key in (gold, plain):
+            client.get("/orders", headers={**forged, "X-API-Key": key}).close()
+        gateway.close()
+        seen = [[r.value("X-Partner"), r.value("X-Plan")] for r in backend.requests]
+    assert seen == [["acme", "gold"], ["umbrella", None]]
 
 
 # What check reports.

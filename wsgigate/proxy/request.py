@@ -42,6 +42,7 @@ from wsgigate.http.target import (
 from wsgigate.http.wsgi import (
     CLAIMS,
     CLIENT_SOURCE,
+    IDENTITY,
     PEER_TRUSTED,
     REQUEST_ID,
     environ_key,
@@ -456,7 +457,10 @@ class RequestMaker:
         return request
 
     def _add_identity(self, environ: WSGIEnvironment, fields: Fields) -> None:
+        identity = environ.get(IDENTITY)
         claims: Mapping[str, object] | None = environ.get(CLAIMS)
+        if identity is not None and identity.scheme != "bearer":
+            claims = identity.claims  # such as the owner of an API key; no token is the caller's
         sends_claims = bool(self._identity) and claims is not None
         for name, claim in self._identity if claims is not None else ():
             value = _claim_text((claims or {}).get(claim))
