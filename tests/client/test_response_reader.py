@@ -258,3 +258,52 @@ def test_accepted_responses_equal_those_of_a_simple_reader(lines: list[bytes]) -
         assert reader.complete
     else:
         assert (reader.complete, reader.keep) == (False, False)
+
+
+STATUS_LINES = [
+    *(OK, b"HTTP/1.0 200 OK\r\n", b"HTTP/1.1 204 No\r\n", b"HTTP/1.1 404\r\n", b"\r\n" + OK),
+    b"HTTP/1.1 103 Hints\r\nConnection: close\r\n\r\n" + OK,
+]
+
+
+def outcome(reader: ResponseReader, data: bytes) -> object:
+    """Return all that a reader reports of *data*, of an error only that there is one."""
+    try:
+        final = reader.feed_head(data)
+    except BrokenResponse:
+        return "broken"
+    return (
+        *(final, reader.status, reader.version, reader.reason, getattr(reader, "fields", None)),
+        *(reader.body, reader.complete, reader.keep),
+    )
+
+
+@example(OK, [b"Content-Length: 2\r\n"], b"ok")
+@example(OK, [b"Content-Length: 2\r\n"] * 2, b"ok")
+@example(OK, [b"Content-Length: 2\r\n", b"X: a\x0b\r\n"], b"ok")
+@example(OK, [b"Content-Length: 3\r\n", b"Connection: keep-alive\r\n"], b"ok")
+@example(OK, [b"Content-Length: 1\r\n", b"Upgrade: x\r\n", b"Connection: upgrade\r\n"], b"ok")
+@given(
+    st.sampled_from(STATUS_LINES[:1] * 4 + STATUS_LINES),
+    st.lists(
+        st.one_of(st.just(b"Content-Length: 2\r\n"), st.just(b"Connection: keep-alive\r\n"), LINES),
+        max_size=5,
+    ),
+    st.sampled_from([b"", b"o", b"ok", b"ok\r\n"]),
+)
+def test_a_usual_head_is_read_as_by_the_full_path(
+    line: bytes, lines: list[bytes], body: bytes
+) -> None:
+    """A request for another protocol always takes the full path."""
+    data = line + b"".join(lines) + b"\r\n" + body
+    full = ResponseReader("GET", upgrade=True)
+    assert outcome(ResponseReader("GET"), data) == outcome(full, data)
+
+
+@given(st.binary(max_size=3), st.integers(0, 60))
+def test_a_mutated_usual_head_is_read_as_by_the_full_path(added: bytes, at: int) -> None:
+    usual = OK + b"X-Y: ab c\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nok"
+    data = usual[:at] + added + usual[at + 1 :]
+    assert outcome(ResponseReader("GET"), data) == outcome(
+        ResponseReader("GET", upgrade=True), data
+    )

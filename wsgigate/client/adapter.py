@@ -7,7 +7,8 @@ Theory of operation. One request passes through these modules, in this order:
 2. ``connections.ConnectionPool`` lends one connection, idle or new (``dial``).
 3. ``http11.send_request`` writes the head and the body and feeds received bytes to a
    ``response_reader.ResponseReader`` until the final head is complete.
-4. ``http11.RawResponse`` streams the body and returns the connection to its pool.
+4. A response that arrived whole returns the connection to its pool at once;
+   ``http11.StreamedResponse`` streams the body of another one, and returns it then.
 
 Rules that must hold:
 
@@ -49,8 +50,10 @@ from wsgigate.client.connections import ConnectionPool, Limits
 from wsgigate.client.dial import Check, dialer
 from wsgigate.client.http11 import (
     ExchangeDeadline,
+    Fields,
     RawResponse,
     StreamedResponse,
+    head_bytes,
     request_head,
     send_request,
     upload_of,
@@ -60,7 +63,7 @@ from wsgigate.rules.pace import Pace, PaceRules, is_stream
 from wsgigate.runtime import fork
 from wsgigate.runtime.tls import Cert, Contexts, Verify
 
-__all__ = ["Adapter", "Sessions", "Timeout", "gateway_session"]
+__all__ = ["Adapter", "LazyResponse", "Sessions", "Timeout", "gateway_session"]
 
 
 _REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
@@ -161,14 +164,18 @@ class Adapter(BaseAdapter):
         pool = self.pool(origin, verify, cert)
         method = request.method or "GET"
         upload = upload_of(request)
-        head = request_head(request, upload, origin)
-        upgrade = "Upgrade" in (request.headers or ())
+        fields: Any = request.headers
+        if type(fields) is Fields and (upload is None or upload.field is None):
+            head = head_bytes(method, fields.target, fields)
+        else:
+            head = request_head(request, upload, origin)
+        upgrade = "Upgrade" in (fields or ())
         now = self._clock()  # after reading the first block: a slow client is not counted
         if now >= self._sweep_at:
             self._sweep(now)
         deadline = ExchangeDeadline(read, total, now, self._clock)
         until = min(now + connect, deadline.until)
-        on_socket = getattr(request.headers, "on_socket", None)
+        on_socket = getattr(fields, "on_socket", None)
         fresh = getattr(request, "fresh", False)
         connection = pool.acquire(now, until, fresh=fresh, on_socket=on_socket)
         while True:
@@ -196,13 +203,16 @@ class Adapter(BaseAdapter):
             again = self._clock()
             until = min(again + connect, deadline.until)
             connection = pool.acquire(again, until, fresh=True, on_socket=on_socket)
+        if reader.complete:
+            connection.give_back(reader.keep)
+            return LazyResponse(request, reader)
         rules, pace = self._pace, None
-        if rules is not None and not reader.complete and not is_stream(reader.fields):
+        if rules is not None and not is_stream(reader.fields):
             pace = Pace(rules, read)
             pace.received = len(reader.body)
-        kind = RawResponse if reader.complete else StreamedResponse
-        raw = kind(connection, reader, read, pace, self._clock)
-        return LazyResponse(request, raw, reader)
+        response = LazyResponse(request, reader)
+        response.raw = StreamedResponse(connection, reader, read, pace, self._clock)
+        return response
 
     def close(self) -> None:
         """Close idle connections now, and connections in use when they are returned."""
@@ -248,22 +258,23 @@ class LazyResponse(requests.Response):
     """A response that computes its headers, cookies and encoding on first access.
 
     :param request: The request.
-    :param raw: The response body.
-    :param reader: The parser that read the head.
+    :param reader: The parser that read the head; *raw* is set if it has not read the whole body.
+    :ivar fields: The names and values of the fields, in the order received.
+    :ivar whole: The body, if all of it arrived with the head.
     """
 
     _content: Any = False
     _content_consumed = False
     _next = None
 
-    def __init__(
-        self, request: requests.PreparedRequest, raw: RawResponse, reader: ResponseReader
-    ) -> None:
+    def __init__(self, request: requests.PreparedRequest, reader: ResponseReader) -> None:
         self.status_code = reader.status
         self.reason = reader.reason
-        self.raw = raw
         self.request = request
         self.url = request.url or ""
+        self.fields = reader.fields
+        self.whole = reader.body if reader.complete else None
+        self._reader = reader
 
     def __getattr__(self, name: str) -> Any:
         make = _LAZY.get(name)
@@ -275,7 +286,8 @@ class LazyResponse(requests.Response):
 
     def close(self) -> None:
         """Close the connection, unless the body was read to its end."""
-        self.raw.close()
+        if self.whole is None:
+            self.raw.close()
 
 
 def _headers(reply: LazyResponse) -> CaseInsensitiveDict[str]:
@@ -287,6 +299,7 @@ def _headers(reply: LazyResponse) -> CaseInsensitiveDict[str]:
 
 _LAZY: dict[str, Any] = {
     "headers": _headers,
+    "raw": lambda reply: RawResponse(None, reply._reader),
     "cookies": lambda _reply: RequestsCookieJar(),
     "encoding": lambda reply: get_encoding_from_headers(reply.headers),
     "history": lambda _reply: [],

@@ -53,6 +53,8 @@ class ConnectionOwner(Protocol):
 class Connection:
     """One open connection; it refers to its pool only while a request uses it.
 
+    :ivar expires: When it is closed unless a request uses it; set while it is idle.
+    :ivar timeout: The timeout of each operation, in seconds.
     :ivar reused: Whether it served a request before; the instance may have closed it since.
     :ivar pending: Returns the number of bytes that TLS has decrypted and that are still unread;
         ``None`` without TLS.
@@ -62,8 +64,8 @@ class Connection:
     """
 
     __slots__ = (
-        *("_kernel", "_poll", "_pool", "_recv", "_timeout"),
-        *("on_socket", "idle_since", "made", "pending", "readable", "reused", "sock"),
+        *("_kernel", "_poll", "_pool", "_recv"),
+        *("expires", "made", "on_socket", "pending", "readable", "reused", "sock", "timeout"),
     )
 
     def __init__(self, pool: ConnectionOwner, sock: socket.socket, now: float) -> None:
@@ -82,14 +84,14 @@ class Connection:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self.readable = self._poll.poll
-        self._timeout = -1.0
+        self.timeout = -1.0
         self.made = now
-        self.idle_since = now
+        self.expires = now
         self.reused = False
 
     def set_timeout(self, seconds: float) -> None:
         """Set the timeout of each operation; a change below 1 % is skipped to save system calls."""
-        if not 0.99 * seconds < self._timeout <= 1.01 * seconds:
+        if not 0.99 * seconds < self.timeout <= 1.01 * seconds:
             if self._kernel:
                 whole, rest = divmod(max(seconds, 0.001), 1)
                 value = _TIMEVAL.pack(int(whole), int(rest * 1e6))
@@ -97,7 +99,7 @@ class Connection:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
             else:
                 self.sock.settimeout(seconds)
-            self._timeout = seconds
+            self.timeout = seconds
 
     def recv(self, size: int) -> bytes:
         """Return the next bytes received; empty at the end of the connection.
@@ -150,7 +152,7 @@ class Connection:
             if self._kernel:
                 return sock.recv(size, socket.MSG_DONTWAIT)
             sock.settimeout(0)
-            self._timeout = 0.0
+            self.timeout = 0.0
             return sock.recv(size)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None  # also for TLS records without data, such as a session ticket
@@ -239,13 +241,13 @@ class ConnectionPool:
                 kept = idle.pop()
             except IndexError:
                 break  # another thread was faster
-            if self._in_time(kept, now) and not kept.readable(0):
+            if now < kept.expires and not kept.readable(0):
                 break
             self.release(kept, False)
             kept = None
         if kept is None:
             kept = self._await_place(until)
-            if kept is not None and (fresh or not self._in_time(kept, now) or kept.readable(0)):
+            if kept is not None and (fresh or now >= kept.expires or kept.readable(0)):
                 kept.sock.close()  # a new connection takes over its slot
                 kept = None
         if kept is not None:
@@ -263,7 +265,10 @@ class ConnectionPool:
         """Keep *connection* for the next request, or close it."""
         room = len(self._idle) < self._limits.max_idle and not self._closed
         if keep and room and not (connection.pending is not None and connection.pending()):
-            connection.idle_since = self._clock()
+            limits = self._limits
+            connection.expires = min(
+                self._clock() + limits.idle_timeout, connection.made + limits.max_age
+            )
             self._idle.append(connection)
             if self._waiting:
                 with self._lock:
@@ -277,7 +282,7 @@ class ConnectionPool:
     def sweep(self, now: float) -> None:
         """Close the idle connections whose time is up."""
         for connection in list(self._idle):
-            if not self._in_time(connection, now):
+            if now >= connection.expires:
                 try:
                     self._idle.remove(connection)
                 except ValueError:
@@ -316,13 +321,6 @@ class ConnectionPool:
         """The number of requests that wait for a connection."""
         with self._lock:
             return self._waiting
-
-    def _in_time(self, connection: Connection, now: float) -> bool:
-        limits = self._limits
-        return (
-            now - connection.idle_since < limits.idle_timeout
-            and now - connection.made < limits.max_age
-        )
 
     def _await_place(self, until: float) -> Connection | None:
         """Reserve a slot: return ``None`` for a new connection, or an idle connection to reuse."""

@@ -22,7 +22,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import requests
 from requests.exceptions import InvalidHeader, InvalidURL
@@ -293,15 +293,25 @@ def send_request(
         # A reused connection without a body: no time was used yet, which saves reading the clock.
         fresh = upload is None and connection.reused
         try:
-            connection.set_timeout(deadline.step if fresh else deadline.left())
+            if not fresh:
+                connection.set_timeout(deadline.left())
+            elif connection.timeout != deadline.step:
+                connection.set_timeout(deadline.step)
             if upload is None:
                 connection.sock.sendall(head)
             else:
                 answered = _send_with_body(connection, head, upload, reader, deadline)
         except (BrokenPipeError, ConnectionResetError):
             hung_up = True  # a response may precede the close
-        if not answered:
-            _read_head(connection, reader, deadline, fresh=fresh)
+        while not answered:
+            if not fresh:
+                connection.set_timeout(deadline.left())
+            fresh = False
+            try:
+                data = connection.sock.recv(_HEAD_BLOCK)
+            except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                data = b""
+            answered = reader.feed_head(data) if data else _ended(reader)
         if hung_up:
             reader.keep = False  # even if the head allows reuse
     except TimeoutError as error:
@@ -316,27 +326,11 @@ def send_request(
         raise requests.ConnectionError(error) from error
 
 
-def _read_head(
-    connection: Connection, reader: ResponseReader, deadline: ExchangeDeadline, *, fresh: bool
-) -> None:
-    """Read until the response head is complete.
-
-    :param fresh: Whether the timeout of the first step is already set.
-    """
-    while True:
-        if not fresh:
-            connection.set_timeout(deadline.left())
-        fresh = False
-        try:
-            data = connection.sock.recv(_HEAD_BLOCK)
-        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-            data = b""
-        if not data:
-            if reader.begun:
-                reader.feed_end()
-            raise http.client.RemoteDisconnected("Remote end closed connection without response")
-        if reader.feed_head(data):
-            return
+def _ended(reader: ResponseReader) -> NoReturn:
+    """Raise the error of a connection that ended before the response head did."""
+    if reader.begun:
+        reader.feed_end()
+    raise http.client.RemoteDisconnected("Remote end closed connection without response")
 
 
 def _send_with_body(
@@ -374,9 +368,7 @@ def _push(
             data = connection.recv_now(BLOCK)
             if data is not None:
                 if not data:
-                    if reader.begun:
-                        reader.feed_end()
-                    raise http.client.RemoteDisconnected("closed while the body was being sent")
+                    _ended(reader)
                 if reader.feed_head(data):
                     reader.keep = False
                     return True
@@ -417,7 +409,8 @@ class RawResponse:
 
     One that is not complete yet is a :class:`StreamedResponse`.
 
-    :param connection: The connection; closed when the body is not read to its end.
+    :param connection: The connection; closed when the body is not read to its end. ``None`` if it
+        was returned already, as the response is complete.
     :param reader: The response parser, after the head.
     :param read_timeout: Seconds to wait for each part.
     :param pace: The minimum rate; ``None`` for no minimum.
@@ -432,9 +425,9 @@ class RawResponse:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Connection | None,
         reader: ResponseReader,
-        read_timeout: float,
+        read_timeout: float = 0.0,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -445,8 +438,8 @@ class RawResponse:
         self._timeout = read_timeout
         self._pace = pace
         self._clock = clock
-        self._connection: Connection | None = connection
-        if reader.complete:
+        self._connection = connection
+        if connection is not None and reader.complete:
             self._connection = None
             connection.give_back(reader.keep)
 
@@ -474,13 +467,6 @@ class RawResponse:
     def closed(self) -> bool:
         """Whether the body was read to its end, or closed."""
         return self._connection is None and not self._ready
-
-    def whole(self) -> bytes | None:
-        """Return the whole body if it arrived with the head, else ``None`` without reading."""
-        if self._connection is not None or self._at or self._reader.error is not None:
-            return None
-        block, self._ready = self._ready, b""
-        return block
 
     def read1(self, amt: int | None = -1, decode_content: bool | None = False) -> bytes:
         """Return the next available bytes, at most *amt*; empty only at the end.

@@ -8,6 +8,10 @@ overflowing lengths; odd chunk sizes; bare CR and LF; folded fields; NUL; names 
 module adds what a parser of single messages cannot know or does not check: versions, statuses,
 codings, early ends, surplus bytes, the request method, and which message is the final response.
 
+Most heads are a usual one: valid fields, one ``Content-Length``, a persistent connection. These are
+read in one pass, without llhttp (``_read_usual``), which leaves every other head to the full path.
+It must never decide differently: a test compares the two on mutated heads.
+
 Rules that must hold:
 
 - Where this parser and the instance disagree about the end of a response, the next user receives
@@ -99,6 +103,13 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 _FIELD = re.compile(r"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
 
+_PLAIN_FIELD = re.compile(
+    r"(?<=\n)([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)\r\n"
+)
+"""A whole line with a valid name and without control characters in the value."""
+
+_MOST_DIGITS = 15
+
 _CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 _NO_CALLBACKS = object()
@@ -163,6 +174,8 @@ class ResponseReader:
                 return False
             if end > MOST_HEAD_BYTES:
                 raise BrokenResponse("the response head is too long")
+            if self._read_usual(data, end):
+                return True
             self._read_head(data[:end])
             data = data[end:]
             if self.status >= 200 or (self.status == 101 and self._upgrade):
@@ -220,6 +233,45 @@ class ResponseReader:
             raise CutResponse("the response was cut short")
         self.complete = True
 
+    def _read_usual(self, data: bytes, end: int) -> bool:
+        """Read a response with a usual head, which ends at *end*; return whether it is one.
+
+        :raises BrokenResponse: The status line is malformed.
+        """
+        start = data.find(b"\n", 0, _LONGEST_STATUS)
+        if start < 0 or end > _LONGEST_LEARNT or self._bodiless or self._upgrade:
+            return False
+        status, version, reason = _read_status(data[: start + 1])
+        if version != 11 or status < 200 or status in (204, 304):
+            return False
+        text = data[start:end].decode("latin-1")
+        fields = _PLAIN_FIELD.findall(text)
+        if len(fields) != text.count("\n") - 2 or len(fields) > MOST_FIELDS:
+            return False  # a line is no such field
+        lengths, codings, connections = _framing(tuple(map(_name_of, fields)))
+        if len(lengths) != 1 or codings or " \r" in text or "\t\r" in text:
+            return False
+        for at in connections:
+            if fields[at][1] != "keep-alive":
+                return False
+        digits = fields[lengths[0]][1]
+        if not (digits.isascii() and digits.isdigit()) or len(digits) > _MOST_DIGITS:
+            return False
+        self.fields, self.status, self.version, self.reason = fields, status, version, reason
+        self.keep = True  # an interim response may have said otherwise
+        left = int(digits)
+        body = data[end:]
+        if len(body) < left:
+            self._left = left - len(body)
+        else:
+            self._left = 0
+            self.complete = True
+            if len(body) > left:
+                self.keep = False  # bytes after the response belong to no request
+                body = body[:left]
+        self.body = body
+        return True
+
     def _read_head(self, head: bytes) -> None:
         end = head.find(b"\n") + 1
         line = head[:end]  # checked here: llhttp skips empty lines before a message
@@ -246,7 +298,7 @@ class ResponseReader:
         self.keep = version == 11
         self.reason = reason
         learn = _framing if len(text) <= _LONGEST_LEARNT else _framing.__wrapped__
-        length_at, codings, connections = learn(tuple(map(_name_of, fields)))
+        lengths, codings, connections = learn(tuple(map(_name_of, fields)))
         for at in connections:
             if "close" in fields[at][1].lower():
                 self.keep = False
@@ -257,7 +309,7 @@ class ResponseReader:
             self._left = None
         elif self._bodiless or status < 200 or status in (204, 304):
             self._left = 0
-            if status == 204 and (codings or (length_at >= 0 and int(fields[length_at][1]))):
+            if status == 204 and (codings or (lengths and int(fields[lengths[0]][1]))):
                 self.keep = False
         elif codings:
             self._left = None
@@ -266,8 +318,8 @@ class ResponseReader:
             # A fixed head, not the received one: llhttp reads "chunked" followed by a blank as
             # another coding, and the chunks as a body without an end.
             self._parser.feed_data(_CHUNKED)
-        elif length_at >= 0:
-            self._left = int(fields[length_at][1])
+        elif lengths:
+            self._left = int(fields[lengths[0]][1])
         else:
             self._left = None
             self.keep = False  # the end of the connection ends the body
@@ -346,21 +398,21 @@ def _read_status(line: bytes) -> tuple[int, int, str]:
 
 
 @lru_cache(maxsize=1024)
-def _framing(names: tuple[str, ...]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def _framing(
+    names: tuple[str, ...],
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Return the positions of the framing fields in a head with these *names*.
 
     Cached, because an instance sends the same names again and again.
 
-    :returns: The position of ``Content-Length`` (at most one) or -1; the positions of
-        ``Transfer-Encoding``; the positions of ``Connection``.
+    :returns: The positions of ``Content-Length``, of ``Transfer-Encoding`` and of ``Connection``.
     """
     lower = [name.lower() for name in names]
 
     def places(wanted: str) -> tuple[int, ...]:
         return tuple(at for at, name in enumerate(lower) if name == wanted)
 
-    lengths = places("content-length")
-    return lengths[0] if lengths else -1, places("transfer-encoding"), places("connection")
+    return places("content-length"), places("transfer-encoding"), places("connection")
 
 
 def _check_unfinished(held: bytes | bytearray, data: bytes) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 from wsgiref.types import WSGIEnvironment
@@ -346,13 +346,16 @@ class Outgoing(requests.PreparedRequest):
     set_cookie: str | None = None
     """A ``Set-Cookie`` value that the gateway adds to the response, if any."""
 
-    def __init__(self) -> None:
-        self.body = None
+    body = None
 
     @property
     def path_url(self) -> str:
         """The request target, exactly."""
         return self.target
+
+
+_new_request: Callable[[], Outgoing] = partial(Outgoing.__new__, Outgoing)
+"""Skips the constructor of ``requests``, which sets attributes that are set here anyway."""
 
 
 class RequestMaker:
@@ -419,7 +422,7 @@ class RequestMaker:
             cookies = without_cookies(fields.pop("Cookie"), self._hidden_cookies)
             if cookies:
                 fields["Cookie"] = cookies
-        request = Outgoing()
+        request = _new_request()
         length = environ.get("CONTENT_LENGTH")
         body = client_body(environ) if length or "HTTP_TRANSFER_ENCODING" in environ else None
         if body is not None:

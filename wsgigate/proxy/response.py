@@ -23,7 +23,7 @@ import requests
 from requests.exceptions import InvalidHeader, InvalidURL
 from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
 
-from wsgigate.client.http11 import RawResponse
+from wsgigate.client.adapter import LazyResponse
 from wsgigate.client.response_reader import BLOCK, NotConnected, PoolFull, SlowResponse
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import HOP_BY_HOP, FieldRules, connection_tokens, is_token
@@ -330,10 +330,9 @@ class ResponseMaker:
         :param watch: Reports whether the client has disconnected; closed at the end.
         :raises Refusal: The response is invalid, or the client has disconnected.
         """
-        whole = response.raw.whole() if type(response.raw) is RawResponse else None
-        if whole is not None:
+        if type(response) is LazyResponse and response.whole is not None:
             return self._respond_at_once(
-                whole, response, request, instance, done, watch, start_response
+                response.whole, response, request, instance, done, watch, start_response
             )
         body = Body(response, done, watch)
         try:
@@ -416,8 +415,10 @@ class ResponseMaker:
         status = response.status_code
         if not 200 <= status <= 599:
             raise BadResponse(f"invalid status {status}")
-        raw = response.raw
-        fields = raw.fields if isinstance(raw, RawResponse) else list(raw.headers.items())
+        if type(response) is LazyResponse:
+            fields = response.fields
+        else:
+            fields = list(response.raw.headers.items())
         plan = plan_for(tuple(map(_name_of, fields)))
         if plan.malformed or not _CLEAN.fullmatch("".join(map(_value_of, fields))):
             raise BadResponse("a malformed field")
