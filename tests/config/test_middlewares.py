@@ -155,6 +155,18 @@ def test_identity_fields_of_clients_never_reach_an_app(site: ModuleType) -> None
     assert "HTTP_X_USER_ID" not in seen
 
 
+def test_identity_fields_of_clients_are_removed_before_anything_is_decided(
+    site: ModuleType,
+) -> None:
+    """A limiter of the whole gateway, which trusts the field, sees no forged plan."""
+    gateway = built(
+        '[gateway]\nidentity = { X-Plan = "plan" }\n[[middleware]]\nuse = "limiter"\n'
+        'quota = "5/s"\nplans = { gold = "99/s" }\nplan = "header:X-Plan"\n' + APP
+    )
+    answer = Client(gateway).get("/echo", headers={"X-Plan": "gold"})
+    assert ";q=5;" in answer.headers["RateLimit-Policy"]
+
+
 def test_unnamed_limiters_get_unique_names(site: ModuleType) -> None:
     limiter = '{ use = "limiter", quota = "5/s" }'
     gateway = built(

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from tests.support.objects import kept
+from wsgigate import Identity
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.problem import Refusal
 from wsgigate.http.target import BadTarget, Target
-from wsgigate.http.wsgi import CLAIMS, PEER_TRUSTED, REQUEST_ID
+from wsgigate.http.wsgi import CLAIMS, IDENTITY, PEER_TRUSTED, REQUEST_ID
 from wsgigate.proxy.request import FieldCopier, Outgoing, RequestMaker
 from wsgigate.testing.fakes import new_environ
 
@@ -132,6 +133,9 @@ def test_authorization_is_forwarded_unless_identity_fields_are_set(
         (7, "7"),
         ("a b", "a b"),
         (["a", "b"], "a b"),
+        (["a b", "c%20d"], "a%20b c%2520d"),
+        ("100% a", "100% a"),
+        ("Zoë €", "Zoë €".encode().decode("latin-1")),
         ([], ""),
         ([1], None),
         (["a", 1], None),
@@ -144,6 +148,66 @@ def test_a_claim_that_is_no_field_value_is_omitted(claim: Any, told: str | None)
     """D04: nor does what the client said take its place."""
     environ = {CLAIMS: {"c": claim}, "HTTP_X_CLAIM": "forged"}
     assert fields(environ, identity={"X-Claim": "c"}).get("X-Claim") == told
+
+
+CALLER = Identity(
+    subject="ann",
+    scheme="api-key",
+    client="key-1",
+    claims={"sub": "other", "org": {"roles": ["clerk"]}, "plan": "pro"},
+    scopes=frozenset({"b", "a"}),
+)
+
+
+@pytest.mark.parametrize(
+    ("named", "value"),
+    [
+        ("subject", "ann"),
+        ("scheme", "api-key"),
+        ("client", "key-1"),
+        ("issuer", None),
+        ("scopes", "a b"),
+        ("sub", "other"),
+        ("org.roles", "clerk"),
+        ("org", None),
+        ("claim:subject", None),
+    ],
+)
+def test_an_identity_field_has_a_value_of_the_verified_caller(
+    named: str, value: str | None
+) -> None:
+    """D04: where there is none, what the client sent does not take its place."""
+    environ = {IDENTITY: CALLER, "HTTP_X_USER": "forged"}
+    assert fields(environ, identity={"X-User": named}).get("X-User") == value
+
+
+def test_the_subject_is_known_without_an_identity_if_only_claims_are_verified() -> None:
+    found = fields({CLAIMS: {"sub": "7"}}, identity={"X-User": "subject", "X-Scopes": "scopes"})
+    assert (found["X-User"], found["X-Scopes"]) == ("7", "")
+
+
+@pytest.mark.parametrize("caller", [None, CALLER])
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"HTTP_REMOTE_USER": "forged"},
+        {"HTTP_REMOTE_USER": "forged", "HTTP_CONNECTION": "Remote-User, Remote_User"},
+        {"HTTP_REMOTE_USER": "forged", "REMOTE_USER": "forged"},
+    ],
+)
+def test_a_client_forges_no_identity_field_with_or_without_a_caller(
+    environ: dict[str, Any], caller: Identity | None
+) -> None:
+    """Security: fields that are only replaced where there is a value, or in one spelling."""
+    environ = environ | ({} if caller is None else {IDENTITY: caller})
+    found = fields(environ, identity={"Remote-User": "subject", "X-Plan": "nothing"})
+    assert found.get("Remote-User") == (None if caller is None else "ann")
+    assert "forged" not in found.values()
+
+
+def test_an_identity_field_with_a_malformed_path_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"the identity field X-User: 'a\.\.b' is not the path"):
+        RequestMaker(identity={"X-User": "a..b"})
 
 
 @pytest.mark.parametrize(

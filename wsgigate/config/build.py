@@ -12,12 +12,12 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
-from wsgiref.types import WSGIApplication
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.admin.api_keys import api_key_routes
 from wsgigate.admin.endpoints import Facts, ServiceFacts, describe_features, describe_routes, routes
@@ -52,6 +52,7 @@ from wsgigate.coordination.worker_reports import StableTimes, WorkerReports
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.gateway import Gateway
 from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.wsgi import environ_key
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.request_id import RequestId
@@ -537,6 +538,8 @@ class _GatewayBuilder:
         if gateway.request_id:
             refuse = _refuse_with_id(ids[0].get("header") if ids else None)
             app = app if ids else RequestId(app)
+        if self._identity:  # before any middleware that reads them
+            app = _without_fields(app, self._identity)
         app = ClientAddress(
             app,
             trusted_proxies=gateway.trusted_proxies,
@@ -563,6 +566,18 @@ class _GatewayBuilder:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", gateway.name).strip("-") or "wsgigate"
         place = f"{socket.gethostname()} {self._file}"
         return f"{name}-{sha256(place.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def _without_fields(app: WSGIApplication, names: Iterable[str]) -> WSGIApplication:
+    """Return *app* without the request fields of these names, in any spelling."""
+    keys = tuple(map(environ_key, names))
+
+    def without_fields(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        for key in keys:
+            environ.pop(key, None)
+        return app(environ, start_response)
+
+    return without_fields
 
 
 def _refuse_with_id(header: str | None) -> Refuse:

@@ -224,9 +224,10 @@ class GatewayTable:
     )
     request_id: bool = setting("Give every request an id, in logs and header fields.", default=True)
     identity: Mapping[str, str] = setting(
-        "Request fields that pass claims of the verified token to services: field name to claim "
-        "name.",
-        MapOf(Text('a claim such as "sub"'), key=FIELD_NAME, called="a field name"),
+        "Request fields that pass the verified caller to services: the field name, and subject, "
+        "client, issuer, scheme, scopes, or the path of a claim. Fields of these names are removed "
+        "from every request of a client, in any spelling, before anything is decided.",
+        MapOf(Text('"subject", or a claim such as "sub"'), key=FIELD_NAME, called="a field name"),
         default_factory=dict,
     )
     via: str = setting(

@@ -28,7 +28,7 @@ from wsgigate.http.wsgi import (
     path_parameter,
     peer,
 )
-from wsgigate.rules.claims import CallerValue
+from wsgigate.rules.claims import CallerValue, VerifiedCaller
 
 __all__ = [
     "OTHERWISE",
@@ -52,6 +52,7 @@ __all__ = [
     "plan_of",
     "store_key",
     "text_of",
+    "verified_caller",
 ]
 
 
@@ -116,10 +117,8 @@ class CallerKey:
         self._value = CallerValue(text)
 
     def __call__(self, environ: WSGIEnvironment) -> str | None:
-        identity = environ.get(IDENTITY)
-        if identity is None:
-            identity = _Claimant(environ.get(CLAIMS) or {})
-        value = self._value.find(identity)
+        caller = verified_caller(environ)
+        value = None if caller is None else self._value.find(caller)
         if isinstance(value, str):
             return value or None
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
@@ -129,11 +128,20 @@ class _Claimant(NamedTuple):
     """A caller of whom a middleware of the user's has set the claims only."""
 
     claims: Mapping[str, Any]
-    subject: str | None = None
+    subject: str | None
     scheme: str = ""
     issuer: str | None = None
     client: str | None = None
     scopes: frozenset[str] = frozenset()
+
+
+def verified_caller(environ: WSGIEnvironment) -> VerifiedCaller | None:
+    """Return the verified caller of a request; None without one."""
+    identity: VerifiedCaller | None = environ.get(IDENTITY)
+    if identity is not None:
+        return identity
+    claims: Mapping[str, Any] | None = environ.get(CLAIMS)
+    return None if claims is None else _Claimant(claims, wsgi.subject(environ))
 
 
 def claim(name: str) -> Key:
@@ -222,9 +230,8 @@ class ClaimOrAddress:
         value = self._key(environ)
         if value is not None:
             return value
-        identity = environ.get(IDENTITY)
-        claims = (environ.get(CLAIMS) or {}) if identity is None else identity.claims
-        if identity is None and not claims:
+        caller = verified_caller(environ)
+        if caller is None or (environ.get(IDENTITY) is None and not caller.claims):
             return None
         if not self._warned:
             self._warn_once(
@@ -234,7 +241,7 @@ class ClaimOrAddress:
                 self._what,
                 self._written,
                 self._name,
-                next((name for name in _SUBJECT_CLAIMS if name in claims), "NAME"),
+                next((name for name in _SUBJECT_CLAIMS if name in caller.claims), "NAME"),
                 self._written,
                 self._written,
                 self._name,

@@ -38,7 +38,10 @@ class Forwarder:
     :param preserve_host: Send the client's ``Host`` instead of the instance's own.
     :param request_fields: Changes to the request fields.
     :param response_fields: Changes to the response fields.
-    :param identity: Field names and the claims they carry, such as ``{"X-User-Id": "sub"}``.
+    :param identity: Field names and the value of the verified caller that each carries:
+        ``subject``, ``client``, ``issuer``, ``scheme``, ``scopes``, or the path of a claim, such
+        as ``{"X-User-Id": "subject", "X-Roles": "realm_access.roles"}``. A client's own field of
+        such a name is removed in any spelling.
     :param forward_authorization: Whether to forward the client's ``Authorization``. Default: only
         when *identity* sends no verified claims instead.
     :param connect_timeout: The time limit for connecting, in seconds.

@@ -21,11 +21,11 @@ import requests
 from wsgigate.client.http11 import Fields
 from wsgigate.discovery import Instance
 from wsgigate.http.bodies import client_body
+from wsgigate.http.caller import verified_caller
 from wsgigate.http.fields import (
     HOP_BY_HOP,
     FieldRules,
     connection_tokens,
-    is_field_value,
     is_token,
     without_cookies,
 )
@@ -40,15 +40,14 @@ from wsgigate.http.target import (
     leaves,
 )
 from wsgigate.http.wsgi import (
-    CLAIMS,
     CLIENT_SOURCE,
-    IDENTITY,
     PEER_TRUSTED,
     REQUEST_ID,
     environ_key,
     peer_trusted,
 )
 from wsgigate.proxy.rewriting import DESTINATION_METHODS, instance_destination, mount_of
+from wsgigate.rules.claims import CallerValue
 
 __all__ = [
     "NEVER",
@@ -400,7 +399,7 @@ class RequestMaker:
         for name in identity:
             if not is_token(name) or name.lower() in HOP_BY_HOP | PROTECTED:
                 raise ValueError(f"{name!r} cannot be an identity field; use one such as X-User-Id")
-        self._identity = tuple(identity.items())
+        self._identity = tuple((name, _caller_value(name, text)) for name, text in identity.items())
         self._forward_authorization = forward_authorization
         self._forwarding = ForwardingFields(via, loop_field)
         self._copier = FieldCopier(identity)
@@ -460,20 +459,19 @@ class RequestMaker:
         return request
 
     def _add_identity(self, environ: WSGIEnvironment, fields: Fields) -> None:
-        identity = environ.get(IDENTITY)
-        claims: Mapping[str, object] | None = environ.get(CLAIMS)
-        if identity is not None and identity.scheme != "bearer":
-            claims = identity.claims  # such as the owner of an API key; no token is the caller's
-        sends_claims = bool(self._identity) and claims is not None
-        for name, claim in self._identity if claims is not None else ():
-            value = _claim_text((claims or {}).get(claim))
-            if value is None:
-                continue
-            if not is_field_value(value) or len(value) > 4096:
-                raise Refusal.of(403, "Forbidden.", f"the claim {claim} cannot be sent in a field")
-            fields[name] = value
+        caller = verified_caller(environ)
+        sends_identity = bool(self._identity) and caller is not None
+        if caller is not None:
+            for name, value in self._identity:
+                try:
+                    text = _identity_text(value.find(caller))
+                except ValueError as error:
+                    reason = f"the caller's {value.text} cannot be sent in a field: {error}"
+                    raise Refusal.of(403, "Forbidden.", reason) from None
+                if text is not None:
+                    fields[name] = text
         forward = self._forward_authorization
-        if (not sends_claims) if forward is None else forward:
+        if (not sends_identity) if forward is None else forward:
             return
         fields.pop("Authorization", None)
 
@@ -520,15 +518,42 @@ def _check_method(method: str) -> None:
         raise Refusal.of(405, "Method not allowed.")
 
 
-def _claim_text(value: object) -> str | None:
-    """Return a claim as one line of text; ``None`` for other types."""
+_LONGEST_IDENTITY = 4096
+"""Maximum length of an identity field in bytes: more is rejected by many servers."""
+
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]|^ | $")
+"""What ends a line, or is removed by a backend, which would read another name."""
+
+
+def _caller_value(name: str, text: str) -> CallerValue:
+    try:
+        return CallerValue(text)
+    except ValueError as error:
+        raise ValueError(f"the identity field {name}: {error}") from None
+
+
+def _identity_text(value: object) -> str | None:
+    """Return a value of the caller as the text of a field; ``None`` for other types.
+
+    It is UTF-8, one byte a character, as header fields are read. Items of a list are separated by
+    spaces, so a space within one is sent as ``%20``: a group named "a b" is not two groups.
+
+    :raises ValueError: The value cannot be sent in a field.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (str, int)):
-        return str(value)
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return " ".join(value)
-    return None
+        text = str(value)
+    elif isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        text = " ".join(item.replace("%", "%25").replace(" ", "%20") for item in value)
+    else:
+        return None
+    if _UNSAFE.search(text):
+        raise ValueError("it has control characters or spaces at its ends")
+    encoded = text.encode("utf-8")  # a lone surrogate is a ValueError, too
+    if len(encoded) > _LONGEST_IDENTITY:
+        raise ValueError(f"it has more than {_LONGEST_IDENTITY} bytes")
+    return encoded.decode("latin-1")
 
 
 def _prefix(value: str, setting: str) -> str:

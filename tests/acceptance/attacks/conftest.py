@@ -27,9 +27,14 @@ CONFIG = """
 [gateway]
 name = "test"
 threads = 8
-identity = {{ X-User-Id = "sub", X-Plan = "plan" }}
 via = "gate"
 {gateway}
+
+[gateway.identity]
+X-User-Id = "sub"
+X-Plan = "plan"
+Remote-User = "subject"
+X-Roles = "realm.roles"
 
 [[middleware]]
 use = "logger"

@@ -36,6 +36,40 @@ def test_an_underscore_bypasses_no_rule(field: str, gate: Any) -> None:
     gate.refused(gate.raw("/api/x", bearer(gate.token), field), 400)
 
 
+@pytest.mark.parametrize("path", ["/pub", "/api/x"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["Remote-User: evil", "REMOTE-USER: evil", "X-Roles: evil"],
+        ["remote-user: evil", "Connection: close, Remote-User, remote_user, X-Roles"],
+        ["Connection: remote-user", "remote-User: evil", "x-rOles: evil"],
+    ],
+)
+def test_an_identity_field_is_removed_with_and_without_a_caller(
+    path: str, fields: list[str], gate: Any
+) -> None:
+    """Also one for which the caller has no value: deleting must not depend on setting."""
+    sent = [bearer(gate.token), *fields] if path == "/api/x" else fields
+    request, _ = gate.passed(gate.raw(path, *sent))
+    assert b"evil" not in request.head
+    assert request.value("Remote-User") == ("7" if path == "/api/x" else None)
+    assert request.value("X-Roles") is None
+
+
+@pytest.mark.parametrize("path", ["/pub", "/api/x"])
+@pytest.mark.parametrize("name", ["Remote_User", "REMOTE_USER", "Remote_user", "X_Roles"])
+def test_an_identity_field_with_an_underscore_is_refused(path: str, name: str, gate: Any) -> None:
+    """A backend that reads CGI names would take it for the field."""
+    gate.refused(gate.raw(path, bearer(gate.token), f"{name}: evil"), 400)
+
+
+def test_an_identity_field_in_a_trailer_is_not_forwarded(gate: Any) -> None:
+    body = b"1\r\na\r\n0\r\nRemote-User: evil\r\nX-Roles: evil\r\n\r\n"
+    data = gate.raw("/pub", "Transfer-Encoding: chunked", "Trailer: Remote-User", method="POST")
+    request, _ = gate.passed(data + body)
+    assert b"evil" not in request.head + request.body
+
+
 def test_two_credentials_are_none(gate: Any) -> None:
     """D05"""
     gate.refused(gate.raw("/api/x", bearer(gate.token), bearer("evil")), 400, 401)
