@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.auth.jwks import KeySources
 from wsgigate.coordination.worker_reports import WorkerReports
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.watcher import Watcher
@@ -33,9 +34,10 @@ __all__ = ["Gateway"]
 class Gateway:
     """A WSGI application made of a stack of middlewares, with its background tasks.
 
-    The background tasks (service discovery, health checks, the registry's expiry, the worker's
-    reports) start once in every process that serves: the server's worker calls :meth:`start`, or
-    else the first request does. A process that was forked from one that serves starts its own.
+    The background tasks (service discovery, health checks, the registry's expiry, the keys of
+    issuers, the worker's reports) start once in every process that serves: the server's worker
+    calls :meth:`start`, or else the first request does. A process that was forked from one that
+    serves starts its own.
 
     :param app: The outermost app of the stack.
     :param name: The gateway's name.
@@ -45,6 +47,7 @@ class Gateway:
     :param health: The health checker, if there are health checks.
     :param registry: The service registry, if the gateway has one.
     :param watcher: The watcher of the services' sources, if there are any.
+    :param key_sources: The keys of the issuers of tokens, if there are any.
     :param reports: The reports of the workers, if the gateway has endpoints that read them.
     :param routes: The routes, for listing.
     :param self_check: What to do under a server that makes the gateway unsafe.
@@ -68,6 +71,7 @@ class Gateway:
         health: HealthChecker | None = None,
         registry: Registry | None = None,
         watcher: Watcher | None = None,
+        key_sources: KeySources | None = None,
         reports: WorkerReports | None = None,
         routes: Sequence[Route[WSGIApplication]] = (),
         self_check: Literal["refuse", "warn"] = "refuse",
@@ -84,6 +88,7 @@ class Gateway:
         self.health = health
         self.registry = registry
         self.watcher = watcher
+        self.key_sources = key_sources
         self.reports = reports
         self.routes = tuple(routes)
         self.self_check = self_check
@@ -114,6 +119,8 @@ class Gateway:
                 return
             try:
                 logs.set_up(self.log_level)
+                if self.key_sources is not None:
+                    self.key_sources.start()
                 if self.watcher is not None:
                     self.watcher.start()
                 if self.health is not None:
@@ -137,6 +144,8 @@ class Gateway:
             running, self._started = self._started, False
         if running and self.reports is not None:
             self.reports.stop()
+        if self.key_sources is not None:  # a token may have started it without start()
+            self.key_sources.stop()
         if running and self.health is not None:
             self.health.stop()
         if running and self.registry is not None:

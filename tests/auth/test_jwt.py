@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from wsgigate.auth.jwt import ALGORITHMS, CURVES, SECRET_BYTES, VerificationKeys, mint
+from wsgigate.auth.jwk import ALGORITHMS, CURVES, SECRET_BYTES, VerificationKeys
+from wsgigate.auth.jwt import mint
 
 SECRET = "0123456789abcdef" * 4
 

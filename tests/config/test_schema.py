@@ -19,7 +19,7 @@ from wsgigate.rules.arguments import types_of
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.toml"))
 
 NOT_IN_FILES = {"namespace", "app", "keys", "refuse", "clock", "now", "mint", "store"}
-NOT_IN_FILES |= {"exceptions", "sleep", "random", "sync_interval"}
+NOT_IN_FILES |= {"exceptions", "sleep", "random", "sync_interval", "key_sources"}
 ONLY_IN_FILES = {"secret_file", "public_key_file"}
 
 

@@ -8,7 +8,7 @@ import hmac
 import json
 from wsgiref.util import setup_testing_defaults
 
-from wsgigate.http.wsgi import CLAIMS, REASON
+from wsgigate.http.wsgi import CLAIMS, IDENTITY, REASON
 from wsgigate.middleware.authenticator import Authenticator
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -55,9 +55,9 @@ class Gate:
 
     def __init__(self, **options):
         self.seen = []
-        options.setdefault("algorithms", ["HS256"])
-        if not {"secret", "public_key"} & options.keys():
-            options["secret"] = SECRET
+        if not {"public_key", "jwks", "jwks_file", "issuers"} & options.keys():
+            options.setdefault("algorithms", ["HS256"])
+            options.setdefault("secret", SECRET)
         self.clock = options.setdefault("clock", Clock())
         self.stack = Authenticator(self.app, **options)
 
@@ -76,6 +76,7 @@ class Gate:
         fields = dict(answer[1])
         self.reason = environ.get(REASON)
         self.challenge = fields.get("WWW-Authenticate")
+        self.retry_after = fields.get("Retry-After")
         self.body = body
         ok = answer[0] == "200 OK"
         return int(answer[0][:3]), "" if ok or not body else json.loads(body)["detail"]
@@ -86,3 +87,7 @@ class Gate:
     @property
     def claims(self):
         return self.seen[-1][CLAIMS]
+
+    @property
+    def identity(self):
+        return self.seen[-1][IDENTITY]

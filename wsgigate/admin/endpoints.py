@@ -154,6 +154,7 @@ def routes(
     circuits: Callable[[], dict[str, Any]] | None = None,
     maintenance: Callable[[], Mapping[str, dict[str, Any]]] | None = None,
     workers: Callable[[], Mapping[str, Report]] | None = None,
+    issuers: Callable[[], Mapping[str, dict[str, Any]]] | None = None,
     started: Callable[[], float],
     now: Callable[[], float] = time.time,
     refuse: Refuse = answer_with,
@@ -169,12 +170,15 @@ def routes(
         gateway's status is ``maintenance`` while the scope ``gateway`` is out of service.
     :param workers: Returns the report of each worker: ``/services`` has their ``bulkheads`` and
         ``ejections``, summed and by worker.
+    :param issuers: Returns the status of the keys of each issuer of tokens, by its name.
     :param started: Returns when the gateway started, in Unix time.
     :param now: Returns the Unix time.
     :param refuse: Returns the app that responds with a problem.
     :raises ValueError: *prefix* is not a path.
     """
-    endpoints = _Endpoints(facts, health, store, circuits, maintenance, workers, started, now)
+    endpoints = _Endpoints(
+        facts, health, store, circuits, maintenance, workers, issuers, started, now
+    )
     table = [line._replace(answer=partial(line.answer, endpoints)) for line in _TABLE]
     return JsonApp(table, prefixes=(prefix,), refuse=refuse).routes()
 
@@ -187,6 +191,7 @@ class _Endpoints:
     circuits: Callable[[], dict[str, Any]] | None
     maintenance: Callable[[], Mapping[str, dict[str, Any]]] | None
     workers: Callable[[], Mapping[str, Report]] | None
+    issuers: Callable[[], Mapping[str, dict[str, Any]]] | None
     started: Callable[[], float]
     now: Callable[[], float]
 
@@ -216,6 +221,7 @@ class _Endpoints:
             },
             **({"circuitBreakers": self.circuits()} if self.circuits else {}),
             **({"discovery": found} if (found := self._found()) else {}),
+            **({"issuers": issuers} if (issuers := self._issuers()) else {}),
             **({"store": store} if store else {}),
             **({"maintenance": off} if self.maintenance else {}),
         }
@@ -227,6 +233,10 @@ class _Endpoints:
     def _found(self) -> dict[str, Any]:
         services = self.facts.services.items()
         return {name: facts.discovery() for name, facts in services if facts.discovery}
+
+    def _issuers(self) -> dict[str, dict[str, Any]]:
+        """Return the status of the keys of each issuer of tokens."""
+        return dict(self.issuers()) if self.issuers else {}
 
     def info(self, request: JsonRequest) -> object:
         facts = self.facts

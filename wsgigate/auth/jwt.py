@@ -1,10 +1,7 @@
-"""JSON Web Tokens (RFC 7519): strict parsing, signature verification, and claim rules.
+"""JSON Web Tokens (RFC 7519): strict parsing, and claim rules.
 
-Keys are validated when they are configured: a weak key, or one that does not fit its algorithm, is
-an error at startup. The configuration alone chooses keys and algorithms, never the token: that is
-what algorithm confusion attacks abuse. A token is parsed strictly before its signature is verified,
-so that malformed input never reaches a cryptographic library; its claims are checked afterwards.
-This is the only module that imports one.
+A token is parsed strictly before its signature is verified, so that malformed input never reaches a
+cryptographic library (:mod:`.jwk`); its claims are checked afterwards.
 """
 
 from __future__ import annotations
@@ -13,34 +10,32 @@ import math
 import re
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import (
-    load_pem_private_key,
-    load_pem_public_key,
-)
-from jwt.algorithms import Algorithm, get_default_algorithms
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from wsgigate.auth.claims import ClaimRequirements, RequiredClaims
+from wsgigate.auth.jwk import (
+    SECRET_BYTES,
+    KeyText,
+    check_strength,
+    checked_names,
+    fits,
+    kind_of,
+    secret_of,
+    text_of,
+)
 from wsgigate.http.bodies import InvalidJson, read_object, shown
 
 __all__ = [
-    "ALGORITHMS",
     "KINDS",
     "MAX_LENGTH",
-    "SECRET_BYTES",
     "ClaimRules",
     "Compact",
-    "KeyText",
     "TokenRejected",
-    "VerificationKeys",
     "mint",
     "read_compact",
 ]
@@ -123,6 +118,7 @@ class ClaimRules:
     :param audience: One or several names of this gateway: ``aud`` must contain one of them.
     :param leeway: Allowed clock difference in seconds.
     :param max_lifetime: Maximum time between ``iat`` and ``exp`` in seconds; None for no limit.
+    :param max_age: Maximum time since ``iat`` in seconds; None for no limit.
     :param typ: Required ``typ`` of the header, such as ``at+jwt``; None accepts any.
     :param required_claims: Paths of claims that a token must have, or a table of paths and values;
         see :class:`~wsgigate.auth.claims.ClaimRequirements`.
@@ -138,6 +134,7 @@ class ClaimRules:
         audience: str | Sequence[str] | None = None,
         leeway: float = 30.0,
         max_lifetime: float | None = None,
+        max_age: float | None = None,
         typ: str | None = None,
         required_claims: RequiredClaims = (),
         also_accept: Sequence[str] = (),
@@ -153,6 +150,9 @@ class ClaimRules:
         if max_lifetime is not None and not (_is_number(max_lifetime) and max_lifetime > 0):
             raise ValueError(f"max_lifetime: seconds, more than 0, not {max_lifetime!r}")
         self.max_lifetime = max_lifetime
+        if max_age is not None and not (_is_number(max_age) and max_age > 0):
+            raise ValueError(f"max_age: seconds, more than 0, not {max_age!r}")
+        self.max_age = max_age
         self.typ = None if typ is None else _media_type(_text("typ", typ))
         self.required_claims = ClaimRequirements(required_claims, "required_claims")
         if isinstance(also_accept, str) or not set(also_accept) <= set(KINDS):
@@ -189,6 +189,8 @@ class ClaimRules:
     def check(self, claims: Mapping[str, Any], now: float) -> float:
         """Return the time at which the verified *claims* expire, including the leeway.
 
+        With ``max_age`` that is the end of the maximum age, if it is earlier.
+
         :param now: Unix time in seconds.
         :raises TokenRejected: The claims do not satisfy the rules at *now*.
         """
@@ -208,6 +210,12 @@ class ClaimRules:
                 raise TokenRejected("no iat, which max_lifetime requires")
             if exp - iat > self.max_lifetime:
                 raise TokenRejected(f"valid for {exp - iat:.0f} s, longer than max_lifetime")
+        if self.max_age is not None:
+            if iat is None:
+                raise TokenRejected("no iat, which max_age requires")
+            until = min(until, iat + self.max_age + self.leeway)
+            if now >= until:
+                raise TokenRejected(f"issued {now - iat:.0f} s ago, longer than max_age")
         self._check_names(claims)
         for name, known in self._marks.items():
             mark = claims.get(name)
@@ -323,69 +331,6 @@ def _decoded(part: str) -> bytes:
     return data
 
 
-KeyText: TypeAlias = str | bytes
-
-SECRET_BYTES = {"HS256": 32, "HS384": 48, "HS512": 64}
-
-CURVES = {"ES256": "secp256r1", "ES256K": "secp256k1", "ES384": "secp384r1", "ES512": "secp521r1"}
-
-RSA = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
-
-ALGORITHMS = (*SECRET_BYTES, *sorted(RSA), *CURVES, "EdDSA")
-"""All supported algorithms."""
-
-_ROCA_PRIMES = tuple(n for n in range(3, 168) if all(n % d for d in range(2, n)))
-
-_ROCA_RESIDUES = {p: frozenset(pow(65537, k, p) for k in range(p)) for p in _ROCA_PRIMES}
-
-
-class VerificationKeys:
-    """Symmetric or asymmetric keys, each for the algorithms that it fits.
-
-    Several keys allow rotation: a signature by any of them is valid. The token never chooses the
-    key or the algorithm.
-
-    :param algorithms: Names of algorithms (RFC 7518 section 3.1), all symmetric or all asymmetric.
-    :param secret: For ``HS*``: the shared secret, at least as long as the hash.
-    :param public_key: For the others: PEM text, ``-----BEGIN PUBLIC KEY-----``.
-    :raises ValueError: A key is missing, weak, of the wrong type, or fits no algorithm. The message
-        never contains a key.
-    """
-
-    def __init__(
-        self,
-        algorithms: Sequence[str],
-        *,
-        secret: KeyText | Sequence[KeyText] | None = None,
-        public_key: KeyText | Sequence[KeyText] | None = None,
-    ) -> None:
-        names = _checked_names(algorithms)
-        symmetric = names[0] in SECRET_BYTES
-        wanted, given = ("secret", secret) if symmetric else ("public_key", public_key)
-        other, unwanted = ("public_key", public_key) if symmetric else ("secret", secret)
-        if unwanted is not None:
-            raise ValueError(f"{other}: not for {', '.join(names)}, which use {wanted}")
-        known = get_default_algorithms()
-        texts = _texts(wanted, given)
-        if symmetric:
-            pairs = [(name, _secret(name, text)) for name in names for text in texts]
-        else:
-            keys = [_public_key(text) for text in texts]
-            pairs = [(name, key) for name in names for key in keys if _fits(name, key)]
-            _check_all_used(names, keys, pairs)
-        self._keys: dict[str, tuple[Algorithm, list[Any]]] = {
-            name: (known[name], [key for wanted, key in pairs if wanted == name]) for name in names
-        }
-
-    def __contains__(self, algorithm: str) -> bool:
-        return algorithm in self._keys
-
-    def verify(self, algorithm: str, signed: bytes, signature: bytes) -> bool:
-        """Return whether *signature* over *signed* matches one of the keys for *algorithm*."""
-        rule, keys = self._keys[algorithm]
-        return any(rule.verify(signed, key, signature) for key in keys)
-
-
 def mint(
     key: KeyText,
     algorithm: str,
@@ -405,128 +350,19 @@ def mint(
     :param claims: Further claims; they replace those above.
     :raises ValueError: The key does not fit the algorithm, or *expires_in* is not positive.
     """
-    (name,) = _checked_names([algorithm])
+    (name,) = checked_names([algorithm])
     if not expires_in > 0:
         raise ValueError(f"expires_in: seconds, more than 0, not {expires_in!r}")
     issued = int(time.time() if now is None else now)
     payload = {"sub": subject, "iat": issued, "exp": issued + max(1, int(expires_in)), **claims}
     if name in SECRET_BYTES:
-        return jwt.encode(payload, _secret(name, key), name)
+        return jwt.encode(payload, secret_of(name, key), name)
     try:
-        private = load_pem_private_key(_bytes("key", key), password=None)
+        private = load_pem_private_key(text_of("key", key), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise ValueError("key: expected a private key without password as PEM text") from None
     public: Any = private.public_key()
-    _check_strength(public)
-    if not _fits(name, public):
-        raise ValueError(f"key: {_kind(public)} does not fit {name}")
+    check_strength(public)
+    if not fits(name, public):
+        raise ValueError(f"key: {kind_of(public)} does not fit {name}")
     return jwt.encode(payload, private, name)  # type: ignore[arg-type]
-
-
-def _checked_names(algorithms: object) -> list[str]:
-    if isinstance(algorithms, str) or not isinstance(algorithms, Iterable):
-        raise ValueError(f'algorithms: expected a list such as ["HS256"], not {algorithms!r}')
-    names = list(algorithms)
-    if not names:
-        raise ValueError('algorithms: at least one is required, such as ["RS256"]')
-    for name in names:
-        if isinstance(name, str) and name.lower() == "none":
-            raise ValueError('algorithms: "none" would accept every token')
-        if name not in ALGORITHMS:
-            raise ValueError(f"algorithms: {name!r} is not one of {', '.join(ALGORITHMS)}")
-    if len({name in SECRET_BYTES for name in names}) > 1:
-        raise ValueError(
-            "algorithms: HS* and others cannot be mixed: a public key could be used as a secret"
-        )
-    return names
-
-
-def _texts(setting: str, given: KeyText | Sequence[KeyText] | None) -> list[bytes]:
-    if given is None:
-        raise ValueError(f"{setting}: required for these algorithms")
-    if isinstance(given, Mapping) or not isinstance(given, Iterable):
-        raise ValueError(f"{setting}: expected a text or a list of texts")
-    texts = [given] if isinstance(given, (str, bytes)) else list(given)
-    if not texts:
-        raise ValueError(f"{setting}: required for these algorithms")
-    return [_bytes(setting, text) for text in texts]
-
-
-def _bytes(setting: str, text: object) -> bytes:
-    if not isinstance(text, (str, bytes)):
-        raise ValueError(f"{setting}: expected a text or bytes, not {type(text).__name__}")
-    try:
-        data = text.encode("utf-8") if isinstance(text, str) else text
-    except UnicodeEncodeError:
-        raise ValueError(f"{setting}: not a valid text") from None
-    if not data.strip():
-        raise ValueError(f"{setting}: empty")
-    return data
-
-
-def _secret(algorithm: str, text: KeyText) -> bytes:
-    data = _bytes("secret", text)
-    try:
-        get_default_algorithms()[algorithm].prepare_key(data)
-    except jwt.InvalidKeyError:
-        raise ValueError(
-            "secret: this is a key in another format (PEM, DER, SSH or JWK), "
-            "which may be public; HS* needs a secret"
-        ) from None
-    needed = SECRET_BYTES[algorithm]
-    if len(data) < needed:
-        raise ValueError(
-            f"secret: {len(data)} bytes; {algorithm} needs at least {needed} (RFC 7518 section 3.2)"
-        )
-    return data
-
-
-def _public_key(text: bytes) -> Any:
-    if b"PRIVATE KEY-----" in text:
-        raise ValueError("public_key: this is a private key; the gateway needs only the public key")
-    try:
-        key = load_pem_public_key(text)
-    except (ValueError, UnsupportedAlgorithm):
-        raise ValueError(
-            "public_key: expected a key as PEM text, which starts with -----BEGIN PUBLIC KEY-----"
-        ) from None
-    _check_strength(key)
-    return key
-
-
-def _check_strength(key: object) -> None:
-    if not isinstance(key, RSAPublicKey):
-        return
-    if key.key_size < 2048:
-        raise ValueError(f"public_key: RSA of {key.key_size} bits; at least 2048 are required")
-    modulus = key.public_numbers().n
-    if all(modulus % prime in found for prime, found in _ROCA_RESIDUES.items()):
-        raise ValueError("public_key: an RSA key that can be factored (ROCA, CVE-2017-15361)")
-
-
-def _fits(algorithm: str, key: object) -> bool:
-    if isinstance(key, RSAPublicKey):
-        return algorithm in RSA
-    if isinstance(key, EllipticCurvePublicKey):
-        return CURVES.get(algorithm) == key.curve.name
-    return algorithm == "EdDSA" and isinstance(key, (Ed25519PublicKey, Ed448PublicKey))
-
-
-def _kind(key: object) -> str:
-    if isinstance(key, RSAPublicKey):
-        return "an RSA key"
-    if isinstance(key, EllipticCurvePublicKey):
-        return f"a key on the curve {key.curve.name}"
-    return f"a key of the type {type(key).__name__.lstrip('_')}"
-
-
-def _check_all_used(
-    names: Sequence[str], keys: Sequence[object], pairs: Sequence[tuple[str, object]]
-) -> None:
-    for key in keys:
-        if not any(key is used for _, used in pairs):
-            raise ValueError(f"public_key: {_kind(key)} does not fit {', '.join(names)}")
-    for name in names:
-        if not any(name == used for used, _ in pairs):
-            need = f"a key on the curve {CURVES[name]}" if name in CURVES else "another type of key"
-            raise ValueError(f"public_key: none fits {name}, which needs {need}")

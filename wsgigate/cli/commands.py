@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from wsgigate.auth.jwt import SECRET_BYTES, mint
+from wsgigate.auth.jwk import SECRET_BYTES
+from wsgigate.auth.jwt import mint
 from wsgigate.cli.main import failed, server
 from wsgigate.config.build import BuiltGateway, assemble, check_file
 from wsgigate.config.build_routes import RouteEntry, leading_loggers
@@ -70,7 +71,7 @@ def check(arguments: argparse.Namespace) -> int:
     try:
         parsed = read_file(path)
         try:
-            built = check_file(parsed, path)
+            built = check_file(parsed, path, issuers=True, offline=arguments.offline)
         finally:
             for key, text in parsed.warnings:
                 print(f"{path}: warning: {key}: {text}", file=sys.stderr)
@@ -233,10 +234,9 @@ def _signing(arguments: argparse.Namespace) -> _Signing:
 
 def _of_file(config: Config, path: str) -> _Signing:
     entries = [entry for entry in config.middlewares() if entry.use == "authenticator"]
-    for options in (entry.options for entry in entries):
-        if options is None:
-            continue
-        algorithm = next((name for name in options["algorithms"] if name in SECRET_BYTES), None)
+    for options in _issuers(entries):
+        algorithms = options.get("algorithms", ())
+        algorithm = next((name for name in algorithms if name in SECRET_BYTES), None)
         if algorithm is None:
             continue
         claims = {"iss": options.get("issuer"), "aud": _first(options.get("audience"))}
@@ -248,6 +248,13 @@ def _of_file(config: Config, path: str) -> _Signing:
             claims |= {name: _first(value) for name, value in required.items()}
         return _Signing(algorithm, _secret(options, path), claims)
     raise ValueError(f"{path} has no authenticator with a secret (HS256, HS384 or HS512)")
+
+
+def _issuers(entries: Sequence[Middleware]) -> Iterator[Arguments]:
+    """Yield the options of each issuer of tokens."""
+    for options in (entry.options for entry in entries):
+        if options is not None:
+            yield from options.get("issuers") or (options,)
 
 
 def _secret(options: Arguments, path: str) -> str:

@@ -202,7 +202,7 @@ CHECK = """\
 Check the file: build the gateway without starting it, and check that its store can be used here.
 Every error is reported with its key; the exit code is 0 without errors, else 2. A store that is
 unavailable at the moment is a warning, as the gateway starts without it; a wrong password is an
-error."""
+error. An issuer of tokens whose keys cannot be fetched is a warning, too."""
 
 ROUTES = "List the routes: what they match, their middlewares, and their services."
 
@@ -350,6 +350,11 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", "commands:check", CHECK)
     _file(check)
     _server(check)
+    check.add_argument(
+        "--offline",
+        action="store_true",
+        help="send nothing to other machines: no keys are fetched, no networked store is asked",
+    )
     _file(command("routes", "commands:routes", ROUTES))
 
     explain = command("explain", "commands:explain", EXPLAIN)

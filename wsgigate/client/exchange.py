@@ -289,15 +289,19 @@ class HttpClient:
 
     :param url: ``http://HOST[:PORT]`` or ``https://HOST[:PORT]``; a path precedes all targets.
     :param tls: Returns the TLS context of a connection; called for ``https`` only.
+    :param check: Called with each address and port before connecting; raises ValueError to reject.
     """
 
-    def __init__(self, url: str, tls: Callable[[], ssl.SSLContext]) -> None:
+    def __init__(
+        self, url: str, tls: Callable[[], ssl.SSLContext], *, check: Check | None = None
+    ) -> None:
         parts = urlsplit(url)
         self._prefix = parts.path.rstrip("/")
         self._authority = parts.netloc.rpartition("@")[2]
         self._host = parts.hostname or ""
         self._tls = tls if parts.scheme == "https" else None
         self._port = parts.port or (80 if self._tls is None else 443)
+        self._check = check
 
     def send(
         self,
@@ -318,7 +322,7 @@ class HttpClient:
         :raises ValueError: The target or a field is malformed.
         :raises Stopped: *stopping* was set.
         """
-        exchange = Exchange(method, real() + timeout)
+        exchange = Exchange(method, real() + timeout, check=self._check)
         try:
             run(self._begin(exchange, method, target, fields, body), stopping)
         except BaseException:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -170,12 +171,14 @@ class BuiltGateway(NamedTuple):
     """A gateway, with the parts it was built from.
 
     :ivar own: The routes of its own endpoints; in the dispatcher they precede the entries.
+    :ivar key_paths: The key path of the middleware that needs an issuer's keys, by issuer.
     """
 
     gateway: Gateway
     dispatcher: Dispatcher
     own: tuple[Route[WSGIApplication], ...]
     entries: tuple[RouteEntry, ...]
+    key_paths: Mapping[str, str] = MappingProxyType({})
 
 
 def build(config: Config, *, path: str = "", started: float | None = None) -> Gateway:
@@ -227,17 +230,28 @@ def check(config: Config, *, path: str = "") -> None:
     check_file(ParsedFile(config, Errors(), []), path)
 
 
-def check_file(parsed: ParsedFile, path: str) -> BuiltGateway:
+def check_file(
+    parsed: ParsedFile, path: str, *, issuers: bool = False, offline: bool = False
+) -> BuiltGateway:
     """Build *parsed*, and check that its store and certificate can be used.
 
     A store that is unavailable at the moment is a warning: a running gateway continues without it,
-    so one that starts during the outage must start too.
+    so one that starts during the outage must start too. So is an issuer of tokens whose keys cannot
+    be fetched.
 
+    :param issuers: Whether to fetch the keys of issuers, which takes up to some seconds each.
+    :param offline: Whether to send nothing to any other machine.
     :raises ConfigError: The file, the store or the certificate is invalid.
     """
     built = assemble(parsed.config, path=path, errors=parsed.errors)
+    networked = parsed.config.store.url.partition(":")[0] in NETWORKED
+    sources = built.gateway.key_sources
+    if issuers and not offline and sources is not None:
+        for issuer, why in sources.probe().items():
+            text = f"the keys of {issuer} cannot be fetched: {why}; {_UNTIL_FETCHED}"
+            parsed.warnings.append((built.key_paths.get(issuer, ""), text))
     try:
-        trouble = outage_of(built.gateway.store)
+        trouble = "" if offline and networked else outage_of(built.gateway.store)
     except MisconfiguredStore as error:
         parsed.errors.add("store.url", str(error))
     else:
@@ -273,6 +287,11 @@ def _check_api_keys(parsed: ParsedFile, path: str) -> None:
         parsed.errors.add(key, f"{file}: {error}")
     else:
         parsed.warnings.extend((key, f"{file}: {error}; this key is refused") for error in errors)
+
+
+_UNTIL_FETCHED = (
+    "the gateway starts without them, and answers their tokens with 503 until it has them"
+)
 
 
 def outage_of(store: Store) -> str:
@@ -366,6 +385,7 @@ class _GatewayBuilder:
             health=health,
             registry=self._registry,
             watcher=services.watcher(),
+            key_sources=self._stack.key_sources,
             reports=workers if self._config.admin is not None or maintained else None,
             routes=dispatcher.routes,
             self_check=gateway.self_check,
@@ -386,7 +406,9 @@ class _GatewayBuilder:
                 self._log_leader.stop,
             ],
         )
-        return BuiltGateway(made, dispatcher, tuple(own), tuple(routes.entries))
+        return BuiltGateway(
+            made, dispatcher, tuple(own), tuple(routes.entries), self._stack.key_paths
+        )
 
     def _own_routes(
         self,
@@ -449,6 +471,7 @@ class _GatewayBuilder:
                 if config.maintenance is None
                 else lambda: notices_document(switch.known()),
                 workers=workers.all,
+                issuers=self._stack.key_sources.status,
                 started=lambda: self._started,
             ),
         )

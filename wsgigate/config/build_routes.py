@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.auth.jwks import KeySources
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import VERIFIERS, App, BuildContext, Middleware, wrap
@@ -81,6 +82,10 @@ class MiddlewareStack:
         self.api_keys = made or ApiKeys(store)
         """Shared by all middlewares that accept API keys."""
         self.closing.append(self.api_keys.close)
+        self.key_sources = KeySources(store)
+        """Shared by all authenticators, so that the keys of an issuer are fetched once."""
+        self.key_paths: dict[str, str] = {}
+        """The first key path that needs the keys of an issuer, by its name."""
         self._store = store
         self._folder = folder
         self._faults = config.gateway.fault_injection
@@ -117,12 +122,15 @@ class MiddlewareStack:
                 self._folder,
                 self.deny_list,
                 self.api_keys,
+                self.key_sources,
                 self._faults,
             )
             made = self._errors.catch(where, partial(wrap, app, entry, context), keys=entry.keys)
             if made is None:
                 continue
             app = made
+            for issuer in self.key_sources.status():
+                self.key_paths.setdefault(issuer, where)
             close = getattr(app, "close", None)
             if callable(close):
                 self.closing.append(close)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 from wsgiref.types import WSGIApplication
 
 from wsgigate.auth.authorization import AuthorizationRule
+from wsgigate.auth.jwks import KeySources
 from wsgigate.config.errors import MISSING, Errors, at, shown
 from wsgigate.config.tables import (
     Arguments,
@@ -112,6 +113,7 @@ class BuildContext(NamedTuple):
     :ivar folder: The folder that relative file names refer to.
     :ivar deny_list: The list of denied tokens.
     :ivar keys: The API keys.
+    :ivar key_sources: The keys of the issuers of tokens, which all authenticators share.
     :ivar faults: Whether faults may be injected.
     """
 
@@ -120,6 +122,7 @@ class BuildContext(NamedTuple):
     folder: Path
     deny_list: DenyList
     keys: ApiKeys
+    key_sources: KeySources
     faults: bool = False
 
 
@@ -212,7 +215,7 @@ def _plain(value: Any) -> Any:
 
 Options: TypeAlias = dict[str, Any]
 
-_PROVIDED = frozenset({"keys", "name", "store"})
+_PROVIDED = frozenset({"key_sources", "keys", "name", "store"})
 """Arguments that the gateway provides; an option of the file comes first."""
 
 _NOT_IN_FILES = frozenset({"keys", "store", "namespace", "sync_interval"})
@@ -383,6 +386,32 @@ _RULE = ArgumentTable(
     },
 )
 
+_KEY_FILES = {
+    "secret_file": TableKey(Text(), "A file that contains the secret.", None),
+    "public_key_file": TableKey(
+        UnionOf(is_list, ListOf(Text(), least=1), Text("text or a list of texts")),
+        "Files that contain public keys or certificates (PEM).",
+        None,
+    ),
+}
+
+_JWKS = (
+    'The URL of the issuer\'s keys (JWK set), "https://...", or a JWK or JWK set as JSON text. '
+    "Plain http is allowed for this machine only."
+)
+
+_REQUIRED_CLAIMS = (
+    "Claims that a token must have: a list of paths, or a table of paths and values, "
+    '{ token_type = "access", "realm_access.roles" = "clerk" }: the claim must equal the value, or '
+    "one of a list of values; a claim that is a list must contain one of them."
+)
+
+_ISSUER = ArgumentTable(
+    "wsgigate.auth.issuers:TokenIssuer",
+    name="Issuer",
+    keys={**_KEY_FILES, "jwks": _JWKS, "required_claims": _REQUIRED_CLAIMS},
+)
+
 
 def _with_contents(options: Options, context: BuildContext) -> Options:
     """Return the options of an authenticator with its keys read and the gateway's deny list."""
@@ -390,6 +419,24 @@ def _with_contents(options: Options, context: BuildContext) -> Options:
         options["deny_list"] = context.deny_list
     elif "on_store_error" in options:
         raise ValueError("on_store_error: requires deny_list = true")
+    with_files = _with_files(options, context)
+    issuers = with_files.get("issuers")
+    if issuers is None:
+        return with_files
+    made = []
+    for number, each in enumerate(issuers):
+        try:
+            made.append(_ISSUER.arguments(_with_files(dict(each), context)))
+        except ValueError as error:
+            raise ValueError(f"issuers[{number}].{error}") from None
+    return {**with_files, "issuers": made}
+
+
+def _with_files(options: Options, context: BuildContext) -> Options:
+    """Return the options of an issuer with its keys read; names of files are relative no more."""
+    for kind in ("jwks_file", "ca"):
+        if kind in options:
+            options[kind] = str(context.folder / options[kind])
     for kind in ("secret", "public_key"):
         files = options.pop(f"{kind}_file", ())
         if files and kind in options:
@@ -434,17 +481,17 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
     "authenticator": KnownMiddleware(
         "wsgigate.middleware.authenticator:Authenticator",
         keys={
-            "secret_file": TableKey(Text(), "A file that contains the secret.", None),
-            "public_key_file": TableKey(
-                UnionOf(is_list, ListOf(Text(), least=1), Text("text or a list of texts")),
-                "Files that contain public keys.",
+            **_KEY_FILES,
+            "issuers": TableKey(
+                ListOf(_ISSUER, least=1),
+                "Several issuers, each with its own keys, algorithms, audience and claim rules, "
+                "instead of these keys. The token's iss selects the issuer, by whose rules alone "
+                "the token is then verified.",
                 None,
             ),
             "exempt": _selection(_EXEMPT, "Requests that pass unverified, without claims."),
-            "required_claims": "Claims that a token must have: a list of paths, or a table of "
-            'paths and values, { token_type = "access", "realm_access.roles" = "clerk" }: the '
-            "claim must equal the value, or one of a list of values; a claim that is a list must "
-            "contain one of them.",
+            "required_claims": _REQUIRED_CLAIMS,
+            "jwks": _JWKS,
             "deny_list": TableKey(
                 Boolean(),
                 "Check tokens against the deny list, which is in the gateway's store, so that "

@@ -5,12 +5,15 @@ The middleware verifies the token and puts its claims into ``environ`` for the a
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from math import ceil
+from typing import Annotated, Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.challenge import (
@@ -21,47 +24,59 @@ from wsgigate.auth.challenge import (
 )
 from wsgigate.auth.claims import RequiredClaims
 from wsgigate.auth.identity import Identity
+from wsgigate.auth.issuers import (
+    Issuers,
+    SecretText,
+    TokenIssuer,
+    issuers_of,
+)
+from wsgigate.auth.jwk import ALGORITHMS, KeySet, KeyText
+from wsgigate.auth.jwks import KeySource, KeySources, KeysUnavailable
 from wsgigate.auth.jwt import (
-    ALGORITHMS,
     KINDS,
     MAX_LENGTH,
-    ClaimRules,
-    KeyText,
     TokenRejected,
-    VerificationKeys,
     read_compact,
 )
 from wsgigate.coordination.denylist import GRACE, DenyList, TokenIdentity, identity
-from wsgigate.http.bodies import InvalidJson, read_object, shown
+from wsgigate.http.bodies import InvalidJson, shown
 from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.wsgi import CLAIMS, IDENTITY, is_preflight
-from wsgigate.rules.arguments import OneOf, Range, Seconds, Trait, checked
+from wsgigate.rules.arguments import OneOf, Range, Seconds, checked
 from wsgigate.runtime.clocks import wall
 from wsgigate.runtime.logs import ThrottledLog
-from wsgigate.store import StoreError
+from wsgigate.store import Store, StoreError
 
 __all__ = ["Authenticator"]
 
 # One value of another scheme. A comma may be where the server joined two header fields.
 _OTHER_SCHEME = re.compile(r"(?!bearer)[!#$%&'*+.^_`|~0-9a-z-]+(?: [^,]*)?", re.IGNORECASE)
+_UNKNOWN = "Tokens cannot be checked at the moment."
 _log = logging.getLogger("wsgigate.authenticator")
 
 
-SecretText: TypeAlias = Annotated[KeyText, Trait.SECRET]
-
-
 class Verified(NamedTuple):
-    """A token with a valid signature."""
+    """A token with a valid signature.
+
+    :ivar text: The payload if the claims hold lists or objects, which are parsed for each request;
+        else empty.
+    :ivar until: Unix time at which it expires.
+    :ivar missing: The required scopes that it does not grant.
+    :ivar identity: The verified caller.
+    :ivar entries: The names by which it can be denied.
+    :ivar source: The keys of its issuer.
+    :ivar keys: Those that verified it: it is verified again once *source* has others.
+    """
 
     claims: dict[str, Any]
-    text: (
-        str  # the payload if claims hold lists or objects, which are parsed per request; else empty
-    )
+    text: str
     until: float
     missing: frozenset[str]
-    identity: TokenIdentity
-    caller: Identity
+    identity: Identity
+    entries: TokenIdentity
+    source: KeySource
+    keys: KeySet
 
 
 @checked
@@ -71,19 +86,38 @@ class Authenticator:
     The caller is in ``environ["wsgigate.identity"]``, the claims in ``environ["wsgigate.claims"]``.
 
     The token is read from the ``Authorization: Bearer`` field only. It must be signed by one of the
-    given keys with one of the given algorithms, and have an expiry (``exp``). Every invalid token
-    gets the same response; the cause is in ``environ["wsgigate.reason"]``, for the log.
+    issuer's keys with one of the given algorithms, and have an expiry (``exp``). Every invalid
+    token gets the same response; the cause is in ``environ["wsgigate.reason"]``, for the log.
 
-    A verified token is cached by its hash until it expires. Each request gets a copy of the claims,
-    which it may change.
+    The keys are *secret*, *public_key*, *jwks* or *jwks_file*. Without any of them, they are those
+    that the discovery document of *issuer* names (OpenID Connect Discovery, RFC 8414). Keys are
+    fetched in the background, by one worker for all that share the store, and the last good ones
+    are used for 24 hours. A token whose key is not known gets a 401 if the issuer has listed its
+    keys within *jwks_cooldown*; if its keys cannot be fetched, 503 with ``Retry-After``.
+
+    A verified token is cached by its hash until it expires or the keys of its issuer change. Each
+    request gets a copy of the claims, which it may change.
 
     :param app: The WSGI application to protect.
     :param algorithms: Signature algorithms, such as ``["RS256"]``; symmetric and asymmetric
-        algorithms cannot be mixed.
+        algorithms cannot be mixed. Default with *jwks*, *jwks_file* or discovery: every asymmetric
+        algorithm that a key is for.
     :param secret: The secret of HS256, HS384 and HS512 tokens, or several during rotation.
     :param public_key: The public key that verifies RS, PS, ES and EdDSA tokens, as PEM text, or
-        several during rotation.
-    :param issuer: Expected issuer (``"iss"``); the comparison is exact.
+        several during rotation. A certificate is accepted; only its key is used.
+    :param jwks: The URL of the issuer's keys (JWK set), ``"https://..."``, or a JWK or JWK set as
+        text. Plain ``http`` is allowed for this machine only.
+    :param jwks_file: A file that contains a JWK or a JWK set; it is read again when it changes.
+    :param ca: A file of trusted certificate authorities, for fetching keys. Default: those of the
+        package ``certifi``.
+    :param jwks_refresh: Time until keys are fetched again, in seconds; sooner if the issuer's
+        ``Cache-Control`` says so, at most once a minute.
+    :param jwks_cooldown: Minimum time between two attempts to fetch keys, in seconds.
+    :param issuers: Several issuers, each a table of its own *issuer*, keys, *algorithms*,
+        *audience*, and claim rules, instead of these options. The token's ``iss`` selects the
+        issuer, by whose options alone the token is then verified.
+    :param issuer: Expected issuer (``"iss"``); the comparison is exact. Without other keys, an
+        ``https://`` URL whose discovery document names the URL of the keys.
     :param audience: Expected audience (``"aud"``): one or several names of this gateway, of which
         the token must contain one. Without it, a token that has an audience is rejected.
     :param required: Whether a request without a token is rejected. An invalid token always is.
@@ -96,6 +130,7 @@ class Authenticator:
     :param leeway: Allowed clock skew: the difference to the issuer's clock, in seconds.
     :param max_lifetime: Maximum lifetime of a token, ``iat`` to ``exp``, in seconds. Default: no
         limit.
+    :param max_age: Maximum time since a token was issued (``iat``), in seconds. Default: no limit.
     :param typ: Required type in the token's header (``"typ"``), such as ``"at+jwt"`` for the access
         tokens of RFC 9068.
     :param required_claims: Paths of claims that a token must have, or a table of paths and values,
@@ -116,6 +151,9 @@ class Authenticator:
         for cached tokens too.
     :param on_store_error: What to do when the store of the deny list fails: ``"refuse"`` every
         token with 503, or ``"allow"`` those that are valid otherwise; counted in ``store_errors``.
+    :param store: The store through which the workers share fetched keys: a store, or the URL of
+        one. Default: the private folder of the user that runs this program.
+    :param key_sources: The key sources that several authenticators share. Default: its own.
     :param clock: Returns the Unix time in seconds.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
     :raises ValueError: An argument is invalid, or a key is missing, weak or of the wrong type; the
@@ -126,9 +164,15 @@ class Authenticator:
         self,
         app: WSGIApplication,
         *,
-        algorithms: Annotated[Sequence[Annotated[str, OneOf(ALGORITHMS)]], Range(1)],
+        algorithms: Annotated[Sequence[Annotated[str, OneOf(ALGORITHMS)]], Range(1)] | None = None,
         secret: SecretText | Annotated[Sequence[SecretText], Range(1)] | None = None,
         public_key: KeyText | Annotated[Sequence[KeyText], Range(1)] | None = None,
+        jwks: str | Mapping[str, Any] | None = None,
+        jwks_file: str | None = None,
+        ca: str | None = None,
+        jwks_refresh: Seconds = 600.0,
+        jwks_cooldown: Seconds = 30.0,
+        issuers: Sequence[TokenIssuer | Mapping[str, Any]] | None = None,
         issuer: str | None = None,
         audience: str | Annotated[Sequence[str], Range(1)] | None = None,
         required: bool = True,
@@ -138,6 +182,7 @@ class Authenticator:
         invalid_token_status: Annotated[int, Range(401, 403)] = 401,
         leeway: Annotated[Seconds, Range(0)] = 30.0,
         max_lifetime: Seconds | None = None,
+        max_age: Seconds | None = None,
         typ: str | None = None,
         required_claims: RequiredClaims = (),
         also_accept: Sequence[Annotated[str, OneOf(KINDS)]] = (),
@@ -146,6 +191,8 @@ class Authenticator:
         cache_size: Annotated[int, Range(0)] = 10_000,
         deny_list: DenyList | None = None,
         on_store_error: Annotated[str, OneOf(("refuse", "allow"))] = "refuse",
+        store: Store | str | None = None,
+        key_sources: KeySources | None = None,
         clock: Callable[[], float] = wall,
         refuse: Refuse = answer_with,
     ) -> None:
@@ -162,17 +209,32 @@ class Authenticator:
         self.app = app
         self._exempt = exempt_of(exempt)
         self._passes_preflights = required and not preflights
-        self._keys = VerificationKeys(algorithms, secret=secret, public_key=public_key)
-        self._rules = ClaimRules(
-            issuer=issuer,
-            audience=audience,
-            leeway=leeway,
-            max_lifetime=max_lifetime,
-            typ=typ,
-            required_claims=required_claims,
-            also_accept=also_accept,
-        )
-        if deny_list is not None and self._rules.leeway > GRACE:
+        self._own_sources = KeySources(store, app) if key_sources is None else None
+        make = partial(TokenIssuer, key_sources=key_sources or self._own_sources)
+        options: dict[str, Any] = {
+            "issuer": issuer,
+            "algorithms": algorithms,
+            "secret": secret,
+            "public_key": public_key,
+            "jwks": jwks,
+            "jwks_file": jwks_file,
+            "ca": ca,
+            "jwks_refresh": jwks_refresh,
+            "jwks_cooldown": jwks_cooldown,
+            "audience": audience,
+            "leeway": leeway,
+            "max_lifetime": max_lifetime,
+            "max_age": max_age,
+            "typ": typ,
+            "required_claims": required_claims,
+            "also_accept": also_accept,
+        }
+        if issuers is None:
+            self._issuers = Issuers([make(**options)])
+        else:
+            _check_alone(options)
+            self._issuers = issuers_of(issuers, make)
+        if deny_list is not None and self._issuers.leeway > GRACE:
             raise ValueError(f"leeway: at most {GRACE:g} s with a deny_list, not {leeway!r}")
         self._deny_list = deny_list
         self._allows_on_error = on_store_error == "allow"
@@ -198,12 +260,11 @@ class Authenticator:
         check_resource_metadata(resource_metadata)
         missing = answer(401, "Access token required!")
         self._missing = missing
+        self._refuse = refuse
         self._without_token = self._no_token if required else app
         self._invalid = answer(invalid_token_status, "Invalid or expired token!", "invalid_token")
         self._insufficient = answer(403, "Insufficient scope.", "insufficient_scope", self._scopes)
-        unknown = Problem(
-            503, "Tokens cannot be checked at the moment.", headers=(("Retry-After", "5"),)
-        )
+        unknown = Problem(503, _UNKNOWN, headers=(("Retry-After", "5"),))
         self._unknown = unknown if deny_list is None else refuse(unknown)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -221,10 +282,15 @@ class Authenticator:
         except (InvalidJson, TokenRejected) as error:
             refused(environ, "Authenticator", f"bad token: {error}")
             return self._invalid(environ, start_response)
+        except KeysUnavailable as error:
+            refused(environ, "Authenticator", str(error))
+            again = (("Retry-After", str(max(1, ceil(error.again_in)))),)
+            problem = Problem(503, _UNKNOWN, headers=again)
+            return self._refuse(problem)(environ, start_response)
         if verified is None:
             return self._without_token(environ, start_response)
         if self._deny_list is not None:
-            refusal = self._refusal(self._deny_list, verified.identity, environ)
+            refusal = self._refusal(self._deny_list, verified.entries, environ)
             if refusal is not None:
                 return refusal(environ, start_response)
         if verified.missing:
@@ -235,9 +301,14 @@ class Authenticator:
             )
             return self._insufficient(environ, start_response)
         text = verified.text
+        environ[IDENTITY] = verified.identity
         environ[CLAIMS] = json.loads(text) if text else verified.claims.copy()
-        environ[IDENTITY] = verified.caller
         return self.app(environ, start_response)
+
+    def close(self) -> None:
+        """Stop fetching keys, unless *key_sources* was given."""
+        if self._own_sources is not None:
+            self._own_sources.close()
 
     @property
     def store_errors(self) -> int:
@@ -281,7 +352,7 @@ class Authenticator:
         # The hash covers the whole token and nothing else: two tokens never share an entry.
         name = sha256(token.encode("utf-8", "replace")).digest()
         verified = self._cache.get(name)
-        if verified is None:
+        if verified is None or verified.keys is not verified.source.current:
             verified = self._verify(token, now)
             self._cache.put(name, verified)
         elif now >= verified.until:
@@ -292,19 +363,20 @@ class Authenticator:
         if "," in token:
             raise TokenRejected("more than one Authorization field")
         compact = read_compact(token)
-        algorithm = compact.header.get("alg")
-        if not isinstance(algorithm, str) or algorithm not in self._keys:
-            raise TokenRejected(f"alg is {shown(algorithm)}")
-        self._rules.check_header(compact.header)
-        if not self._keys.verify(algorithm, compact.signed, compact.signature):
-            raise TokenRejected("the signature does not match any key")
-        claims = read_object(compact.payload, "payload")
-        until = self._rules.check(claims, now)
+        found = self._issuers.check(compact, now)
+        claims = found.claims
         flat = not any(isinstance(claim, (dict, list)) for claim in claims.values())
-        text = "" if flat else compact.payload.decode("utf-8")
         caller = Identity.from_claims(claims)
-        missing = self._scopes - caller.scopes
-        return Verified(claims, text, until, missing, identity(compact.signed, claims), caller)
+        return Verified(
+            claims,
+            "" if flat else compact.payload.decode("utf-8"),
+            found.until,
+            self._scopes - caller.scopes,
+            caller,
+            identity(compact.signed, claims),
+            found.source,
+            found.keys,
+        )
 
 
 class TokenCache:
@@ -337,3 +409,14 @@ class TokenCache:
             self._old, self._young = self._young, {}
         if self._half:
             self._young[name] = verified
+
+
+_DEFAULTS = {
+    name: parameter.default for name, parameter in inspect.signature(TokenIssuer).parameters.items()
+}
+
+
+def _check_alone(options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if value != _DEFAULTS[name]:
+            raise ValueError(f"{name}: with issuers, give it in each of them")

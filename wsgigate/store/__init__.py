@@ -55,8 +55,8 @@ COUNTERS = ("limit/", "concurrency/")
 """Prefixes of the keys of counters, in the order of their eviction."""
 
 VITAL = (
-    *("api-keys/", "circuit/", "deny/", "health/", "instances/", "log/", "maintenance/"),
-    *("registration/", "registry/", "service-circuit/"),
+    *("api-keys/", "circuit/", "deny/", "health/", "instances/", "jwks/", "log/"),
+    *("maintenance/", "registration/", "registry/", "service-circuit/"),
 )
 """Prefixes of the keys with reserved room."""
 
