@@ -63,7 +63,8 @@ from wsgigate.auth.throttle import Guesses, GuessRules
 from wsgigate.http.wsgi import client_address
 from wsgigate.rules.arguments import Pattern, checked
 from wsgigate.runtime.clocks import steady, wall
-from wsgigate.runtime.logs import FailureLog, RepeatLog, one_line
+from wsgigate.runtime.files import ReloadedFile, UnreadableFile
+from wsgigate.runtime.logs import RepeatLog, one_line
 from wsgigate.runtime.threads import BackgroundQueue
 from wsgigate.store import Change, Store, StoreError, update
 from wsgigate.store.open import Namespaced, OpenedStore
@@ -90,8 +91,6 @@ RECHECK = 30.0
 
 USED_EVERY = 60.0
 """Seconds between two records of the use of a key by one worker."""
-
-LARGEST_FILE = 16 * 1024 * 1024
 
 UNKNOWN = GuessRules(most=60, window=60.0)
 """How many different unknown keys an address may send before they are looked up no more."""
@@ -265,82 +264,50 @@ def read_file(path: str, data: bytes) -> tuple[list[KeyRecord], list[str]]:
     return list(records.values()), errors
 
 
+class _Listed(NamedTuple):
+    records: Mapping[str, KeyRecord]
+    digests: Mapping[str, KeyRecord]
+
+
 class _FileRecords:
-    """Records in a file, which is read again when it has changed.
+    """Records in a file, by id and by digest; one that cannot be parsed changes nothing."""
 
-    An invalid entry refuses its own key, and is logged; the others are in force. A file that cannot
-    be read or parsed leaves the records that were read last in force: a deployment that writes the
-    file in place must not lock everybody out for a moment.
-    """
-
-    def __init__(self, path: str, clock: Callable[[], float]) -> None:
+    def __init__(self, path: str, clock: Callable[[], float], now: Callable[[], float]) -> None:
         if not path.endswith((".json", ".toml")):
             raise ValueError(f"file: expected the name of a .json or .toml file, not {path!r}")
         self._path = path
-        self._version: object = None
-        self._failure: tuple[object, str] | None = None
-        self._records: Mapping[str, KeyRecord] | None = None
-        self._digests: Mapping[str, KeyRecord] = {}
-        self._trouble = FailureLog(
-            _log, "The file of API keys %s can be read again, after %.0f s", path, clock=clock
+        self._file = ReloadedFile(
+            path,
+            self._parsed,
+            what="the file of API keys",
+            logger=_log,
+            absent=_Listed({}, {}),  # the command that creates the first key makes it
+            clock=clock,
+            now=now,
         )
+
+    def _parsed(self, data: bytes) -> tuple[_Listed, list[str]]:
+        records, errors = read_file(self._path, data)
+        digests = {secret.sha256: record for record in records for secret in record.secrets}
+        return _Listed({record.id: record for record in records}, digests), errors
 
     def version(self) -> object:
         try:
-            seen = self._signature(os.stat(self._path))
-        except FileNotFoundError:
-            seen = None
-        except OSError as error:
-            return self._failed(error.strerror or str(error))
-        if seen == self._version and self._records is not None:
-            return seen
-        if seen is None:
-            if self._records is None:  # the command that creates the first key makes the file
-                self._take(None, [])
-                return None
-            return self._failed("it was removed")
-        failure = self._failure
-        if failure is not None and failure[0] == seen:
-            return self._failed(failure[1])  # without reading the same content again
-        return self._load(seen)
-
-    def _load(self, seen: object) -> object:
-        try:
-            seen, data = self._content()
-            records, errors = read_file(self._path, data)
-        except OSError as error:
-            return self._failed(error.strerror or str(error))
-        except ValueError as error:
-            self._failure = seen, str(error)
-            return self._failed(str(error))
-        self._failure = None
-        self._trouble.ended()
-        for why in errors[:20]:
-            _log.error("The file of API keys %s: %s; this key is refused", self._path, why)
-        self._take(seen, records)
-        return seen
-
-    def _take(self, version: object, records: Collection[KeyRecord]) -> None:
-        self._digests = {each.sha256: record for record in records for each in record.secrets}
-        self._records = {record.id: record for record in records}
-        self._version = version
-
-    def _failed(self, why: str) -> object:
-        self._trouble.failed("The file of API keys %s cannot be used: %s", self._path, why)
-        if self._records is None:
-            raise UnreadableKeys(f"the file {self._path} cannot be used: {why}")
-        return self._version
+            return self._file.look()
+        except UnreadableFile as error:
+            raise UnreadableKeys(str(error)) from None
 
     def find(self, digest: str) -> KeyRecord | None:
-        found = self._digests.get(digest)
+        found = None if self._file.value is None else self._file.value.digests.get(digest)
         if found is None:
             self.version()  # a key that was just created is valid at once
-            found = self._digests.get(digest)
+            found = None if self._file.value is None else self._file.value.digests.get(digest)
         return found
 
     def all(self) -> list[KeyRecord]:
         self.version()
-        return sorted((self._records or {}).values(), key=lambda record: record.id)
+        records = () if self._file.value is None else self._file.value.records.values()
+        return sorted(records, key=lambda record: record.id)
 
     def change(self, id_: str, make: Callable[[KeyRecord | None], KeyRecord]) -> KeyRecord:
         from wsgigate.store.lmdb_files import alone  # it needs flock(2), which Windows lacks
@@ -358,7 +325,7 @@ class _FileRecords:
             raise UnreadableKeys(
                 f"the file {path} cannot be written: {error.strerror or error}"
             ) from error
-        self._version = object()  # the next look finds another one
+        self._file.forget()
         return made
 
     def _rewrite(
@@ -366,7 +333,7 @@ class _FileRecords:
     ) -> KeyRecord:
         try:
             with open(path, "rb") as file:
-                data = file.read(LARGEST_FILE)
+                data = file.read()
                 status: os.stat_result | None = os.fstat(file.fileno())
         except FileNotFoundError:
             data, status = b'{"keys": []}', None
@@ -379,18 +346,6 @@ class _FileRecords:
         document = {"keys": [document_of(record) for record in by_id.values()]}
         _replace(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n", status)
         return made
-
-    def _content(self) -> tuple[object, bytes]:
-        with open(self._path, "rb") as file:
-            seen = self._signature(os.fstat(file.fileno()))
-            data = file.read(LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
-            raise ValueError(f"it is larger than {LARGEST_FILE >> 20} MiB")
-        return seen, data
-
-    @staticmethod
-    def _signature(status: os.stat_result) -> object:
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _replace(path: str, text: str, old: os.stat_result | None) -> None:
@@ -500,7 +455,7 @@ class ApiKeys:
         self._store = None if self._opened is None else Namespaced(self._opened)
         self._records: _Records
         if file is not None:
-            self._records = _FileRecords(file, clock)
+            self._records = _FileRecords(file, clock, wall)
         elif self._store is not None:
             self._records = _StoredRecords(self._store)
         self._staleness = staleness
