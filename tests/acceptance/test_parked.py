@@ -40,7 +40,7 @@ class Client:
         self._tls = tls
         self._sock: socket.socket | None = None
 
-    def _open(self) -> socket.socket:
+    def open(self) -> socket.socket:
         client = socket.create_connection(("127.0.0.1", self._port), timeout=30)
         return self._tls.wrap_socket(client, server_hostname="127.0.0.1") if self._tls else client
 
@@ -50,7 +50,7 @@ class Client:
         for fresh in (False, True):
             if self._sock is None or fresh:
                 self.close()
-                self._sock = self._open()
+                self._sock = self.open()
             try:
                 self._sock.sendall(request.encode())
                 if self._answers(self._sock, names):
@@ -102,7 +102,7 @@ def comes_when_it_is_closed(client: Client, chance: random.Random, name: str) ->
 
 
 def says_nothing(client: Client, chance: random.Random, name: str) -> None:
-    with client._open():
+    with client.open():
         threading.Event().wait(chance.uniform(0, 0.1))
 
 

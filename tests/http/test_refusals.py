@@ -31,7 +31,7 @@ SECRET = "a secret of the tests, thirty-two bytes or more"
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     clock = FakeClock()
-    monkeypatch.setattr(problem, "_warnings", {})
+    monkeypatch.setattr(problem, "rejection_logs", {})
     monkeypatch.setattr(problem, "real", clock)
     return clock
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -62,11 +63,11 @@ class Gate:
         return client
 
     def step(self) -> None:
-        self.worker._serve_next()
+        self.worker.serve_next()
 
     def loop(self) -> None:
         """Have the loop do what was deferred to it."""
-        self.worker._run_deferred(None)
+        self.worker.dispatch(0)
 
     def ask(self, data: bytes = GET, client: socket.socket | None = None) -> bytes:
         client = client or self.connect()
@@ -78,8 +79,7 @@ class Gate:
         for client in self.clients:
             client.close()
         self.worker.end()
-        for client in list(self.worker._lingering):
-            client.close()
+        self.worker.end_lingering(math.inf)
         self.worker.poller.close()
         self.worker.tmp.close()
         self.listener.close()

@@ -74,13 +74,13 @@ def test_the_worker_cuts_only_where_no_thread_is_free_and_a_request_waits(gate: 
             return 0
 
     worker, connection = gate.worker, Waits()
-    worker._waits = {connection: 90.0, Waits(): 99.9}  # type: ignore[dict-item]
+    worker.waits = {connection: 90.0, Waits(): 99.9}  # type: ignore[dict-item]
     for busy, ready in ((3, True), (4, False), (4, True)):
-        worker._at_work = set(range(busy))
+        worker.at_work = set(range(busy))
         worker.idle.any_ready = lambda ready=ready: ready  # type: ignore[method-assign]
         for now in (100.0, 100.4):
             assert not connection.ended
-            worker._free_threads(now)
+            worker.expire(now)
     assert connection.ended
     assert gate.log.lines == ["1 connections cut: all threads wait for slow clients"]
 

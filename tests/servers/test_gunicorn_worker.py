@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from tests.servers.gate import GET, KEPT, Gate, Make, hello
-from wsgigate.servers.gunicorn_boot import _OnceToken
+from tests.support.objects import part
+from wsgigate.servers.gunicorn_boot import OnceToken
 from wsgigate.servers.gunicorn_threads import IdleConnections
-from wsgigate.servers.gunicorn_worker import GateWorker
+from wsgigate.servers.gunicorn_worker import ClientConnections, GateWorker
 
 
 def test_exactly_one_worker_takes_the_token() -> None:
-    token, another = _OnceToken(), _OnceToken()
+    token, another = OnceToken(), OnceToken()
     assert [token.take(), token.take(), another.take()] == [True, False, True]
 
 
@@ -57,9 +58,9 @@ def test_a_connection_that_does_not_stay_open_lingers(request_head: bytes, gate:
     assert b"Connection: close\r\n" in gate.ask(request_head)
     assert gate.worker.connections() == 1
     gate.loop()
-    assert (len(gate.worker._open), gate.worker.connections()) == (0, 1)
+    assert (gate.clients[0].recv(1), gate.worker.connections()) == (b"", 1)
     gate.clients[0].close()
-    gate.worker._dispatch(10)
+    gate.worker.dispatch(10)
     assert gate.worker.connections() == 0
 
 
@@ -67,7 +68,7 @@ def test_a_stopping_worker_closes_after_the_next_request(gate: Gate) -> None:
     client = gate.connect()
     gate.ask(client=client)
     gate.worker.alive = False
-    gate.worker._cap_idle()
+    gate.worker.begin_stop(time.monotonic() + 30)
     [connection] = gate.worker.idle
     assert connection.timeout <= time.monotonic() + 2.0
     assert b"Connection: close\r\n" in gate.ask(client=client)
@@ -81,7 +82,7 @@ def test_a_connection_that_becomes_idle_while_the_worker_begins_to_stop_has_a_mo
     class Stopping(IdleConnections):
         def add(self, connection: Any, *, writable: bool = False) -> None:
             gate.worker.alive = False
-            gate.worker._cap_idle()
+            gate.worker.begin_stop(time.monotonic() + 30)
             super().add(connection, writable=writable)
 
     client = gate.connect()
@@ -110,7 +111,7 @@ def test_an_app_that_fails_is_logged_and_answered(make: Make) -> None:
     gate = make(fails)
     assert gate.ask().startswith(b"HTTP/1.1 500 ")
     assert gate.log.lines == ["Error handling request GET /"]
-    assert not gate.worker._at_work
+    assert not gate.worker.at_work
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
@@ -180,7 +181,7 @@ def test_a_response_that_is_not_read_takes_no_thread(make: Make) -> None:
     client.sendall(GET.replace(b"/ ", b"/?200000 "))
     gate.step()
     assert connection.flushing
-    assert not gate.worker._at_work
+    assert not gate.worker.at_work
     with client.makefile("rb", buffering=0) as file:
         received = b""
         while not received.endswith(b"\r\n\r\n") and b"\r\n\r\n" not in received:
@@ -406,7 +407,7 @@ def test_one_client_has_so_many_connections_and_no_more(make: Make) -> None:
         client.close()
     while gate.worker.connections():
         gate.step()
-    assert gate.worker._clients._open == {}
+    assert len(part(ClientConnections, gate.worker)) == 0
     assert gate.ask().endswith(b"ok")
 
 

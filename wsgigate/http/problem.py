@@ -187,7 +187,7 @@ def answer_with(problem: Problem) -> WSGIApplication:
 
 _log = logging.getLogger("wsgigate.refusals")
 
-_warnings: dict[str, ThrottledLog] = {}
+rejection_logs: dict[str, ThrottledLog] = {}
 """Counts the rejections of each middleware, by its name, between two warnings."""
 
 
@@ -200,9 +200,9 @@ def refused(environ: WSGIEnvironment, by: str, reason: str) -> None:
     environ[REASON] = reason
     if LOGGED in environ:
         return
-    warnings = _warnings.get(by)
+    warnings = rejection_logs.get(by)
     if warnings is None:
-        warnings = _warnings.setdefault(by, ThrottledLog(_log.warning, "", real))
+        warnings = rejection_logs.setdefault(by, ThrottledLog(_log.warning, "", real))
     count = warnings.due()
     level = logging.WARNING if count else logging.INFO
     if not _log.isEnabledFor(level):

@@ -26,7 +26,7 @@ from gunicorn.arbiter import Arbiter
 from wsgigate.server_check import facts_of_gunicorn, findings, log_findings
 from wsgigate.servers.gunicorn_loop import LoopWorker
 
-__all__ = ["TESTED", "BootingWorker"]
+__all__ = ["TESTED", "BootingWorker", "OnceToken"]
 
 
 TESTED = ((27, 0), (28, 0))
@@ -46,7 +46,7 @@ _UNSUPPORTED = (
 _STOP = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT)
 
 
-class _OnceToken:
+class OnceToken:
     """A token in a pipe that exactly one of the forked workers can take."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class BootingWorker(LoopWorker):
     """A worker that checks its server's settings at boot, and loses no signal during the fork."""
 
     booted: bool
-    _boot_error: _OnceToken | None = None
+    _boot_error: OnceToken | None = None
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -75,7 +75,7 @@ class BootingWorker(LoopWorker):
         for name in _UNSUPPORTED:
             if getattr(cfg, name):
                 log.warning("GateWorker does not support gunicorn's setting %s", name)
-        cls._boot_error = _OnceToken()
+        cls._boot_error = OnceToken()
 
     def init_process(self) -> None:
         """Load the app and serve it; of several workers that fail to boot, one exits."""

@@ -210,7 +210,7 @@ class LoopWorker(Worker):  # type: ignore[misc]
             room = self.connections() < self.worker_connections
             self.accept_while(room and not crowded and now >= self._rests_until)
             # a thread that becomes free does not wake the loop
-            self._dispatch(TURN if room and not self._accepting else self.pause())
+            self.dispatch(TURN if room and not self._accepting else self.pause())
             if crowded:
                 self._take_turn()
             else:
@@ -220,7 +220,8 @@ class LoopWorker(Worker):  # type: ignore[misc]
             self.expire(time.monotonic())
         self._stop()
 
-    def _dispatch(self, seconds: float) -> None:
+    def dispatch(self, seconds: float) -> None:
+        """Wait up to *seconds* for events of sockets, and for what was deferred; handle them."""
         for key, _ in self.poller.select(seconds):
             key.data(key.fileobj)
 
@@ -240,7 +241,7 @@ class LoopWorker(Worker):  # type: ignore[misc]
             stopping()
         while self.connections() and time.monotonic() - began <= self.cfg.graceful_timeout:
             self.notify()
-            self._dispatch(LOOK)
+            self.dispatch(LOOK)
             self.expire(time.monotonic())
         self.end()
         for client in list(self._lingering):

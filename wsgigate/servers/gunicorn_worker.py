@@ -39,7 +39,7 @@ Slow clients
 
 - Deadlines: see ``gunicorn_connection``. The loop closes the connections that no thread has.
 - A thread does wait for a client that sends a body of more than 64 KiB, or does not read a response
-  of more than 256 KiB. Such threads are listed in ``_waits``. When no thread is free and a request
+  of more than 256 KiB. Such threads are listed in ``waits``. When no thread is free and a request
   waits, those beyond a quarter of the threads end, in the order of :class:`SlowClients`.
 """
 
@@ -95,8 +95,8 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._open: dict[Connection, None] = {}
-        self._at_work: set[int] = set()  # threads that handle an event
-        self._waits: dict[Connection, float] = {}  # since when a thread waits for its client
+        self.at_work: set[int] = set()  # threads that handle an event
+        self.waits: dict[Connection, float] = {}  # since when a thread waits for its client
         self._slow: SlowClients[Connection] = SlowClients()
         self._next_scan = 0.0
         self._stop_at: float | None = None  # when a stopping worker accepts no further request
@@ -116,7 +116,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         super().prepare()
         cfg = self.cfg
         self.idle = IdleConnections()
-        self.tpool = Threads(int(cfg.threads), self._serve_next)
+        self.tpool = Threads(int(cfg.threads), self.serve_next)
         self._rules = HeadRules(
             request_line=min(cfg.limit_request_line, 8190) if cfg.limit_request_line >= 0 else 8190,
             fields=min(cfg.limit_request_fields, 32768) if cfg.limit_request_fields > 0 else 32768,
@@ -140,7 +140,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         )
         self._environ = self.environ() | {LEND_THREAD: self.tpool.lend}
         self._proxied = cfg.proxy_protocol
-        self._clients = _Clients(self.max_connections_per_client, self.trusted_proxies)
+        self._clients = ClientConnections(self.max_connections_per_client, self.trusted_proxies)
 
     # Connections.
 
@@ -201,7 +201,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
             self._trusted if trusted else self._plain,
             self._rules,
             self._deadlines,
-            waits=self._waits,
+            waits=self.waits,
             watch=self._watch_output,
             proxied=self._proxied,
             may_proxy=may_proxy,
@@ -229,11 +229,11 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
 
     def pause(self) -> float:
         """Return how many seconds the loop may wait for an event."""
-        return SHORTEST if self._waits else LOOK
+        return SHORTEST if self.waits else LOOK
 
     def is_crowded(self) -> bool:
         """Return whether every thread is busy while other workers may have a free one."""
-        return len(self._at_work) >= self.tpool.count and int(self.cfg.workers) > 1
+        return len(self.at_work) >= self.tpool.count and int(self.cfg.workers) > 1
 
     def make_room(self) -> None:
         """Close the connection that has been silent for longest, if any is idle."""
@@ -277,7 +277,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
     def expire(self, now: float) -> None:
         """Close the connections whose time is over."""
         super().expire(now)
-        if self._waits:
+        if self.waits:
             self._free_threads(now)
         if now < self._next_scan:
             return
@@ -290,9 +290,9 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
 
     def _free_threads(self, now: float) -> None:
         """Cut clients that threads wait for, where no thread is left for a request that waits."""
-        waits = self._waits.copy()
+        waits = self.waits.copy()
         surplus = len(waits) - self.tpool.count // 4
-        if surplus <= 0 or len(self._at_work) < self.tpool.count or not self.idle.any_ready():
+        if surplus <= 0 or len(self.at_work) < self.tpool.count or not self.idle.any_ready():
             self._slow.relax(now)
             return
         progress = {each: (since, each.progress()) for each, since in waits.items()}
@@ -330,13 +330,13 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
 
     # Requests; all of this runs in the threads of the pool.
 
-    def _serve_next(self) -> None:
+    def serve_next(self) -> None:
         """Handle the next event of a connection, if one comes soon."""
         connection = self.idle.take(PATIENCE)
         if connection is None:
             return
         me = threading.get_ident()
-        self._at_work.add(me)
+        self.at_work.add(me)
         try:
             if callable(connection):
                 connection()  # an HTTP/2 request
@@ -347,7 +347,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
             if not callable(connection):
                 self.defer(self.abort, connection)
         finally:
-            self._at_work.discard(me)
+            self.at_work.discard(me)
 
     def _handle(self, connection: Connection) -> None:
         """Handle an event of *connection*: it is readable, or its client has read enough."""
@@ -409,7 +409,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
             self.defer(self.release, connection)
 
 
-class _Clients:
+class ClientConnections:
     """Counts the connections of each client address; those that linger do not count.
 
     :param most: The most that one may have; None for any number.
@@ -435,6 +435,10 @@ class _Clients:
             first = key not in self._refused
             self._refused.add(key)
             return first
+
+    def __len__(self) -> int:
+        """Return how many client addresses have a connection."""
+        return len(self._open)
 
     def leave(self, key: str) -> None:
         """Count a connection no longer; *key* is empty for one that was not counted."""
