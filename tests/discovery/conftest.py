@@ -66,21 +66,21 @@ class Fickle:
         self.broken = False
 
     def get(self, key: str) -> tuple[bytes | None, float]:
-        self._check()
+        self.fail_if_broken()
         return self.store.get(key)
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
-        self._check()
+        self.fail_if_broken()
         return self.store.swap(key, old, new, ttl)
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        self._check()
+        self.fail_if_broken()
         return self.store.items(prefix)
 
     def close(self) -> None:
         self.store.close()
 
-    def _check(self) -> None:
+    def fail_if_broken(self) -> None:
         if self.broken:
             raise StoreError("the disk is full")
 

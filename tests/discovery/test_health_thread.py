@@ -164,13 +164,14 @@ def names():
     return sorted(t.name for t in threading.enumerate() if t.name == "wsgigate-health")
 
 pool = Pool()
+store = LmdbStore(sys.argv[1], map_size=1 << 20)
 checker = HealthChecker(
-    {"shop": pool}, {"shop": HealthCheck("/")}, LmdbStore(sys.argv[1], map_size=1 << 20),
+    {"shop": pool}, {"shop": HealthCheck("/")}, store,
     ThreadProber(lambda instance, check: CheckResult(True, 200)), random=lambda: 0.0,
 )
 checker.start()
 assert pool.marked.wait(10)
-owner = checker._lease.owner
+leader, _ = store.get("health/leader")
 child = os.fork()
 if child == 0:
     pool.marked.clear()
@@ -178,8 +179,8 @@ if child == 0:
     checker.start()
     assert names() == ["wsgigate-health"]
     assert pool.marked.wait(10)
-    assert checker._lease.owner != owner
     checker.stop()
+    assert store.get("health/leader")[0] == leader != None, "its parent still leads"
     os._exit(0)
 _, status = os.waitpid(child, 0)
 assert status == 0, status

@@ -32,7 +32,7 @@ class Whole(Fickle):
     """A store that decides and writes in one step."""
 
     def update(self, key: str, change: Change[R]) -> R:
-        self._check()
+        self.fail_if_broken()
         return update(self.store, key, change)
 
 

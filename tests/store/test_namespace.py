@@ -15,14 +15,24 @@ from wsgigate.store.memory import MemoryStore
 from wsgigate.store.namespace import check_namespace, relative
 from wsgigate.store.open import Namespaced, OpenedStore
 
+ROOT = Path(__file__).parents[2]
+
 TELL = """
 import json, sys
 
+def opened(limiter):
+    from tests.support.objects import part
+    from wsgigate.store.open import OpenedStore
+    return part(OpenedStore, limiter)
+
+def folder(store):
+    from tests.support.objects import part
+    from wsgigate.store.namespace import AppNamespace
+    return part(AppNamespace, store).folder().rpartition(chr(0))[2]
+
 def tell(**limiters):
-    print(json.dumps({
-        name: [each._opened.prefix, each._opened._names.folder().rpartition(chr(0))[2]]
-        for name, each in limiters.items()
-    }))
+    stores = {name: opened(each) for name, each in limiters.items()}
+    print(json.dumps({name: [each.prefix, folder(each)] for name, each in stores.items()}))
 """
 
 SHOP = """
@@ -113,7 +123,7 @@ class Projects:
         return file
 
     def run(self, *arguments: str, cwd: str = ".", path: str = ".") -> list[dict[str, Any]]:
-        env = {"PYTHONPATH": f"{self.folder}:{self.folder / path}", "HOME": str(self.folder)}
+        env = {"PYTHONPATH": f"{self.folder}:{self.folder / path}:{ROOT}", "HOME": str(self.folder)}
         done = subprocess.run(
             [sys.executable, *arguments],
             cwd=self.folder / cwd,
@@ -125,7 +135,7 @@ class Projects:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def told(self, code: str, **where: str) -> list[dict[str, Any]]:
-        return self.run("-c", f"from tell import tell\n{code}", **where)
+        return self.run("-c", f"from tell import opened, tell\n{code}", **where)
 
 
 @pytest.fixture
@@ -196,7 +206,7 @@ found |= {f"unnamed{n}": each for n, each in enumerate(getattr(many, "unnamed", 
 names = list(found)
 random.shuffle(names)
 for name in names:
-    found[name]._opened.prefix  # in any order
+    opened(found[name]).prefix  # in any order
 tell(**found)
 """
     [one], [other] = projects.told(code), projects.told(code)

@@ -34,16 +34,16 @@ class Authority:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         self.identified = identified
-        self.path = (issuer or self)._write(name, self.key, [], days=1, own=True)
+        self.path = (issuer or self).sign(name, self.key, [], days=1, own=True)
 
     def issue(self, name: str, hosts: list[x509.GeneralName], *, days: int = 1) -> Path:
         """Write a certificate and its key into one file.
 
         :param days: For how many days from now it is valid; it began two days ago.
         """
-        return self._write(name, ec.generate_private_key(ec.SECP256R1()), hosts, days=days)
+        return self.sign(name, ec.generate_private_key(ec.SECP256R1()), hosts, days=days)
 
-    def _write(
+    def sign(
         self,
         name: str,
         key: ec.EllipticCurvePrivateKey,

@@ -230,14 +230,17 @@ import gevent
 from wsgigate.rules.algorithms import TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store.open import open_store
+from wsgigate.store.redis_connections import RedisConnectionPool
+from tests.support.objects import part
 store = open_store(sys.argv[1])
 quota = [TokenBucket(Quota(100, 3600))]
 asked = [gevent.spawn(store.take, "key", quota, 1) for _ in range(50)]
 gevent.joinall(asked, raise_error=True)
-opened = len(store._ready()._connections._free)
+connections = part(RedisConnectionPool, store)
+opened = connections.idle_connections
 for _ in range(10):
     store.take("key", quota, 1)
-kept = len(store._ready()._connections._free)
+kept = connections.idle_connections
 assert opened == kept > 1, (opened, kept)
 print(store.take("key", quota, 0)[0][0].remaining)
 store.close()
