@@ -71,7 +71,7 @@ def begin(gate: Gate, data: bytes) -> tuple[socket.socket, threading.Thread]:
     client.sendall(data)
     thread = threading.Thread(target=gate.step)
     thread.start()
-    until(lambda: gate.worker._waits)
+    until(lambda: gate.worker.waits)
     return client, thread
 
 
@@ -108,7 +108,7 @@ def test_a_slow_client_that_is_cut_sees_a_reset(
 ) -> None:
     gate = make(streams(app), kind=Impatient if ended == "late" else GateWorker)
     client, thread = begin(gate, request_sent)
-    [connection] = gate.worker._open
+    [connection] = gate.worker.waits
     if ended == "cut":  # as when other requests wait for the thread
         connection.cut()
     elif ended == "stopped":  # as at the end of the graceful timeout
@@ -172,7 +172,7 @@ def test_a_complete_response_ends_without_a_reset(size: int, make: Make) -> None
     reader = threading.Thread(target=lambda: got.append(read_to_end(client)))
     reader.start()
     serve(gate, GET, client)
-    while connection in gate.worker._open:
+    while reader.is_alive():
         gate.step()
         gate.loop()
     reader.join(20)
