@@ -115,6 +115,9 @@ def test_a_route_keeps_only_the_configured_parts_of_a_path(
         "/s3/%5Cprivate/x",
         "/s3/a%5C..%5Cprivate",
         "/s3//%2F%5C/private",
+        "/s3/./private/..",
+        "/s3/./private/..;x/b",
+        "/s3/a/a/../..;/private%2F..;",
         # and to none
         "/s3/../x",
         "/s3/..",
@@ -146,6 +149,14 @@ def test_control_characters_and_invalid_escapes_are_always_rejected() -> None:
         assert ask([route("/s3", **ALL)], path).startswith("400 ")
 
 
+def test_a_path_with_too_many_interpretations_is_rejected() -> None:
+    """Their number grows faster than the path."""
+    path = "/s3/a/b/c%5C..%5Cd//e%5C..%2F..//f%2Fg%5Ch//..;x/.;x%5C..%2F..;x"
+    assert ask([route("/s3", **ALL)], path) == "400 a path with too many interpretations"
+    usual = "/s3/a%2Fb%5Cc//../d/./e%2F..;x%2Fd"
+    assert ask([route("/s3", **ALL)], usual).startswith("kept ")
+
+
 @given(
     st.lists(
         st.sampled_from(["a", "private", "s3", "..", ".", "", "%2F", "%5C", "..;", "%2e%2e", "b"]),
@@ -162,11 +173,7 @@ def test_every_reading_of_a_forwarded_path_is_inside_the_route(
     answer = ask(routes, "/s3" + text)
     if not answer.startswith("kept "):
         return
-    path = answer.partition(" ")[2]
-    paths = {path}
-    for _ in range(3):
-        paths |= {each for known in paths for each in readings(known)}
-    for each in paths:
+    for each in readings(answer.partition(" ")[2]):
         merged = [segment for segment in each.split("/") if segment not in ("", ".")]
         assert merged[:1] == ["s3"], each
         assert merged[:2] != ["s3", "private"], each

@@ -89,6 +89,9 @@ _LONGEST_HOST = 260
 """A name of 253 characters (RFC 1035 section 2.3.4), the root's dot, a colon and a port. Longer
 ones are rejected, as values derived from hosts are cached in several places."""
 
+_MOST_READINGS = 64
+"""Paths that hold all of ``%2F``, ``%5C``, ``//`` and ``..`` have about thirty."""
+
 _SOURCE = "wsgigate.target_source"
 """The values of ``environ`` from which the target was computed."""
 
@@ -184,28 +187,40 @@ def readings(path: str) -> set[str]:
     """Return how a backend may interpret a canonical *path*, including *path* itself.
 
     Escaped slashes and backslashes may be decoded to slashes, slashes may be merged, and dot
-    segments resolved, before or after that.
+    segments resolved, in any order: both kinds or only ``.``, with or without parameters, as
+    RFC 3986 reads ``..;x`` as a name and servlet containers as ``..``.
+
+    :raises BadTarget: There are more of them than a path needs that is no attack.
     """
     found = {path}
-    for escape in ("%2F", "%5C"):
-        if escape in path:
-            found |= {each.replace(escape, "/") for each in found}
-    found |= {_SLASHES.sub("/", each) for each in found}
-    found |= {_resolved(each) for each in found}
-    return found | {_SLASHES.sub("/", each) for each in found}
+    unread = [path]
+    while unread:
+        if len(found) > _MOST_READINGS:
+            raise BadTarget("a path with too many interpretations")
+        each = unread.pop()
+        further = {each.replace("%2F", "/"), each.replace("%5C", "/"), _SLASHES.sub("/", each)}
+        for parents in (False, True):
+            further |= {_resolved(each, parents, named) for named in (False, True)}
+        unread += further - found
+        found |= further
+    return found
 
 
-def _resolved(path: str) -> str:
-    """Return *path* without dot segments (RFC 3986 section 5.2.4)."""
+def _resolved(path: str, parents: bool, parameters: bool) -> str:
+    """Return *path* without dot segments (RFC 3986 section 5.2.4).
+
+    :param parents: Whether ``..`` is resolved too, not ``.`` alone.
+    :param parameters: Whether dots with parameters, ``..;x``, are dot segments.
+    """
     kept: list[str] = []
-    segments = path.split("/")[1:]
-    for segment in segments:
-        name = segment.partition(";")[0]
-        if name == "..":
+    name = ""
+    for segment in path.split("/")[1:]:
+        name = segment.partition(";")[0] if parameters else segment
+        if name == ".." and parents:
             del kept[-1:]
         elif name != ".":
             kept.append(segment)
-    if segments[-1].partition(";")[0] in (".", ".."):
+    if name == "." or (name == ".." and parents):
         kept.append("")
     return "/" + "/".join(kept)
 
