@@ -228,19 +228,24 @@ def _resolved(path: str, parents: bool, parameters: bool) -> str:
 def leaves(path: str, base: int = 0) -> bool:
     """Return whether a dot segment in a canonical *path* leaves its first *base* segments.
 
+    An escaped slash or backslash may separate segments or be part of one.
+
     :param base: Number of leading segments that dot segments must not leave.
     """
-    if "%" in path:
-        path = path.replace("%2F", "/").replace("%5C", "/")
-    depth = 0
-    for segment in path.split("/"):
-        name = segment.partition(";")[0]
-        if name == "..":
-            depth -= 1
-            if depth < base:
-                return True
-        elif segment and name != ".":
-            depth += 1
+    spellings = {path}
+    for escape in ("%2F", "%5C"):
+        if escape in path:
+            spellings |= {each.replace(escape, "/") for each in spellings}
+    for each in spellings:
+        depth = 0
+        for segment in each.split("/"):
+            name = segment.partition(";")[0]
+            if name == "..":
+                depth -= 1
+                if depth < base:
+                    return True
+            elif segment and name != ".":
+                depth += 1
     return False
 
 
