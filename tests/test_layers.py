@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,9 @@ def imported(tree: ast.Module) -> Iterator[str]:
                 yield node.module or ""
 
 
-IMPORTS = {path: set(imported(ast.parse(path.read_text()))) for path in MODULES}
+@cache
+def imports_of(path: Path) -> frozenset[str]:
+    return frozenset(imported(ast.parse(path.read_text())))
 
 
 def folder(path: Path) -> str:
@@ -119,13 +122,13 @@ def label(path: Path) -> str:
 def test_a_module_imports_only_from_its_own_folder_and_below(path: Path) -> None:
     here = folder(path)
     assert here in BELOW, f"{here} is on no floor"
-    for name in IMPORTS[path]:
+    for name in imports_of(path):
         if name.startswith("wsgigate."):
             other = name.split(".")[1]
             known = other in BELOW or other == "__version__"
             assert not known or other in BELOW[here] | {here, "__version__"}, f"imports {name}"
     if here == "middleware":
-        siblings = [name for name in IMPORTS[path] if name.startswith("wsgigate.middleware.")]
+        siblings = [name for name in imports_of(path) if name.startswith("wsgigate.middleware.")]
         assert not siblings, "middlewares do not know each other"
 
 
@@ -139,7 +142,7 @@ def test_folders_form_no_circle() -> None:
 
 def test_modules_form_no_circle() -> None:
     imports = {
-        name: {other for other in IMPORTS[path] if other in NAMES and other != name}
+        name: {other for other in imports_of(path) if other in NAMES and other != name}
         for name, path in NAMES.items()
     }
     placed: set[str] = set()
@@ -152,7 +155,7 @@ def test_modules_form_no_circle() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=label)
 def test_only_its_driver_imports_another_package(path: Path) -> None:
     inside = label(path)
-    for name in IMPORTS[path]:
+    for name in imports_of(path):
         top = name.partition(".")[0]
         if top in ("", "wsgigate") or top in sys.stdlib_module_names:
             continue
@@ -171,7 +174,7 @@ names include them."""
 
 @pytest.mark.parametrize("path", MODULES, ids=label)
 def test_what_workers_share_goes_through_a_store(path: Path) -> None:
-    here, names = folder(path), IMPORTS[path]
+    here, names = folder(path), imports_of(path)
     if here == "store":
         return
     own = DATABASES
