@@ -228,15 +228,12 @@ def _resolved(path: str, parents: bool, parameters: bool) -> str:
 def leaves(path: str, base: int = 0) -> bool:
     """Return whether a dot segment in a canonical *path* leaves its first *base* segments.
 
-    An escaped slash or backslash may separate segments or be part of one.
+    One of an interpretation (:func:`readings`) counts too.
 
     :param base: Number of leading segments that dot segments must not leave.
+    :raises BadTarget: There are too many interpretations.
     """
-    spellings = {path}
-    for escape in ("%2F", "%5C"):
-        if escape in path:
-            spellings |= {each.replace(escape, "/") for each in spellings}
-    for each in spellings:
+    for each in readings(path):
         depth = 0
         for segment in each.split("/"):
             name = segment.partition(";")[0]
