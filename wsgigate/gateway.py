@@ -140,6 +140,7 @@ class Gateway:
 
     def close(self) -> None:
         """Stop the background tasks of this process and release its resources."""
+        self.stopping()  # a task that waits for a change would be waited for
         with self._lock:
             running, self._started = self._started, False
         if running and self.reports is not None:
