@@ -70,12 +70,16 @@ app = "attack_plugins:probe"
 
 PLUGINS = """
 import gc, json
+from functools import cache
 from wsgigate.proxy.pool import Pool
 
+@cache
+def pools():
+    return [pool for pool in gc.get_objects() if type(pool) is Pool]
+
 def probe(environ, start_response):
-    pools = [pool for pool in gc.get_objects() if type(pool) is Pool]
     start_response("200 OK", [])
-    return [json.dumps(sum(sum(pool.in_flight().values()) for pool in pools)).encode()]
+    return [json.dumps(sum(sum(pool.in_flight().values()) for pool in pools())).encode()]
 
 def boom(environ, start_response):
     raise RuntimeError("the secret reason")
