@@ -15,10 +15,10 @@ demo: $(VENV)/.installed  ## Three services behind a gateway on 127.0.0.1:3000, 
 	@exec $(BIN)/python examples/shop/demo.py
 
 test: $(VENV)/.installed  ## The whole suite, with the versions of constraints.txt
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 unit: $(VENV)/.installed  ## The tests that start no servers of their own: all but tests/acceptance
-	$(BIN)/python -m pytest -n 3 --dist loadfile --ignore=tests/acceptance
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore=tests/acceptance
 
 pythons: $(VENV)/.installed  ## The same by each supported Python at hand, in environments of their own
 	$(BIN)/nox --session unit

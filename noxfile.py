@@ -17,7 +17,7 @@ SETUP = configparser.ConfigParser()
 SETUP.read("setup.cfg")
 PYTHONS = re.findall(r"Python :: (3\.\d+)", SETUP["metadata"]["classifiers"])
 EXTRAS = ",".join(SETUP["options.extras_require"])
-PYTEST = ("python", "-m", "pytest", "-n", "3", "--dist", "loadfile")
+PYTEST = ("python", "-m", "pytest", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
 
 nox.options.sessions = ["unit"]
 nox.options.error_on_missing_interpreters = False

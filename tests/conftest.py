@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from operator import itemgetter
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -15,9 +19,37 @@ from wsgigate.runtime import fork
 from wsgigate.testing.backend import Backend
 from wsgigate.testing.fakes import FakeClock
 
+# A hundred servers and programs of the tests import the package: they compile it once, not each.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # how long an example takes is the machine's doing
 settings.register_profile("wsgigate", deadline=None)
 settings.load_profile("wsgigate")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Spread the files of tests/acceptance evenly among the others, for several processes.
+
+    The former wait for servers and the latter compute: together they use all cores to the end.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    files: dict[bool, dict[Path, list[pytest.Item]]] = {True: {}, False: {}}
+    for item in items:
+        files["acceptance" in item.path.parts].setdefault(item.path, []).append(item)
+    spread = [
+        (place / len(group), number, tests)
+        for number, group in enumerate((files[True], files[False]))
+        for place, tests in enumerate(group.values())
+    ]
+    items[:] = [item for _, _, tests in sorted(spread, key=itemgetter(0, 1)) for item in tests]
+
+
+def pytest_collection_finish() -> None:
+    """Keep the thousands of tests and modules out of every later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
