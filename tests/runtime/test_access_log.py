@@ -131,7 +131,7 @@ def test_no_value_can_forge_a_line(make, field, value):
         assert list(json.loads(line))[:4] == ["time", "request_id", "client", "method"]
 
 
-def test_overlong_methods_are_not_cached():
+def test_methods_that_clients_invent_are_not_cached():
     lines = JsonLines()
 
     def cached(method: str) -> int:
@@ -141,7 +141,7 @@ def test_overlong_methods_are_not_cached():
 
     line = lines.line(PLAIN._replace(method="M" * 21))
     assert json.loads(line)["method"] == "M" * 21
-    assert cached(f"{'M' * 17}%04d") < 50_000 < cached(f"{'M' * 16}%04d")
+    assert cached(f"{'M' * 16}%04d") < 50_000
 
 
 def test_control_characters_are_escaped():

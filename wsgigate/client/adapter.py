@@ -349,13 +349,14 @@ class Sessions:
     may write to sockets of the parent (a TLS close, for example).
 
     :param make: Creates a session.
+    :ivar adapters: The adapters of :meth:`adapter` by instance; replaced with the session.
     """
 
     def __init__(self, make: Callable[[], requests.Session] = gateway_session) -> None:
         self._make = make
         self._lock = threading.Lock()
         self._session: requests.Session | None = None
-        self._adapters: dict[str, BaseAdapter] = {}
+        self.adapters: dict[str, BaseAdapter] = {}
         self._inherited: list[requests.Session] = []
         fork.renew_at_fork(self)
 
@@ -365,7 +366,7 @@ class Sessions:
         if self._session is not None:
             self._inherited.append(self._session)
         self._session = None
-        self._adapters = {}
+        self.adapters = {}
 
     def current(self) -> requests.Session:
         """Return this process's session."""
@@ -385,7 +386,7 @@ class Sessions:
 
         :raises requests.exceptions.InvalidSchema: No adapter is mounted for the URL.
         """
-        adapters = self._adapters  # replaced together with the session
+        adapters = self.adapters  # replaced together with the session
         adapter = adapters.get(url)
         if adapter is None:
             adapter = self.current().get_adapter(url)
@@ -395,7 +396,7 @@ class Sessions:
 
     def forget(self, url: str) -> None:
         """Drop the removed instance at *url*; its requests in flight finish."""
-        adapter = self._adapters.pop(url, None)
+        adapter = self.adapters.pop(url, None)
         forget = getattr(adapter, "forget", None)
         if forget is not None:
             forget(url)
@@ -406,4 +407,4 @@ class Sessions:
             if self._session is not None:
                 self._session.close()
                 self._session = None
-                self._adapters = {}
+                self.adapters = {}

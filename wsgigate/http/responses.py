@@ -289,7 +289,12 @@ class BufferedResponse:
             if type(body) is not list and type(body) is not tuple:
                 return self
             # A list cannot fail any more: it is returned unchanged, with its length.
-            if not self.begun:
+            head = self._head
+            if head is not None and not (self.replaces_started or head[2]):
+                self._head = None  # as _begin() does, which is a call per middleware
+                self.begun = True
+                self._write = self._start_response(head[0], head[1])
+            elif not self.begun:
                 self._begin()
         except (Exception, SystemExit) as error:
             self._fail(error)

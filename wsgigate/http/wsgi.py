@@ -303,6 +303,16 @@ class _Delivered(Observed):
             done(self)
 
 
+_kind: type[Observed] | None = None
+
+
+def _observing() -> type[Observed]:
+    """Return the kind of response to observe in this process."""
+    global _kind
+    _kind = _Delivered if fork.tested() else Observed
+    return _kind
+
+
 def observe(
     app: WSGIApplication,
     environ: WSGIEnvironment,
@@ -320,7 +330,7 @@ def observe(
     """
     if "HTTP_UPGRADE" in environ and is_websocket(environ):
         done = _of_websocket(environ, done)
-    response = (_Delivered if fork.tested() else Observed)(start_response, done)
+    response = (_observing() if _kind is None else _kind)(start_response, done)
     try:
         response.body = body = app(environ, response.start_response)
     except BaseException as error:

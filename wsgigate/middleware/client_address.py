@@ -88,6 +88,7 @@ class ClientAddress:
             self._trusted = AddressList(trusted_proxies)
         except ValueError as error:
             raise ValueError(f"trusted_proxies: {error}") from None
+        self._trusts = bool(self._trusted)  # most have no proxy in front
         self.app = app
         self._harmless: set[str] = set()
         self._watch: PeerWatch | None = PeerWatch(
@@ -103,7 +104,7 @@ class ClientAddress:
             return self.app(environ, start_response)
         environ[CLIENT], environ[CLIENT_SOURCE] = _alone(peer)
         environ.pop(PEER_TRUSTED, None)
-        if peer in self._trusted:
+        if self._trusts and peer in self._trusted:
             try:
                 self._believe(environ, peer)
             except ValueError as error:

@@ -221,7 +221,8 @@ class Sender:
         if watch is not UNWATCHED:
             request.headers.on_socket = watch.set_upstream  # type: ignore[attr-defined]
         try:
-            return self._sessions.adapter(request.origin).send(
+            adapter = self._sessions.adapters.get(request.origin)
+            return (adapter or self._sessions.adapter(request.origin)).send(
                 request,
                 stream=True,
                 timeout=timeout or self.timeout,

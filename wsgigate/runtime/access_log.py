@@ -87,28 +87,31 @@ class _Clock:
         return f"{text}.{rest:03d}Z"
 
 
-def _short_enough(write: Callable[[Record, int], bytes], record: Record) -> bytes:
-    """Return the line of *record*, with its values cut as little as necessary."""
-    for limit in _LIMITS:
-        line = write(record, limit)
-        if len(line) <= LONGEST:
-            break
-    return line
+class _Lines:
+    """Lines whose values are cut as little as necessary."""
+
+    def line(self, record: Record) -> bytes:
+        for limit in _LIMITS:
+            line = self._line(record, limit)
+            if len(line) <= LONGEST:
+                break
+        return line
+
+    def _line(self, r: Record, limit: int) -> bytes:
+        """Return the line of a record with its values cut to *limit* characters."""
+        raise NotImplementedError
 
 
-class JsonLines:
+class JsonLines(_Lines):
     """One JSON object per line, in ASCII."""
 
     def __init__(self) -> None:
         self._time = _Clock()
 
-    def line(self, record: Record) -> bytes:
-        return _short_enough(self._line, record)
-
     def _line(self, r: Record, limit: int) -> bytes:
         line = (
             f'{{"time":"{self._time(r.time)}","request_id":{_json(r.request_id, limit)},'
-            f'"client":{_known(r.client, limit)},"method":{_method(r.method, limit)},'
+            f'"client":{_known(r.client, limit)},"method":{_METHODS.get(r.method) or _json(r.method, limit)},'
             f'"path":{_json(_path(r), limit)},'
             f'"status":{_status(r.status) or "null"},"bytes":{r.bytes},'
             f'"duration_ms":{r.duration * 1000:.3f},"route":{_known(r.route, limit)},'
@@ -133,7 +136,7 @@ class JsonLines:
         return f'{{"time":"{time}","event":"log records dropped","count":{count}}}\n'.encode()
 
 
-class TextLines:
+class TextLines(_Lines):
     """One line of text in columns; values that are not set are left out.
 
     Characters that do not print, spaces, quotes and backslashes in a value are escaped, so that no
@@ -148,9 +151,6 @@ class TextLines:
         self._time = _Clock()
         self._encoding = encoding
         self._colour = colour
-
-    def line(self, record: Record) -> bytes:
-        return _short_enough(self._line, record)
 
     def _line(self, r: Record, limit: int) -> bytes:
         def text(value: object) -> str:
@@ -199,15 +199,12 @@ def _json(value: object, limit: int) -> str:
     return _quoted(value if type(value) is str and len(value) <= limit else _cut(value, limit))
 
 
-_LONGEST_METHOD = 20
+_METHODS = {
+    method: f'"{method}"' for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+}
 
 _known = lru_cache(maxsize=4096)(_json)
 """The same with a cache, for values that recur."""
-
-
-def _method(value: object, limit: int) -> str:
-    """The same for a method; a long one is not cached, as a client can send any number of them."""
-    return (_known if len(str(value)) <= _LONGEST_METHOD else _json)(value, limit)
 
 
 @lru_cache(maxsize=256)
