@@ -111,7 +111,8 @@ class JsonLines(_Lines):
     def _line(self, r: Record, limit: int) -> bytes:
         line = (
             f'{{"time":"{self._time(r.time)}","request_id":{_json(r.request_id, limit)},'
-            f'"client":{_known(r.client, limit)},"method":{_METHODS.get(r.method) or _json(r.method, limit)},'
+            f'"client":{_known(r.client, limit)},'
+            f'"method":{_METHODS.get(r.method) or _json(r.method, limit)},'
             f'"path":{_json(_path(r), limit)},'
             f'"status":{_status(r.status) or "null"},"bytes":{r.bytes},'
             f'"duration_ms":{r.duration * 1000:.3f},"route":{_known(r.route, limit)},'
