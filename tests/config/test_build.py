@@ -161,6 +161,8 @@ def test_the_404_lists_the_routes_and_which_need_a_token(site: ModuleType) -> No
             "middleware[0]",
             "add an authenticator before this authorizer",
         ),
+        ("[gateway]\nresource = 'api.example.com'", "gateway.resource", "expected an https URL"),
+        ("[gateway]\nresource = 'https://a/?b'", "gateway.resource", "expected an https URL"),
         (TOKENS + "scopes = ['a b']", "middleware[1].scopes", "'a b' is not a scope name"),
         (TOKENS + "roles = 'clerk'", "middleware[1].roles", "expected a list"),
         (TOKENS + "claims = { 'a..b' = 'c' }", "middleware[1].claims", "a name is empty"),

@@ -57,6 +57,7 @@ from wsgigate.http.wsgi import environ_key
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.request_id import RequestId
+from wsgigate.middleware.resource_metadata import ResourceMetadata
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.registry import Registry
@@ -555,7 +556,7 @@ class _GatewayBuilder:
         gateway, entries = self._config.gateway, self._config.middleware
         outside = leading_loggers(entries)
         inside = set(range(len(entries))) - outside
-        app = self._stack.around(Guard(app), entries, "middleware", "default", without=outside)
+        app = self._with_metadata(Guard(app), outside)
         ids = [entry.options or {} for entry in entries if entry.use == "request-id"]
         refuse: Refuse = answer_with
         if gateway.request_id:
@@ -570,6 +571,21 @@ class _GatewayBuilder:
             refuse=refuse,
         )
         return Guard(self._stack.around(app, entries, "middleware", "default", without=inside))
+
+    def _with_metadata(self, app: WSGIApplication, outside: set[int]) -> WSGIApplication:
+        """Return *app* in the middlewares, with the metadata outside of those that authenticate.
+
+        :param outside: Positions of middlewares to skip.
+        """
+        entries, resources = self._config.middleware, self._stack.resources
+        around = partial(self._stack.around, entries=entries, path="middleware", name="default")
+        if resources is None or not resources.all:
+            return around(app, without=outside)
+        guards = (n for n, each in enumerate(entries) if each.verifies or each.use == "authorizer")
+        first = next(guards, len(entries))
+        app = around(app, without=outside | set(range(first)))
+        app = ResourceMetadata(app, resources=resources.all)
+        return around(app, without=outside | set(range(first, len(entries))))
 
     def _checked_identity(self) -> Mapping[str, str]:
         identity = self._config.gateway.identity

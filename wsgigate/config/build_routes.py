@@ -22,6 +22,7 @@ from wsgigate.config.build_services import Services
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import VERIFIERS, App, BuildContext, Middleware, wrap
 from wsgigate.config.model import MIRROR, SPLIT, STALE, Config, FallbackTable, RouteTable
+from wsgigate.config.resources import Resources
 from wsgigate.config.tables import Arguments, arguments_for
 from wsgigate.config.types import import_app
 from wsgigate.coordination.api_keys import ApiKeys
@@ -86,6 +87,8 @@ class MiddlewareStack:
         """Shared by all authenticators, so that the keys of an issuer are fetched once."""
         self.key_paths: dict[str, str] = {}
         """The first key path that needs the keys of an issuer, by its name."""
+        self.resources = errors.catch("gateway", partial(Resources, config), keys=["resource"])
+        """The protected resources, which challenges refer to."""
         self._store = store
         self._folder = folder
         self._faults = config.gateway.fault_injection
@@ -124,6 +127,7 @@ class MiddlewareStack:
                 self.api_keys,
                 self.key_sources,
                 self._faults,
+                self.resources.metadata_url(path) if self.resources else None,
             )
             made = self._errors.catch(where, partial(wrap, app, entry, context), keys=entry.keys)
             if made is None:

@@ -115,6 +115,7 @@ class BuildContext(NamedTuple):
     :ivar keys: The API keys.
     :ivar key_sources: The keys of the issuers of tokens, which all authenticators share.
     :ivar faults: Whether faults may be injected.
+    :ivar resource_metadata: The URL of the protected resource's metadata, for challenges.
     """
 
     store: Store
@@ -124,6 +125,7 @@ class BuildContext(NamedTuple):
     keys: ApiKeys
     key_sources: KeySources
     faults: bool = False
+    resource_metadata: str | None = None
 
 
 def wrap(app: App, middleware: Middleware, context: BuildContext) -> App:
@@ -215,7 +217,7 @@ def _plain(value: Any) -> Any:
 
 Options: TypeAlias = dict[str, Any]
 
-_PROVIDED = frozenset({"key_sources", "keys", "name", "store"})
+_PROVIDED = frozenset({"key_sources", "keys", "name", "resource_metadata", "store"})
 """Arguments that the gateway provides; an option of the file comes first."""
 
 _NOT_IN_FILES = frozenset({"keys", "store", "namespace", "sync_interval"})

@@ -230,6 +230,14 @@ class GatewayTable:
         MapOf(Text('"subject", or a claim such as "sub"'), key=FIELD_NAME, called="a field name"),
         default_factory=dict,
     )
+    resource: str | None = setting(
+        "The public URL of the gateway as an OAuth protected resource (RFC 9728), such as "
+        '"https://api.example.com". The metadata, which tells clients the issuers and scopes, is '
+        "then served at /.well-known/oauth-protected-resource, without authentication, and "
+        "WWW-Authenticate names it.",
+        Text('a URL such as "https://api.example.com"'),
+        default=None,
+    )
     via: str = setting(
         "The gateway's name in Via fields, which detect forwarding loops. Default: derived from "
         "the gateway's name, the host name and the file.",

@@ -1,0 +1,99 @@
+"""The protected resources of a file (RFC 9728), derived from its routes and middlewares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from wsgigate.auth.challenge import checked_scopes
+from wsgigate.auth.resource import ProtectedResource, check_url
+from wsgigate.config.middlewares import Middleware
+from wsgigate.config.model import Config
+
+__all__ = ["Resources"]
+
+
+class Resources:
+    """The protected resources of a gateway; none without ``gateway.resource``.
+
+    Each route with an authenticator or authorizer of its own is a resource, whose URL is that of
+    the gateway and the path up to its first parameter. Everything else is the gateway's.
+
+    :raises ValueError: ``gateway.resource`` is no URL of a resource.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._of_lists: dict[str, ProtectedResource] = {}
+        base = config.gateway.resource
+        if base is None:
+            self.all: tuple[ProtectedResource, ...] = ()
+            return
+        check_url("resource", base)
+        base = base.removesuffix("/")
+        lists = dict(config.middleware_lists())
+        everywhere = lists.pop("middleware")
+        by_url = {base: _resource(base, config.gateway.name, everywhere)}
+        urls = {"middleware": base}
+        for (path, entries), route in zip(lists.items(), config.routes, strict=True):
+            own = any(map(_protects, entries))
+            pattern = route.path or next(iter(route.paths), "")
+            url = urls[path] = base + _literal(pattern) if own else base
+            issuers = tuple(_issuers([*everywhere, *entries]))
+            scopes = tuple(_scopes([*everywhere, *entries]))
+            if own:
+                known = by_url.get(url) or _resource(url, config.gateway.name, ())
+                by_url[url] = known.joined(issuers, scopes)
+            if not any(map(_protects, everywhere)):
+                by_url[base] = by_url[base].joined(issuers, scopes)
+        self.all = tuple(by_url.values())
+        self._of_lists = {path: by_url[url] for path, url in urls.items()}
+
+    def metadata_url(self, path: str) -> str | None:
+        """Return the URL for the challenges of a list of middlewares.
+
+        :param path: The key path of the list.
+        """
+        resource = self._of_lists.get(path)
+        return None if resource is None else resource.metadata_url
+
+
+def _resource(url: str, name: str, entries: Sequence[Middleware]) -> ProtectedResource:
+    return ProtectedResource(url, name=name).joined(_issuers(entries), _scopes(entries))
+
+
+def _protects(entry: Middleware) -> bool:
+    return entry.use in ("authenticator", "authorizer")
+
+
+def _literal(pattern: str) -> str:
+    """Return the path up to its first parameter, without a trailing slash."""
+    segments: list[str] = []
+    for segment in pattern.split("/"):
+        if "{" in segment or "*" in segment:
+            break
+        segments.append(segment)
+    return "/".join(segments).rstrip("/")
+
+
+def _issuers(entries: Sequence[Middleware]) -> Iterator[str]:
+    """Yield the issuers that are URLs; others are no authorization servers."""
+    for entry in entries:
+        options = entry.options or {}
+        for each in (options, *options.get("issuers", ())):
+            issuer = each.get("issuer") if isinstance(each, Mapping) else None
+            try:
+                check_url("issuer", issuer)
+            except ValueError:
+                continue
+            yield str(issuer)
+
+
+def _scopes(entries: Sequence[Middleware]) -> Iterator[str]:
+    """Yield the scopes that are required; the middleware reports one that is malformed."""
+    for entry in entries:
+        options: Mapping[str, Any] = entry.options or {}
+        for each in (options, *options.get("rules", ())) if _protects(entry) else ():
+            try:
+                yield from checked_scopes(each.get("scopes", ()))
+            except ValueError:
+                continue
