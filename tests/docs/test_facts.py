@@ -20,6 +20,7 @@ from wsgigate.config.build import assemble
 from wsgigate.config.load import parse
 from wsgigate.config.middlewares import MIDDLEWARES, key_named
 from wsgigate.http.target import BadTarget, canonical_path, target_of
+from wsgigate.http.wsgi import close_body
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.proxy.rewriting import ForwardedOrigin, cookie_path, location, refresh
 from wsgigate.rules.quota import Quota
@@ -113,7 +114,7 @@ def _full(backend: Backend) -> Any:
         client = _to(backend, sessions=Sessions(lambda: session), connect_timeout=0.05)
         held = client.application(EnvironBuilder().get_environ(), lambda *_: lambda _: None)
         answer = client.get("/")
-        held.close()  # type: ignore[attr-defined]
+        close_body(held)
         return answer
 
 

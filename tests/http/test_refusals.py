@@ -21,6 +21,7 @@ from wsgigate import (
     Route,
 )
 from wsgigate.http import problem
+from wsgigate.http.wsgi import close_body
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
 from wsgigate.testing.fakes import Server, new_environ
@@ -120,7 +121,7 @@ def test_inside_a_logger_only_the_access_log_has_a_rejection(caplog):  # type: i
     held = stack(new_environ(), lambda *_: None)  # type: ignore[arg-type, return-value]
     Server().serve(stack, new_environ())
     assert "ConcurrencyLimiter refused" in caplog.text
-    held.close()  # type: ignore[attr-defined]
+    close_body(held)
 
 
 def test_an_observing_limit_logs_no_rejection(caplog):  # type: ignore[no-untyped-def]

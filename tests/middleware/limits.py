@@ -6,6 +6,8 @@ import json
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
+from wsgigate.http.wsgi import close_body
+
 
 def hello(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
@@ -25,7 +27,7 @@ def ask(app, **environ):
 
     answer = validator(app)(environ, start_response)
     body = b"".join(answer)
-    answer.close()  # type: ignore[attr-defined]
+    close_body(answer)
     status, fields = begun
     return status, fields, json.loads(body) if status != 200 else {}
 

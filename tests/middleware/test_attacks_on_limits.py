@@ -175,6 +175,6 @@ def test_k17_a_place_is_free_again_when_the_client_leaves_in_the_middle():
         begun = []
         body = limiter(environ.copy(), lambda status, *_: begun.append(status))  # noqa: B023
         next(iter(body))
-        body.close()  # type: ignore[attr-defined]
+        close_body(body)
         assert begun == ["200 OK"]
     limiter.close()

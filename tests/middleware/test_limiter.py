@@ -11,7 +11,7 @@ import pytest
 from django.http import JsonResponse
 
 from wsgigate.http.problem import Problem
-from wsgigate.http.wsgi import REASON
+from wsgigate.http.wsgi import REASON, close_body
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.rules.quota import Quota
 from wsgigate.store.memory import MemoryStore
@@ -60,7 +60,7 @@ def ask(app, address="192.0.2.1", **environ):
     try:
         sent = b"".join(body)
     finally:
-        body.close()  # type: ignore[attr-defined]
+        close_body(body)
     return Answer(*begun, sent)  # type: ignore[call-arg]
 
 

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from wsgigate.http.wsgi import PEER_TRUSTED, REQUEST_ID
+from wsgigate.http.wsgi import PEER_TRUSTED, REQUEST_ID, close_body
 from wsgigate.middleware import request_id
 from wsgigate.middleware.request_id import RequestId, RequestIdFilter
 from wsgigate.testing import check_middleware
@@ -189,8 +189,8 @@ def test_the_apps_own_lines_have_the_id(filtered):
         log.warning("between")
         for _ in body:
             log.warning("server")
-        body.close()  # type: ignore[attr-defined]
-        body.close()  # type: ignore[attr-defined]
+        close_body(body)
+        close_body(body)
     told = [line.split() for line in lines.getvalue().splitlines()]
     assert told[0] == ["-", "before"]
     for number in "12":

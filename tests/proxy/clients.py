@@ -4,19 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from wsgiref.types import WSGIEnvironment
 
 from werkzeug.test import Client
 
 from tests.support.waiting import until
+from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
+from wsgigate.proxy.attempts import Resilience
+from wsgigate.proxy.disconnect import ClientWatch, Disconnects
 from wsgigate.proxy.pool import Pool
 
 
-class Reader(Client):
+class ServiceClient(Client):
+    """A client of a forwarder, which knows what the forwarder was made of."""
+
+    pool: Pool
+    circuit: Circuit
+    given: Resilience
+    waited: list[float]
+
+
+class Reader(ServiceClient):
     """Reads every response to its end, as clients do."""
 
     def open(self, *args: Any, **options: Any) -> Any:
         return super().open(*args, **{"buffered": True, **options})
+
+
+class Departing(Disconnects):
+    """Watches one client, whose ``disconnected`` a test calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client = ClientWatch(None, lambda _: None)
+
+    def watch(self, environ: WSGIEnvironment) -> ClientWatch:
+        return self.client
 
 
 class Watched(Pool):

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import requests
-from werkzeug.test import Client
 
-from tests.proxy.clients import Reader
+from tests.proxy.clients import Reader, ServiceClient
 from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.discovery import Instance
 from wsgigate.proxy.attempts import Resilience
@@ -18,7 +17,7 @@ from wsgigate.proxy.pool import Pool
 from wsgigate.rules.retry import RetryRules
 from wsgigate.testing import FakeClock
 
-Forward = Callable[..., Client]
+Forward = Callable[..., ServiceClient]
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def own() -> Iterator[Forward]:
     """Yield such a maker whose clients have sessions of their own, with the ``adapter`` given."""
     opened: list[Sessions] = []
 
-    def make(url: str, *, adapter: Adapter | None = None, **options: Any) -> Client:
+    def make(url: str, *, adapter: Adapter | None = None, **options: Any) -> ServiceClient:
         def session() -> requests.Session:
             made = gateway_session()
             for prefix in list(made.adapters) if adapter is not None else ():
@@ -55,10 +54,10 @@ def own() -> Iterator[Forward]:
         each.close()
 
 
-def client_of(url: str, sessions: Sessions, **options: Any) -> Client:
+def client_of(url: str, sessions: Sessions, **options: Any) -> ServiceClient:
     pool = Pool("svc", [Instance(url)])
-    client = Client(Forwarder(pool, sessions=sessions, **options), use_cookies=False)
-    client.pool = pool  # type: ignore[attr-defined]
+    client = ServiceClient(Forwarder(pool, sessions=sessions, **options), use_cookies=False)
+    client.pool = pool
     return client
 
 
@@ -71,7 +70,7 @@ def retrying(sessions: Sessions, clock: FakeClock) -> Forward:
         rules: RetryRules | None = None,
         given: dict[str, Any] | None = None,
         **more: Any,
-    ) -> Client:
+    ) -> ServiceClient:
         waited: list[float] = []
         resilience = Resilience(
             retry=rules or RetryRules(),
@@ -85,7 +84,7 @@ def retrying(sessions: Sessions, clock: FakeClock) -> Forward:
         client = Reader(
             Forwarder(pool, sessions=sessions, resilience=resilience, **more), use_cookies=False
         )
-        client.waited, client.pool = waited, pool  # type: ignore[attr-defined]
+        client.waited, client.pool = waited, pool
         return client
 
     return make

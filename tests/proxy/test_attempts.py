@@ -17,16 +17,14 @@ import pytest
 import requests
 from requests.adapters import BaseAdapter
 from requests.exceptions import InvalidHeader
-from werkzeug.test import Client
 
-from tests.proxy.clients import Reader
+from tests.proxy.clients import Departing, Reader, ServiceClient
 from tests.support.logs import silence
 from tests.support.objects import hold_locks
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
 from wsgigate.proxy.attempts import Resilience
-from wsgigate.proxy.disconnect import ClientWatch, Disconnects
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.response import UpstreamCut
@@ -41,7 +39,7 @@ SMALL = b"0123456789"
 LARGE = b"0123456789" * 40_000
 RESET = struct.pack("ii", 1, 0)
 
-Make = Callable[..., Client]
+Make = Callable[..., ServiceClient]
 
 
 _silent = silence("wsgigate.circuits")
@@ -258,7 +256,7 @@ def test_some_statuses_are_retried(
         assert len(backend.requests) == again
         client.get("/")
         assert client.post("/", data=SMALL).status_code == status
-        assert set(client.pool.in_flight().values()) == {0}  # type: ignore[attr-defined]
+        assert set(client.pool.in_flight().values()) == {0}
 
 
 def test_the_client_gets_the_last_response_when_no_attempt_is_left(retrying: Make) -> None:
@@ -267,7 +265,7 @@ def test_the_client_gets_the_last_response_when_no_attempt_is_left(retrying: Mak
         answer = client.get("/")
         assert (answer.status_code, answer.data) == (503, b"busy")  # who had failed, had to again
         assert (len(first.requests), len(second.requests)) == (2, 1)
-        assert client.waited == [0.0125, 0.025]  # type: ignore[attr-defined]
+        assert client.waited == [0.0125, 0.025]
 
 
 def test_a_streaming_response_is_closed_before_a_retry(backend: Backend, retrying: Make) -> None:
@@ -299,7 +297,7 @@ def test_a_short_retry_after_is_waited_for_and_a_long_one_passed_on(
         client = retrying(first.url, backend.url)
         answer = client.get("/")
         assert answer.status_code == status
-        assert client.waited == waited  # type: ignore[attr-defined]
+        assert client.waited == waited
         if status == 503:
             assert answer.headers["Retry-After"] == said
 
@@ -350,9 +348,8 @@ def test_an_unsafe_request_that_failed_counts_for_the_circuit(
 def test_a_client_that_has_disconnected_gets_no_retry(
     backend: Backend, sessions: Sessions, clock: FakeClock
 ) -> None:
-    disconnects = Disconnects()
-    watch = ClientWatch(None, lambda _: None)
-    disconnects.watch = lambda environ: watch  # type: ignore[method-assign]
+    disconnects = Departing()
+    watch = disconnects.client
     with Backend(BAD) as first:
         pool = Pool(
             "svc",

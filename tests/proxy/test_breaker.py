@@ -11,12 +11,12 @@ import pytest
 import requests
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
-from tests.proxy.clients import Reader
+from tests.proxy.clients import Reader, ServiceClient
 from tests.support.logs import silence
 from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
-from wsgigate.http.wsgi import REASON
+from wsgigate.http.wsgi import REASON, close_body
 from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
@@ -30,7 +30,7 @@ BAD = reply(b"no", status="500 Internal Server Error")
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 OPEN = {"message": "Service temporarily unavailable", "error": "Circuit breaker open"}
 
-Make = Callable[..., Client]
+Make = Callable[..., ServiceClient]
 
 
 _silent = silence("wsgigate.circuits")
@@ -40,21 +40,21 @@ _silent = silence("wsgigate.circuits")
 def make(sessions: Sessions, clock: FakeClock) -> Make:
     """Return a maker of clients of a forwarder, which know its circuit."""
 
-    def make(url: str, rules: CircuitRules = RULES, **options: Any) -> Client:
+    def make(url: str, rules: CircuitRules = RULES, **options: Any) -> ServiceClient:
         circuit = Circuit("svc", rules, clock=clock, random=lambda: 0.0)
         given = Resilience(circuit=circuit, clock=clock, **options.pop("guarded", {}))
         pool = options.pop("pool", None) or Pool("svc", [Instance(url)])
         forwarder = Forwarder(pool, sessions=sessions, resilience=given, **options)
         client = Reader(forwarder, use_cookies=False)
-        client.circuit, client.pool = circuit, pool  # type: ignore[attr-defined]
-        client.given = given  # type: ignore[attr-defined]
+        client.circuit, client.pool = circuit, pool
+        client.given = given
         return client
 
     return make
 
 
-def counts(client: Client) -> tuple[str, int, int]:
-    state, failures, successes, *_ = client.circuit.status()  # type: ignore[attr-defined]
+def counts(client: ServiceClient) -> tuple[str, int, int]:
+    state, failures, successes, *_ = client.circuit.status()
     return state.value, failures, successes
 
 
@@ -83,8 +83,8 @@ def test_all_forwarders_of_a_service_share_the_circuit(
 ) -> None:
     backend.answers = [BAD]
     client = make(backend.url)
-    given = client.given  # type: ignore[attr-defined]
-    other = Client(Forwarder(client.pool, sessions=sessions, resilience=given))  # type: ignore[attr-defined]
+    given = client.given
+    other = Client(Forwarder(client.pool, sessions=sessions, resilience=given))
     client.get("/")
     other.get("/")
     assert client.get("/").status_code == other.get("/").status_code == 503
@@ -188,14 +188,14 @@ def test_a_response_counts_at_its_end_and_that_of_a_probe_at_its_head(
     client = make(backend.url)
     first, *_ = run_wsgi_app(client.application, EnvironBuilder("/").get_environ())
     assert counts(client) == ("CLOSED", 0, 0)
-    first.close()  # type: ignore[attr-defined]  # the client has enough
+    close_body(first)  # the client has enough
     assert counts(client) == ("CLOSED", 0, 1)
     client.get("/")
     client.get("/")
     clock.advance(5)
     probe, *_ = run_wsgi_app(client.application, EnvironBuilder("/").get_environ())
     assert counts(client)[0] == "CLOSED"
-    probe.close()  # type: ignore[attr-defined]
+    close_body(probe)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_slow_responses_are_measured_until_their_head(backend: Backend, make: Ma
     ticks = iter(range(0, 10_000, 100))
     rules = CircuitRules(slow_after=50, slow_rate=1.0, minimum_calls=2, failure_rate=None)
     client = make(backend.url, rules)
-    client.given.clock = lambda: float(next(ticks))  # type: ignore[attr-defined]
+    client.given.clock = lambda: float(next(ticks))
     client.get("/")
     client.get("/")
     assert counts(client)[0] == "OPEN"
@@ -271,7 +271,7 @@ def test_every_outcome_releases_the_instance(backend: Backend, make: Make) -> No
     client = make(backend.url)
     for _ in range(8):
         client.get("/")
-    assert set(client.pool.in_flight().values()) == {0}  # type: ignore[attr-defined]
+    assert set(client.pool.in_flight().values()) == {0}
 
 
 def test_an_open_circuit_rejects_websockets_but_does_not_count_them(

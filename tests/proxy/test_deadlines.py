@@ -6,9 +6,8 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from werkzeug.test import Client
 
-from tests.proxy.clients import Reader
+from tests.proxy.clients import Reader, ServiceClient
 from tests.support.logs import silence
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit
@@ -22,7 +21,7 @@ from wsgigate.testing import FakeClock
 from wsgigate.testing.backend import Backend, Received, reply
 
 BAD = reply(b"busy", status="503 Service Unavailable")
-Make = Callable[..., Client]
+Make = Callable[..., ServiceClient]
 
 
 _silent = silence("wsgigate.circuits")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from requests.adapters import BaseAdapter
-from werkzeug.test import Client, EnvironBuilder
+from werkzeug.test import EnvironBuilder
 
-from tests.proxy.clients import Reader
+from tests.proxy.clients import Reader, ServiceClient
 from wsgigate.client.adapter import Sessions, Timeout, gateway_session
 from wsgigate.client.response_reader import NotConnected
 from wsgigate.coordination.circuit import Circuit
@@ -35,12 +35,12 @@ def dead_url() -> str:
         return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def client_of(urls: list[str], sessions: Sessions, **options: Any) -> Client:
+def client_of(urls: list[str], sessions: Sessions, **options: Any) -> ServiceClient:
     outlier = options.pop("outlier", None)
     instances = [Instance(url) for url in urls]
     pool = Pool("svc", instances, balance="round-robin", random=lambda: 0.0, outlier=outlier)
     client = Reader(Forwarder(pool, sessions=sessions, **options), use_cookies=False)
-    client.pool = pool  # type: ignore[attr-defined]
+    client.pool = pool
     return client
 
 
@@ -56,7 +56,7 @@ def test_killing_one_of_three_instances_fails_no_request(method: str, sessions: 
         assert len(first.requests) == 2
         assert len(second.requests) + len(third.requests) == 4 + 12
         assert all(request.body == b"body" for each in three for request in each.requests)
-    assert set(client.pool.in_flight().values()) == {0}  # type: ignore[attr-defined]
+    assert set(client.pool.in_flight().values()) == {0}
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -103,7 +103,7 @@ def test_each_instance_is_tried_once_and_its_failure_counted_once(
         assert answer.status_code == 503
         assert answer.get_json()["error"] == "Connection refused"
         assert circuit.status()[1] == number * count
-    ejected = client.pool.ejected()  # type: ignore[attr-defined]
+    ejected = client.pool.ejected()
     assert ejected == (sorted(urls) if count > 1 else [])  # the only one never is
 
 
@@ -114,7 +114,7 @@ def test_an_instance_that_refuses_connections_is_ejected_meanwhile(
     dead = dead_url()
     client = client_of([dead, backend.url], sessions, outlier=rules)
     assert [client.get("/").status_code for _ in range(4)] == [200] * 4
-    assert client.pool.ejected() == [dead]  # type: ignore[attr-defined]
+    assert client.pool.ejected() == [dead]
 
 
 def test_a_circuit_that_opens_meanwhile_ends_the_attempts(

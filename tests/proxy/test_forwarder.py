@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
+from tests.proxy.clients import ServiceClient
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.wsgi import (
@@ -28,7 +29,7 @@ from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
-Forward = Callable[..., Client]
+Forward = Callable[..., ServiceClient]
 
 
 def test_a_request_arrives_as_it_was_sent(backend: Backend, forward: Forward) -> None:
@@ -420,7 +421,7 @@ def test_a_truncated_request_body_is_never_completed(
     backend.wait_for_requests(1)
     backend.wait_until_closed()
     assert [request.complete for request in backend.requests] == [False]
-    assert client.pool.in_flight() == {backend.url: 0}  # type: ignore[attr-defined]
+    assert client.pool.in_flight() == {backend.url: 0}
 
 
 def test_a_response_before_the_end_of_an_upload_reaches_the_client(

@@ -11,14 +11,16 @@ from collections.abc import Callable
 import pytest
 from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
+from tests.proxy.clients import ServiceClient
 from tests.support.ports import free_port
 from wsgigate.client.adapter import Sessions
+from wsgigate.http.wsgi import close_body
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.response import UpstreamCut
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
-Forward = Callable[..., Client]
+Forward = Callable[..., ServiceClient]
 
 
 def test_several_cookies_stay_several_and_in_order(backend: Backend, forward: Forward) -> None:
@@ -145,7 +147,7 @@ def test_at_most_64_kib_are_held_in_each_direction(
     environ.update({"wsgi.input": sent, "CONTENT_LENGTH": str(LARGE)})
     body, _, _ = run_wsgi_app(forward(backend.url).application, environ)
     blocks = [len(block) for block in body]
-    body.close()  # type: ignore[attr-defined]
+    close_body(body)
     assert sum(blocks) == LARGE
     assert max(blocks) <= 65536
     assert backend.requests[0].complete
@@ -179,7 +181,7 @@ def test_events_arrive_one_by_one(framing: str, backend: Backend, forward: Forwa
     for chunk in body:
         client_read.append(chunk)
         said[0].sendall(b".")
-    body.close()  # type: ignore[attr-defined]
+    close_body(body)
     for end in said:
         end.close()
     assert client_read == [b"data: 0\n\n", b"data: 1\n\n", b"data: 2\n\n"]
@@ -198,10 +200,10 @@ def test_a_client_that_disconnects_releases_the_instances_connection(
     client = forward(backend.url)
     body, _, _ = run_wsgi_app(client.application, EnvironBuilder("/").get_environ())
     assert next(iter(body)) == b"begun"
-    assert client.pool.in_flight() == {backend.url: 1}  # type: ignore[attr-defined]
-    body.close()  # type: ignore[attr-defined]
+    assert client.pool.in_flight() == {backend.url: 1}
+    close_body(body)
     backend.wait_until_closed()
-    assert client.pool.in_flight() == {backend.url: 0}  # type: ignore[attr-defined]
+    assert client.pool.in_flight() == {backend.url: 0}
     assert client.get("/").data == b"ok"
 
 
@@ -243,7 +245,7 @@ def test_a_response_that_stalls_is_cut(backend: Backend, forward: Forward) -> No
     body, _, _ = run_wsgi_app(client.application, EnvironBuilder("/").get_environ())
     with pytest.raises(UpstreamCut):
         b"".join(body)
-    body.close()  # type: ignore[attr-defined]
+    close_body(body)
     backend.wait_until_closed()
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from tests.proxy.clients import Reader, Watched, pool_of
+from tests.proxy.clients import Departing, Reader, Watched, pool_of
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit, Permit
 from wsgigate.discovery import Instance
 from wsgigate.http.wsgi import INSTANCE, close_body
 from wsgigate.proxy.attempts import Resilience
-from wsgigate.proxy.disconnect import ClientLeft, ClientWatch, Disconnects
+from wsgigate.proxy.disconnect import ClientLeft
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.sticky import Stickiness
@@ -327,9 +327,8 @@ def test_the_number_of_hedged_attempts_is_limited(make: Make) -> None:
 
 
 def test_a_disconnect_aborts_both_attempts(sessions: Sessions) -> None:
-    disconnects = Disconnects()
-    watch = ClientWatch(None, lambda _: None)
-    disconnects.watch = lambda environ: watch  # type: ignore[method-assign]
+    disconnects = Departing()
+    watch = disconnects.client
     with Backend(silent) as one, Backend(silent) as other:
         pool = pool_of(one.url, other.url)
         resilience = Resilience(hedge=SOON, timer=Timer())
@@ -352,9 +351,8 @@ def test_a_disconnect_aborts_both_attempts(sessions: Sessions) -> None:
 
 
 def test_a_disconnect_after_a_failure_aborts_the_other_attempt(sessions: Sessions) -> None:
-    disconnects = Disconnects()
-    watch = ClientWatch(None, lambda _: None)
-    disconnects.watch = lambda environ: watch  # type: ignore[method-assign]
+    disconnects = Departing()
+    watch = disconnects.client
     opened = threading.Event()
 
     def dies(_connection: socket.socket, _request: Received) -> bool:
@@ -398,9 +396,8 @@ def test_a_response_cancels_the_scheduled_attempt(backend: Backend, make: Make) 
 
 
 def test_a_disconnect_while_the_winner_streams_releases_it(sessions: Sessions) -> None:
-    disconnects = Disconnects()
-    watch = ClientWatch(None, lambda _: None)
-    disconnects.watch = lambda environ: watch  # type: ignore[method-assign]
+    disconnects = Departing()
+    watch = disconnects.client
 
     def begins(connection: socket.socket, request: Received) -> bool:
         connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nfirst")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from werkzeug.test import Client
 
+from tests.proxy.clients import ServiceClient
 from wsgigate.testing.backend import Backend
 
-Forward = Callable[..., Client]
+Forward = Callable[..., ServiceClient]
 
 
 @pytest.mark.parametrize("method", ["TRACE", "TRACK", "CONNECT"])

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
+from werkzeug.test import EnvironBuilder, run_wsgi_app
 
+from tests.proxy.clients import ServiceClient
 from wsgigate.http.wsgi import REASON, close_body
 from wsgigate.proxy.response import UpstreamCut
 from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
 
-Forward = Callable[..., Client]
+Forward = Callable[..., ServiceClient]
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -195,7 +196,7 @@ OURS = [case for case in CASES if case.own]
 BOTH = [case for case in CASES if not case.own]
 
 
-def check(case: Case, backend: Backend, client: Client, ending: str) -> None:
+def check(case: Case, backend: Backend, client: ServiceClient, ending: str) -> None:
     def farewell(connection: socket.socket, _request: Received) -> bool:
         connection.sendall(case.data)
         return False
@@ -221,7 +222,7 @@ def check(case: Case, backend: Backend, client: Client, ending: str) -> None:
         assert b"".join(received) == case.body
         assert "evil" not in str(headers)
         assert "Set-Cookie" not in headers
-    assert client.pool.in_flight() == {backend.url: 0}  # type: ignore[attr-defined]
+    assert client.pool.in_flight() == {backend.url: 0}
     if ending != "keeps":
         backend.wait_until_closed()
     assert client.get("/").data == NEXT
@@ -267,7 +268,7 @@ def test_a_body_that_fails_before_its_first_byte_is_502_unless_the_head_was_sent
         assert dict(started[1][1])["Content-Type"] == "application/problem+json"
         assert environ[REASON]
     close_body(body)
-    assert client.pool.in_flight() == {backend.url: 0}  # type: ignore[attr-defined]
+    assert client.pool.in_flight() == {backend.url: 0}
     backend.wait_until_closed()
     assert client.get("/").data == NEXT
 

@@ -12,6 +12,7 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
+from wsgigate.http.wsgi import close_body
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
@@ -64,7 +65,7 @@ def test_every_kind_of_response_conforms_to_pep_3333(
     chunks, line, _ = run_wsgi_app(app, environ)
     consumed: Iterator[bytes] = iter(chunks)
     total = b"".join(consumed)
-    chunks.close()  # type: ignore[attr-defined]
+    close_body(chunks)
     assert int(line[:3]) == status
     assert (total == b"") == (method == "HEAD" or status in (204, 304))
 
@@ -75,5 +76,5 @@ def test_a_response_that_is_never_read_frees_its_connection(
     """R02"""
     backend.answers = [HEAD + b"Content-Length: 9\r\n\r\nhalf"]
     chunks, _, _ = run_wsgi_app(app, EnvironBuilder("/svc").get_environ())
-    chunks.close()  # type: ignore[attr-defined]
+    close_body(chunks)
     backend.wait_until_closed()
