@@ -41,8 +41,17 @@ def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name not in ALLOWED
 
 
-def is_own(node: ast.Attribute) -> bool:
-    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+def aliases(tree: ast.Module) -> set[str]:
+    """Return the names of an object in its own methods: ``self``, and what it is assigned to."""
+    found = {"self", "cls"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.value) == "self":
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found
+
+
+def is_of(owners: set[str], node: ast.Attribute) -> bool:
+    return isinstance(node.value, ast.Name) and node.value.id in owners
 
 
 def defined(tree: ast.Module) -> set[str]:
@@ -51,10 +60,11 @@ def defined(tree: ast.Module) -> set[str]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node):
-            names.add(node.attr)
+        elif isinstance(getattr(node, "ctx", None), ast.Store):
+            if isinstance(node, ast.Name):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute) and is_of({"self", "cls"}, node):
+                names.add(node.attr)
     return names
 
 
@@ -78,11 +88,11 @@ def private_names(code: str) -> list[str]:
     if not any(map(is_private, NAMES.findall(code))):
         return []  # without the time that parsing takes
     tree = ast.parse(code)
-    own = defined(tree)
+    own, owners = defined(tree), aliases(tree)
     return [
         f"line {node.lineno}: {name}"  # type: ignore[attr-defined]
         for node in ast.walk(tree)
-        if not (isinstance(node, ast.Attribute) and is_own(node) and node.attr in own)
+        if not (isinstance(node, ast.Attribute) and is_of(owners, node) and node.attr in own)
         for name in filter(is_private, names_in(node))
     ]
 
@@ -116,6 +126,7 @@ def test_a_private_name_is_found(code: str) -> None:
     [
         "class Own:\n    def __init__(self):\n        self._idle = []\n        self._idle.sort()",
         "class Own:\n    async def _take(self):\n        await self._take()",
+        "class Own:\n    def take(self):\n        own = self\n        self._idle = own._idle",
         "os._exit(record._replace(a=1)._asdict()['a'])",
         "from __future__ import annotations\nmodule.__doc__",
         "'the text of pool._idle'",

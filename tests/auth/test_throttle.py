@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, TestResponse
 
-from tests.discovery.conftest import Fickle
+from tests.support.stores import Fickle
 from wsgigate.auth.bearer import Access
 from wsgigate.http.wsgi import CLIENT, PEER_TRUSTED
 from wsgigate.registry import Registry

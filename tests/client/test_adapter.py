@@ -99,11 +99,11 @@ def test_every_kind_of_body_has_exactly_one_framing(
 
 
 def outgoing(url: str, method: str = "GET", body: Any = None, **fields: str) -> Any:
-    request = requests.PreparedRequest()
+    request: Any = requests.PreparedRequest()
     request.method, request.url, request.body = method, url + "/", body
     named = {name.replace("_", "-"): value for name, value in fields.items()}
-    request.headers = Fields({"Host": "a.test", **named})  # type: ignore[assignment]
-    request.headers.target = "/"  # type: ignore[attr-defined]
+    request.headers = Fields({"Host": "a.test", **named})
+    request.headers.target = "/"
     return request
 
 

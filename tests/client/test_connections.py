@@ -33,22 +33,22 @@ def adapter() -> Iterator[Adapter]:
         yield made
 
 
-def request_to(url: str, method: str = "GET", body: object = None) -> requests.PreparedRequest:
-    request = requests.PreparedRequest()
+def request_to(url: str, method: str = "GET", body: object = None) -> Any:
+    request: Any = requests.PreparedRequest()
     request.method = method
     request.url = url + "/"
-    request.body = body  # type: ignore[assignment]
-    request.headers = Fields({"Host": "a.test"})  # type: ignore[assignment]
-    request.headers.target = "/"  # type: ignore[attr-defined]
+    request.body = body
+    request.headers = Fields({"Host": "a.test"})
+    request.headers.target = "/"
     return request
 
 
 def ask(
-    adapter: Adapter, url: str, method: str = "GET", body: object = None, **options: object
+    adapter: Adapter, url: str, method: str = "GET", body: object = None, **options: Any
 ) -> requests.Response:
     request = request_to(url, method, body)
     options.setdefault("timeout", Timeout(5, 5, 5))
-    return adapter.send(request, **options)  # type: ignore[arg-type]
+    return adapter.send(request, **options)
 
 
 def races(number: int) -> list[Answer]:
@@ -374,8 +374,9 @@ def test_every_address_of_a_host_is_tried(
 
 @pytest.mark.parametrize("setting", ["max_idle", "max_open", "idle_timeout", "max_age"])
 def test_an_invalid_limit_is_an_error_that_names_it(setting: str) -> None:
+    settings: dict[str, Any] = {setting: -1}
     with pytest.raises(ValueError, match=setting):
-        Adapter(**{setting: -1})  # type: ignore[arg-type]
+        Adapter(**settings)
 
 
 def test_a_removed_instance_has_no_open_connection(backend: Backend) -> None:

@@ -64,7 +64,7 @@ def pairs() -> Iterator[Pairs]:
 
 
 def pool_of(pairs: Pairs, **limits: float) -> ConnectionPool:
-    return ConnectionPool(pairs, Limits(**limits), FakeClock(0.0))  # type: ignore[arg-type]
+    return ConnectionPool(pairs, Limits(**limits), FakeClock(0.0))
 
 
 def connection_of(pairs: Pairs) -> Connection:
@@ -455,7 +455,7 @@ def test_a_waiting_request_checks_once_more_after_its_timeout(pairs: Pairs) -> N
             returned.pop().give_back(True)
         return 0.0
 
-    pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
+    pool = ConnectionPool(pairs, Limits(max_open=1), clock)
     held = pool.acquire(0.0, 0.01)
     returned.append(held)
     assert pool.acquire(0.0, 0.01) is held
@@ -470,7 +470,7 @@ def test_a_garbage_collected_response_frees_its_slot_in_any_thread(pairs: Pairs)
         gc.collect()
         return 0.0
 
-    pool = ConnectionPool(pairs, Limits(max_open=1), clock)  # type: ignore[arg-type]
+    pool = ConnectionPool(pairs, Limits(max_open=1), clock)
     reader = ResponseReader("GET")
     reader.feed_head(LENGTH)
     forgotten: list[object] = [StreamedResponse(pool.acquire(0.0, 0.01), reader, 5.0)]

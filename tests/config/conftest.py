@@ -228,13 +228,13 @@ class Stamp:
 @pytest.fixture
 def site() -> Iterator[ModuleType]:
     """Yield the module that files name ``full_site``."""
-    module = ModuleType("full_site")
+    module: Any = ModuleType("full_site")
     vars(module).update(echo=echo, fallback=fallback, broken=broken, Stamp=Stamp, number=3)
-    module.nothing = lambda app: None  # type: ignore[attr-defined]
-    module.exempted = lambda environ: "HTTP_X_FREE" in environ  # type: ignore[attr-defined]
-    module.cost = lambda environ: int(environ.get("HTTP_X_COST", 1))  # type: ignore[attr-defined]
-    module.plan = lambda environ: environ.get("HTTP_X_PLAN")  # type: ignore[attr-defined]
-    module.caller = lambda environ: environ["PATH_INFO"]  # type: ignore[attr-defined]
+    module.nothing = lambda app: None
+    module.exempted = lambda environ: "HTTP_X_FREE" in environ
+    module.cost = lambda environ: int(environ.get("HTTP_X_COST", 1))
+    module.plan = lambda environ: environ.get("HTTP_X_PLAN")
+    module.caller = lambda environ: environ["PATH_INFO"]
     sys.modules["full_site"] = module
     yield module
     del sys.modules["full_site"]

@@ -30,7 +30,7 @@ from wsgigate.testing.backend import Backend
 NEVER = threading.Event()
 
 
-Make = Callable[[str], Gateway]
+Make = Callable[..., Gateway]
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_the_address_of_a_name_is_checked_when_connecting(
 
 def test_the_gateway_is_never_its_own_instance(make: Make, tmp_path: Path) -> None:
     (tmp_path / "users.json").write_text('["http://127.0.0.1:3999", "http://127.0.0.1:3998"]')
-    gateway = make("discover = 'file:users.json'", "[gateway]\nbind = '127.0.0.1:3999'")  # type: ignore[call-arg]
+    gateway = make("discover = 'file:users.json'", "[gateway]\nbind = '127.0.0.1:3999'")
     gateway.start()
     assert [one.url for one in gateway.pools["users"].instances] == ["http://127.0.0.1:3998"]
 
@@ -154,7 +154,7 @@ def test_allowed_networks_do_not_apply_to_instances_of_the_file(make: Make) -> N
 def test_an_instance_registered_at_the_gateways_own_registry_is_found(
     make: Make, backend: Backend
 ) -> None:
-    gateway = make("discover = 'registry'", "[registry]\nopen = true")  # type: ignore[call-arg]
+    gateway = make("discover = 'registry'", "[registry]\nopen = true")
     assert gateway.registry is not None
     gateway.registry.register(Registered("users", "users-1", "127.0.0.1", backend.port))
     gateway.registry.register(Registered("others", "others-1", "127.0.0.1", 1))
@@ -191,7 +191,7 @@ def test_the_registrys_allowed_networks_apply_after_a_name_changes_its_address(
     make: Make, backend: Backend, registry: list[str], discover: list[str] | None, status: int
 ) -> None:
     narrowed = "" if discover is None else f", allowed_networks = {discover}"
-    gateway = make(  # type: ignore[call-arg]
+    gateway = make(
         f"discover = {{ use = 'registry'{narrowed} }}\n"
         "health = { path = '/health', interval = '1h' }",
         f"[registry]\nopen = true\nallowed_networks = {registry}",
@@ -209,7 +209,7 @@ def test_an_instance_in_a_registrys_public_network_is_reachable(
     make: Make, backend: Backend
 ) -> None:
     """The allowed networks of the registry apply alone, even if wider than the default."""
-    gateway = make(  # type: ignore[call-arg]
+    gateway = make(
         "discover = 'registry'", "[registry]\nopen = true\nallowed_networks = ['203.0.113.0/24']"
     )
     assert gateway.registry is not None
@@ -281,7 +281,7 @@ def test_a_service_gets_the_host_of_the_file(
         "file": "discover = 'file:users.json'",
         "registry": "discover = 'registry'",
     }[source]
-    gateway = make(f"{where}\nhost = 'virtual.example'", "[registry]\nopen = true")  # type: ignore[call-arg]
+    gateway = make(f"{where}\nhost = 'virtual.example'", "[registry]\nopen = true")
     assert gateway.registry is not None
     gateway.registry.register(Registered("users", "users-1", "127.0.0.1", backend.port))
     assert Client(gateway).get("/").text == "ok"

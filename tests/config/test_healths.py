@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,7 +15,7 @@ from wsgigate.config.errors import Errors
 from wsgigate.config.load import parse
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
-from wsgigate.testing.backend import Backend, reply
+from wsgigate.testing.backend import Backend, Received, reply
 
 SERVICE = "[services.a]\ninstances = ['http://a']\nhealth = "
 
@@ -52,7 +53,7 @@ def test_each_health_check_uses_its_own_request_and_reports_the_reason() -> None
         "busy": 'path = "/busy", contains = "ready"',
     }
 
-    def answer(connection, request):  # type: ignore[no-untyped-def]
+    def answer(connection: socket.socket, request: Received) -> None:
         status = "401 Unauthorized" if request.target in ("/login", "/plain") else "200 OK"
         connection.sendall(reply(request.target.encode(), status=status))
 

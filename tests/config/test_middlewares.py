@@ -122,10 +122,10 @@ def test_the_500_of_a_failing_app_passes_the_middlewares(
     assert response.headers["X-Request-ID"]
 
 
-def test_closing_the_gateway_closes_its_middlewares(full: Path, site: ModuleType) -> None:
+def test_closing_the_gateway_closes_its_middlewares(full: Path, site: Any) -> None:
     made: list[Any] = []
     stamp: Any = site.Stamp
-    site.Stamp = lambda app, text: made.append(stamp(app, text=text)) or made[-1]  # type: ignore[attr-defined]
+    site.Stamp = lambda app, text: made.append(stamp(app, text=text)) or made[-1]
     wsgigate.load(str(full)).close()
     assert [one.closed for one in made] == [True, True]
 
@@ -143,9 +143,9 @@ def test_an_id_is_given_once_when_the_file_names_the_middleware(site: ModuleType
     assert "X-Request-ID" not in headers
 
 
-def test_identity_fields_of_clients_never_reach_an_app(site: ModuleType) -> None:
+def test_identity_fields_of_clients_never_reach_an_app(site: Any) -> None:
     seen: dict[str, Any] = {}
-    site.spy = lambda environ, start: seen.update(environ) or site.echo(environ, start)  # type: ignore[attr-defined]
+    site.spy = lambda environ, start: seen.update(environ) or site.echo(environ, start)
     gateway = built(
         '[gateway]\nidentity = { X-User-Id = "sub" }\n'
         + APP.replace("full_site:echo", "full_site:spy")

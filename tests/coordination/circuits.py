@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from wsgigate.coordination.circuit import Circuit, Permit, Rejection
 from wsgigate.rules.circuit import CircuitRules, Outcome
 from wsgigate.testing import FakeClock
@@ -9,8 +11,8 @@ from wsgigate.testing import FakeClock
 RULES = CircuitRules(consecutive_failures=3, open_for=5, probes=2, probe_timeout=10, jitter=0)
 
 
-def worker(clock: FakeClock, store: object = None, rules: CircuitRules = RULES) -> Circuit:
-    return Circuit("orders", rules, store=store, clock=clock, random=lambda: 0.0)  # type: ignore[arg-type]
+def worker(clock: FakeClock, store: Any = None, rules: CircuitRules = RULES) -> Circuit:
+    return Circuit("orders", rules, store=store, clock=clock, random=lambda: 0.0)
 
 
 def admitted(circuit: Circuit) -> Permit:

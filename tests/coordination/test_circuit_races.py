@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -18,8 +18,11 @@ from tests.support.logs import silence
 from tests.support.objects import part
 from wsgigate.coordination.circuit import Circuit, Permit, Rejection, SharedVerdict
 from wsgigate.rules.circuit import CircuitRules, Outcome, State
+from wsgigate.store import Change
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
+
+R = TypeVar("R")
 
 _silent = silence("wsgigate.circuits")
 
@@ -44,7 +47,7 @@ class Overtaken(MemoryStore):
             self.meanwhile.pop()()
         return found
 
-    def update(self, key, change):  # type: ignore[no-untyped-def]
+    def update(self, key: str, change: Change[R]) -> R:
         result = super().update(key, change)
         if self.meanwhile:
             self.meanwhile.pop()()

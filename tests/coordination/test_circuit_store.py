@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TypeVar
 
 import pytest
 
@@ -10,9 +11,11 @@ from tests.coordination.circuits import RULES, break_it, call, waits, worker
 from tests.support.logs import silence
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.rules.circuit import State
-from wsgigate.store import StoreError
+from wsgigate.store import Change, StoreError
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import BrokenStore, FakeClock
+
+R = TypeVar("R")
 
 _silent = silence("wsgigate.circuits")
 
@@ -37,7 +40,7 @@ class Flaky(MemoryStore):
         self._ask()
         return super().get(key)
 
-    def update(self, key, change):  # type: ignore[no-untyped-def]
+    def update(self, key: str, change: Change[R]) -> R:
         self._ask()
         return super().update(key, change)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.objects import texts_kept
+from tests.support.stores import WrappedStore
 from wsgigate.coordination.worker_reports import RENEW, TTL, StableTimes, WorkerReports
 from wsgigate.store import Store, StoreError
 from wsgigate.store.lmdb import LmdbStore
@@ -28,32 +29,17 @@ class Named(WorkerReports):
         return self.name
 
 
-class Watched:
-    """A store that counts its calls, and fails while *down* is set."""
+class Watched(WrappedStore):
+    """A store that counts its writes, and fails while *down* is set."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.down = False
-        self.writes = 0
+    down = False
+    writes = 0
 
-    def get(self, key: str) -> tuple[bytes | None, float]:
-        self._ask()
-        return self.store.get(key)
-
-    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
-        self._ask()
-        self.writes += 1
-        return self.store.swap(key, old, new, ttl)
-
-    def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        raise AssertionError("a store on the network would look through all of its keys")
-
-    def close(self) -> None:
-        self.store.close()
-
-    def _ask(self) -> None:
+    def before(self, call: str, key: str) -> None:
+        assert call != "items", "a store on the network would look through all of its keys"
         if self.down:
             raise StoreError("it is down")
+        self.writes += call == "swap"
 
 
 @pytest.fixture(params=["memory", "lmdb"])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.support.stores import Fickle
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import ThreadProber
 from wsgigate.rules.health import CheckResult, HealthCheck
-from wsgigate.store import Store, StoreError
+from wsgigate.store import Store
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 
@@ -58,33 +60,6 @@ class Network:
         return self.outcomes.get(instance.url, UP)
 
 
-class Fickle:
-    """A store that fails while it is told to."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.broken = False
-
-    def get(self, key: str) -> tuple[bytes | None, float]:
-        self.fail_if_broken()
-        return self.store.get(key)
-
-    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
-        self.fail_if_broken()
-        return self.store.swap(key, old, new, ttl)
-
-    def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        self.fail_if_broken()
-        return self.store.items(prefix)
-
-    def close(self) -> None:
-        self.store.close()
-
-    def fail_if_broken(self) -> None:
-        if self.broken:
-            raise StoreError("the disk is full")
-
-
 class Worker:
     """One worker: its pools and its checker, whose threads run when and as the test says.
 
@@ -98,7 +73,7 @@ class Worker:
         network: Network,
         pools: dict[str, FakePool],
         check: HealthCheck,
-        **options: object,
+        **options: Any,
     ) -> None:
         self.pools = pools
         self.store = store
@@ -111,7 +86,7 @@ class Worker:
             ThreadProber(network, spawn=self.spawn),
             clock=clock,
             random=lambda: 0.5,
-            **options,  # type: ignore[arg-type]
+            **options,
         )
 
     def spawn(self, work: Callable[[], None]) -> None:
@@ -140,7 +115,7 @@ class Fleet:
         self,
         *urls: str,
         check: HealthCheck = HealthCheck("/health"),  # noqa: B008 - it is frozen
-        **options: object,
+        **options: Any,
     ) -> Worker:
         """Add a worker with the service ``shop`` at *urls*."""
         pools = {"shop": FakePool(*(urls or ("http://a",)))}

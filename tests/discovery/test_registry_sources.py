@@ -11,7 +11,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from tests.discovery.conftest import Clock, Fickle
+from tests.discovery.conftest import Clock
+from tests.support.stores import Fickle
 from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import Destinations
 from wsgigate.discovery.sources import Found, Source, SourceError

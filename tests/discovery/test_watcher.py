@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.discovery.conftest import Fickle
+from tests.support.stores import Fickle
 from wsgigate.client.destinations import CombinedDestinations, Destinations
 from wsgigate.coordination.leader import LogLeader
 from wsgigate.discovery import Instance

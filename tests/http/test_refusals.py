@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 from werkzeug.test import Client
@@ -37,17 +40,17 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     return clock
 
 
-def app(environ, start_response):  # type: ignore[no-untyped-def]
+def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     start_response("200 OK", [])
     return [b"x"]
 
 
-def failing(environ, start_response):  # type: ignore[no-untyped-def]
+def failing(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     start_response("500 Oops", [])
     return []
 
 
-def limited(**options):  # type: ignore[no-untyped-def]
+def limited(**options: Any) -> Limiter:
     return Limiter(app, "1/h", store=MemoryStore(), **options)
 
 
@@ -79,7 +82,13 @@ PREFLIGHT = {
         ),
     ],
 )
-def test_each_kind_of_rejection_is_logged_once(make, environ, by, why, caplog):  # type: ignore[no-untyped-def]
+def test_each_kind_of_rejection_is_logged_once(
+    make: Callable[[], WSGIApplication],
+    environ: WSGIEnvironment,
+    by: str,
+    why: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     stack, more = make(), {"HTTP_HOST": "localhost", "REMOTE_ADDR": "192.0.2.7", **environ}
     for _ in range(2):
         Server().serve(stack, {**new_environ(), **more})
@@ -90,7 +99,9 @@ def test_each_kind_of_rejection_is_logged_once(make, environ, by, why, caplog): 
     assert "192.0.2.7" in found[0].getMessage()
 
 
-def test_a_flood_of_rejections_is_logged_as_one_warning_per_minute(clock, caplog):  # type: ignore[no-untyped-def]
+def test_a_flood_of_rejections_is_logged_as_one_warning_per_minute(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
     client = Client(limited())
     with caplog.at_level(logging.INFO, "wsgigate.refusals"):
         for _ in range(5):
@@ -107,7 +118,9 @@ def test_a_flood_of_rejections_is_logged_as_one_warning_per_minute(clock, caplog
     assert caplog.text == ""
 
 
-def test_inside_a_logger_only_the_access_log_has_a_rejection(caplog):  # type: ignore[no-untyped-def]
+def test_inside_a_logger_only_the_access_log_has_a_rejection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     stream = io.StringIO()
     inside = Logger(limited(), stream=stream, format="json")
     for _ in range(2):
@@ -118,13 +131,13 @@ def test_inside_a_logger_only_the_access_log_has_a_rejection(caplog):  # type: i
     stack = ConcurrencyLimiter(
         Logger(app, stream=stream), 1, store=MemoryStore(), key=lambda _: "x"
     )
-    held = stack(new_environ(), lambda *_: None)  # type: ignore[arg-type, return-value]
+    held = stack(new_environ(), Server().start_response)
     Server().serve(stack, new_environ())
     assert "ConcurrencyLimiter refused" in caplog.text
     close_body(held)
 
 
-def test_an_observing_limit_logs_no_rejection(caplog):  # type: ignore[no-untyped-def]
+def test_an_observing_limit_logs_no_rejection(caplog: pytest.LogCaptureFixture) -> None:
     client = Client(limited(observe=True))
     for _ in range(3):
         client.get("/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -21,12 +22,12 @@ class Ends:
         for end in (self.client, self.instance):
             end.settimeout(10)
 
-    def start(self, **options: object) -> threading.Thread:
+    def start(self, **options: Any) -> threading.Thread:
         def run() -> None:
             self.moved = relay(
                 self._left,
                 self._right,
-                **{"idle_timeout": 20.0, **options},  # type: ignore[arg-type]
+                **{"idle_timeout": 20.0, **options},
             )
             self._left.close()
             self._right.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -71,8 +72,8 @@ def registries() -> Registries:
 def started() -> Iterator[Callable[..., Heartbeat]]:
     heartbeats: list[Heartbeat] = []
 
-    def start(registries: Registries, **options: object) -> Heartbeat:
-        heartbeat = Heartbeat(lambda: registries, random=lambda: 0.0, **options)  # type: ignore[arg-type]
+    def start(registries: Registries, **options: Any) -> Heartbeat:
+        heartbeat = Heartbeat(lambda: registries, random=lambda: 0.0, **options)
         heartbeats.append(heartbeat)
         heartbeat.start()
         return heartbeat

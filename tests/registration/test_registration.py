@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,10 +69,10 @@ def test_an_invalid_environment_variable_is_an_error_of_connect(
     ],
 )
 def test_the_urls_are_those_of_the_argument_or_the_environment(
-    given: object, env: str, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    given: Any, env: str, found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REGISTRY_URL", env)
-    assert connector(ENTRY, given)().registries == found  # type: ignore[arg-type]
+    assert connector(ENTRY, given)().registries == found
 
 
 def test_a_missing_authorities_file_is_an_error_of_connect(tmp_path: Path) -> None:

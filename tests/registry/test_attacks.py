@@ -188,7 +188,7 @@ def test_h02_loopback_is_rejected_unless_it_is_allowed() -> None:
     served = Registered(destinations=Destinations(["10.0.0.0/8"]))
     for host in ("127.0.0.1", "::1", "localhost", "::ffff:127.0.0.1"):
         answer = served.send("POST", "/register", {**ONE, "host": host})
-        assert (answer.status_code, answer.json["field"]) == (400, "host")  # type: ignore[index]
+        assert (answer.status_code, (answer.json or {}).get("field")) == (400, "host")
     assert served.send("POST", "/register", ONE).status_code == 201
 
 
@@ -196,7 +196,7 @@ def test_h04_the_registry_itself_cannot_be_an_instance() -> None:
     served = Registered(destinations=Destinations(own=[("0.0.0.0", 3004)]))
     for host in ("127.0.0.1", "localhost", "127.9.9.9", "::1"):
         answer = served.send("POST", "/register", {**ONE, "host": host, "port": 3004})
-        assert (answer.status_code, answer.json["field"]) == (400, "host")  # type: ignore[index]
+        assert (answer.status_code, (answer.json or {}).get("field")) == (400, "host")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.discovery.conftest import DOWN, UP, Clock, Fickle
+from tests.discovery.conftest import DOWN, UP, Clock
 from tests.registry.compat.conftest import TOKEN, CompatRegistry
+from tests.support.stores import Fickle
 from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import Destinations
 from wsgigate.discovery import Instance

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.discovery.conftest import Clock, Fickle
+from tests.discovery.conftest import Clock
+from tests.support.stores import Fickle, WrappedStore
 from wsgigate.registry import Registry
 from wsgigate.registry.storage import Index, Total
 from wsgigate.rules.registry import LeaseRules, Registered, Status
@@ -192,10 +193,10 @@ class Meanwhile(Fickle):
         super().__init__(store)
         self.what: dict[str, Callable[[], object]] = {}
 
-    def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
-        if key in self.what:
+    def before(self, call: str, key: str) -> None:
+        if call == "swap" and key in self.what:
             self.what.pop(key)()
-        return super().swap(key, old, new, ttl)
+        super().before(call, key)
 
 
 def test_a_heartbeat_during_the_eviction_keeps_the_instance(fleet: Fleet) -> None:
@@ -338,26 +339,17 @@ def test_a_new_leader_lists_entries_missing_from_the_index(fleet: Fleet) -> None
     assert registry.names() == ("orders", "users")
 
 
-class Dying:
+class Dying(WrappedStore):
     """A store whose process is killed before a certain write."""
 
-    def __init__(self, store: Fickle, step: int, killed: type[BaseException]) -> None:
-        self.store, self.left, self.killed = store, step, killed
+    def __init__(self, store: Store, step: int, killed: type[BaseException]) -> None:
+        super().__init__(store)
+        self.left, self.killed = step, killed
 
-    def get(self, key):  # type: ignore[no-untyped-def]
-        return self.store.get(key)
-
-    def swap(self, key, old, new, ttl):  # type: ignore[no-untyped-def]
-        self.left -= 1
+    def before(self, call: str, key: str) -> None:
+        self.left -= call == "swap"
         if not self.left:
             raise self.killed
-        return self.store.swap(key, old, new, ttl)
-
-    def items(self, prefix):  # type: ignore[no-untyped-def]
-        return self.store.items(prefix)
-
-    def close(self) -> None:
-        pass
 
 
 def test_no_lease_ends_while_the_store_fails(fleet: Fleet) -> None:

@@ -6,10 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.discovery.conftest import Clock, Fickle
+from tests.discovery.conftest import Clock
+from tests.support.stores import Fickle, WrappedStore
 from wsgigate.client.destinations import Destinations
 from wsgigate.registry import Invalid, InvalidAddress, Listing, Registry, RegistryFull
 from wsgigate.registry.storage import Index, RegistryKeys, ServiceIndex, Total
@@ -32,7 +34,7 @@ class Whole(Fickle):
     """A store that decides and writes in one step."""
 
     def update(self, key: str, change: Change[R]) -> R:
-        self.fail_if_broken()
+        self.before("update", key)
         return update(self.store, key, change)
 
 
@@ -127,31 +129,19 @@ def test_discovery_is_one_read_while_nothing_changes(clock: Clock) -> None:
     assert store.calls == ["get registry/s/users"] * 3
 
 
-class Counting:
+class Counting(WrappedStore):
     """A store that records its calls."""
 
     def __init__(self, store: MemoryStore) -> None:
-        self.store = store
+        super().__init__(store)
         self.calls: list[str] = []
 
-    def get(self, key):  # type: ignore[no-untyped-def]
-        self.calls.append(f"get {key}")
-        return self.store.get(key)
+    def before(self, call: str, key: str) -> None:
+        self.calls.append(f"{call} {key}")
 
-    def update(self, key, change):  # type: ignore[no-untyped-def]
-        self.calls.append(f"update {key}")
-        return self.store.update(key, change)
-
-    def swap(self, key, old, new, ttl):  # type: ignore[no-untyped-def]
-        self.calls.append(f"swap {key}")
-        return self.store.swap(key, old, new, ttl)
-
-    def items(self, prefix):  # type: ignore[no-untyped-def]
-        self.calls.append(f"items {prefix}")
-        return self.store.items(prefix)
-
-    def close(self) -> None:
-        pass
+    def update(self, key: str, change: Change[R]) -> R:
+        self.before("update", key)
+        return update(self.store, key, change)
 
 
 @pytest.mark.parametrize(
@@ -245,12 +235,12 @@ def test_discover_applies_the_filters(
     clock.now += 31  # it has been silent for too long
     for name, entry in zip("abc", all_, strict=True):
         registry.register(replace(entry, instance_id=name))
-    assert ids(registry.discover("users", **wanted)) == found  # type: ignore[arg-type]
+    assert ids(registry.discover("users", **wanted)) == found
 
 
 def test_the_bounds_hold_over_all_workers(store: Fickle) -> None:  # H13
-    bounds = {"most_services": 3, "most_instances": 5, "most_of_one": 2}
-    workers = [Registry(store, **bounds), Registry(store, **bounds)]  # type: ignore[arg-type]
+    bounds: dict[str, Any] = {"most_services": 3, "most_instances": 5, "most_of_one": 2}
+    workers = [Registry(store, **bounds), Registry(store, **bounds)]
     kept: list[str] = []
     for n in range(200):
         entry = replace(ONE, service=f"s{n % 20}", instance_id=f"i{n}")
@@ -447,9 +437,9 @@ def test_a_concurrent_registration_and_removal_leaves_a_consistent_index(store: 
 @pytest.mark.parametrize(
     "bounds", [{"most_services": 0}, {"most_instances": 0}, {"most_of_one": 501}]
 )
-def test_bounds_beyond_the_limits_of_a_store_are_rejected(bounds: dict[str, int]) -> None:
+def test_bounds_beyond_the_limits_of_a_store_are_rejected(bounds: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bounds))):
-        Registry(MemoryStore(), **bounds)  # type: ignore[arg-type]
+        Registry(MemoryStore(), **bounds)
 
 
 def test_the_longest_names_of_all_fit_into_the_store(tmp_path: Path) -> None:

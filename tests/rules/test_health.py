@@ -85,8 +85,9 @@ def test_a_path_that_could_leave_the_instance_is_refused(path: str) -> None:
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_name(setting: str, value: object) -> None:
+    settings: dict[str, Any] = {setting: value}
     with pytest.raises(ValueError, match=setting):
-        HealthCheck("/health", **{setting: value})  # type: ignore[arg-type]
+        HealthCheck("/health", **settings)
 
 
 @pytest.mark.parametrize(
@@ -275,8 +276,8 @@ def test_a_long_text_that_a_response_must_contain_raises() -> None:
 def test_a_response_is_judged_by_its_status_and_text(
     statuses: list[int] | None, contains: str, status: int, body: bytes, error: str
 ) -> None:
-    settings = {} if statuses is None else {"statuses": statuses}
-    check = HealthCheck("/", contains=contains, **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {} if statuses is None else {"statuses": statuses}
+    check = HealthCheck("/", contains=contains, **settings)
     assert judge(check, status, "1ms", body) == CheckResult(not error, status, "1ms", error)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -37,9 +39,9 @@ class Gate:
             self.open = True
             self.changed.notify_all()
 
-    def wait(self, condition: object) -> None:
+    def wait(self, condition: Callable[[], bool]) -> None:
         with self.changed:
-            assert self.changed.wait_for(condition, 10)  # type: ignore[arg-type]
+            assert self.changed.wait_for(condition, 10)
 
 
 def threads(name: str) -> int:
@@ -135,7 +137,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"threads": 0}, {"queue": 0}])
-def test_a_bound_below_one_raises_an_error_that_names_it(settings: dict[str, int]) -> None:
+def test_a_bound_below_one_raises_an_error_that_names_it(settings: dict[str, Any]) -> None:
     [name] = settings
     with pytest.raises(ValueError, match=f"{name}: 1 or more"):
-        BackgroundQueue(**settings)  # type: ignore[arg-type]
+        BackgroundQueue(**settings)

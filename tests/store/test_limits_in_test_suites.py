@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import flask
 import pytest
@@ -134,24 +137,24 @@ def test_a_server_is_no_test_even_with_app_testing(
 
 def test_djangos_test_runner_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "_pytest.config")
-    utils = ModuleType("django.test.utils")
-    utils._TestState = type("_TestState", (), {})  # type: ignore[attr-defined]
+    utils: Any = ModuleType("django.test.utils")
+    utils._TestState = type("_TestState", (), {})
     monkeypatch.setitem(sys.modules, "django.test.utils", utils)
     assert not fork.has_test_runner()
-    utils._TestState.saved_data = object()  # type: ignore[attr-defined]
+    utils._TestState.saved_data = object()
     assert fork.has_test_runner()
 
 
 PEER = {"REMOTE_ADDR": "127.0.0.1"}
 
 
-def hello(environ, start_response):  # type: ignore[no-untyped-def]
+def hello(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
     start_response("200 OK", [("Content-Length", "5")])
     return iter([b"hello"])
 
 
-def ask(app: object) -> int:
-    return Client(app).get("/", environ_base=PEER).status_code  # type: ignore[arg-type]
+def ask(app: WSGIApplication) -> int:
+    return Client(app).get("/", environ_base=PEER).status_code
 
 
 def test_middlewares_of_one_app_share_counts() -> None:
@@ -167,7 +170,9 @@ def test_an_app_without_weak_references_has_a_store() -> None:
         __slots__ = ()
         __hash__ = None  # type: ignore[assignment]
 
-        def __call__(self, environ, start_response):  # type: ignore[no-untyped-def]
+        def __call__(
+            self, environ: WSGIEnvironment, start_response: StartResponse
+        ) -> Iterable[bytes]:
             return hello(environ, start_response)
 
     app = Limiter(Slots(), "1/h")
@@ -175,7 +180,7 @@ def test_an_app_without_weak_references_has_a_store() -> None:
 
 
 def test_reset_resets_all_counts_in_memory(tmp_path: Path) -> None:
-    def broken(environ, start_response):  # type: ignore[no-untyped-def]
+    def broken(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         start_response("500 Oops", [])
         return []
 

@@ -17,7 +17,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
-from tests.discovery.conftest import Clock, Fickle
+from tests.discovery.conftest import Clock
+from tests.support.stores import Fickle
 from wsgigate.auth.bearer import Access
 from wsgigate.registry import Registry
 from wsgigate.registry.compat.consul import ConsulApi

@@ -28,8 +28,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Return a starter of servers that a test may break: ``start("--requirepass", "x")``."""
     started: list[Server] = []
 
-    def begin(*options: str, **settings: object) -> Server:
-        server = Server(tmp_path / f"server{len(started)}", *options, **settings)  # type: ignore[arg-type]
+    def begin(*options: str, **settings: Any) -> Server:
+        server = Server(tmp_path / f"server{len(started)}", *options, **settings)
         started.append(server)
         return server
 
