@@ -14,6 +14,7 @@ from wsgigate import (
     ApiKeyAuthenticator,
     ApiKeys,
     Authenticator,
+    Authorizer,
     BodyLimit,
     Breaker,
     CircuitRules,
@@ -21,6 +22,7 @@ from wsgigate import (
     Cors,
     Dispatcher,
     Guard,
+    Identity,
     Limiter,
     Logger,
     RequestId,
@@ -28,6 +30,7 @@ from wsgigate import (
     Shedder,
 )
 from wsgigate.auth.jwt import mint
+from wsgigate.http.wsgi import IDENTITY
 from wsgigate.store.lmdb import LmdbStore
 
 __all__ = ["BUDGET", "ONE", "costs", "serve"]
@@ -125,6 +128,9 @@ def _wraps() -> Iterator[tuple[dict[str, Wrap], list[Logger]]]:
         keys = ApiKeys(store)
         issued = keys.create("partner", plan="gold", scopes=["orders:read"])
         _ENVIRON["HTTP_X_API_KEY"] = issued.key
+        _ENVIRON[IDENTITY] = Identity.from_claims(
+            {"sub": "ann", "scope": "orders:read", "realm_access": {"roles": ["clerk"]}}
+        )
 
         def logger(app: WSGIApplication) -> WSGIApplication:
             loggers.append(Logger(app, stream=null, format="json", queue_size=1_000_000))
@@ -143,6 +149,14 @@ def _wraps() -> Iterator[tuple[dict[str, Wrap], list[Logger]]]:
                 ),
                 "ApiKeyAuthenticator": lambda app: ApiKeyAuthenticator(
                     app, keys, scopes=["orders:read"]
+                ),
+                "Authorizer": lambda app: Authorizer(
+                    app,
+                    roles=["clerk"],
+                    rules=[
+                        {"methods": ["GET"], "scopes": ["orders:read"]},
+                        {"methods": ["POST"], "scopes": ["orders:write"]},
+                    ],
                 ),
                 "BodyLimit": BodyLimit,
                 "Breaker": lambda app: Breaker(app, store=store),

@@ -45,7 +45,7 @@ def decided(
         roles_from=roles_from,
     )
     environ = {"REQUEST_METHOD": method, "PATH_INFO": path}
-    return authorization.decide(identity, environ, lambda: RequestFacts(method, path))
+    return authorization.decide(identity, environ, lambda _: RequestFacts(method, path))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from wsgigate.auth.challenge import checked_scopes
 from wsgigate.auth.claims import ClaimRequirements, RequiredClaims
@@ -19,7 +19,7 @@ from wsgigate.http.bodies import shown
 from wsgigate.http.caller import matching
 from wsgigate.http.wsgi import environ_key
 from wsgigate.rules.arguments import Method, checked
-from wsgigate.rules.claims import ClaimPath, names_in
+from wsgigate.rules.claims import ClaimPath, names_one_of
 
 __all__ = [
     "ALLOW",
@@ -179,69 +179,91 @@ class Authorization:
         roles_from: Sequence[str] = ROLES,
         groups_from: Sequence[str] = GROUPS,
     ) -> None:
-        self._rules = tuple(rules.items())
-        self._always = always
+        self._rules = tuple(map(_named, rules, rules.values()))
+        self._always = _named(*always)
         self._roles_from = _paths("roles_from", roles_from)
         self._groups_from = _paths("groups_from", groups_from)
         self.scopes = frozenset().union(*(rule.scopes for rule in (always[1], *rules.values())))
         """All scopes that some request requires."""
 
     def decide(
-        self, identity: Identity, environ: dict[str, Any], facts: Callable[[], RequestFacts]
+        self,
+        identity: Identity,
+        environ: dict[str, Any],
+        facts: Callable[[dict[str, Any]], RequestFacts],
     ) -> PolicyDecision:
         """Return whether *identity* may make a request, and the rule that decided.
 
         :param environ: The WSGI environment, by which rules match.
-        :param facts: Returns the facts for policies.
+        :param facts: Returns the facts of *environ*, for policies.
         :raises PolicyFailed: A policy raised an exception, or returned no decision.
         """
-        decided = self._decided(*self._always, identity, facts)
-        if not decided or not self._rules:
+        decided = self._decided(self._always, identity, environ, facts)
+        if not decided.allowed or not self._rules:
             return decided
-        names = []
-        for name, rule in self._rules:
-            if rule.matches is None or rule.matches(environ):
-                decided = self._decided(name, rule, identity, facts)
-                if not decided:
+        satisfied = []
+        for named in self._rules:
+            matches = named.rule.matches
+            if matches is None or matches(environ):
+                decided = self._decided(named, identity, environ, facts)
+                if not decided.allowed:
                     return decided
-                names.append(name)
-        if not names:
+                satisfied.append(decided)
+        if len(satisfied) == 1:
+            return satisfied[0]
+        if not satisfied:
             reason = f"no rule allows {shown(environ['REQUEST_METHOD'])} on this path"
-            return PolicyDecision(allowed=False, reason=reason, rule=self._always[0])
-        return PolicyDecision(allowed=True, rule=", ".join(names))
+            return PolicyDecision(allowed=False, reason=reason, rule=self._always.name)
+        return PolicyDecision(allowed=True, rule=", ".join(each.rule for each in satisfied))
 
     def required_scopes(self, environ: dict[str, Any]) -> frozenset[str]:
         """Return the scopes that a request requires, for a caller that has no token yet."""
-        scopes = self._always[1].scopes
-        for _, rule in self._rules:
+        scopes = self._always.rule.scopes
+        for _, rule, _ in self._rules:
             if rule.scopes and (rule.matches is None or rule.matches(environ)):
                 scopes |= rule.scopes
         return scopes
 
     def _decided(
         self,
-        name: str,
-        rule: AuthorizationRule,
+        named: _Named,
         identity: Identity,
-        facts: Callable[[], RequestFacts],
+        environ: dict[str, Any],
+        facts: Callable[[dict[str, Any]], RequestFacts],
     ) -> PolicyDecision:
-        missing = rule.scopes - identity.scopes
-        if missing:
-            reason = f"the caller lacks the scope {', '.join(sorted(missing))}"
-            return PolicyDecision(False, reason, name, rule.scopes)
+        name, rule, allowed = named
+        if not rule.scopes <= identity.scopes:
+            missing = ", ".join(sorted(rule.scopes - identity.scopes))
+            return PolicyDecision(False, f"the caller lacks the scope {missing}", name, rule.scopes)
         claims = identity.claims
-        for wanted, paths, what in (
-            (rule.roles, self._roles_from, "roles"),
-            (rule.groups, self._groups_from, "groups"),
-        ):
-            if wanted and all(wanted.isdisjoint(names_in(path.find(claims))) for path in paths):
-                return PolicyDecision(False, _lacks(what, wanted, claims), name)
+        if rule.roles and not _has_one(claims, self._roles_from, rule.roles):
+            return PolicyDecision(False, _lacks("roles", rule.roles, claims), name)
+        if rule.groups and not _has_one(claims, self._groups_from, rule.groups):
+            return PolicyDecision(False, _lacks("groups", rule.groups, claims), name)
         unmet = rule.claims.unmet(claims)
         if unmet:
             return PolicyDecision(False, f"required claim: {unmet}", name)
         if rule.policy is not None:
-            return _asked(rule.policy, name, identity, facts())
-        return PolicyDecision(allowed=True, rule=name)
+            return _asked(rule.policy, name, identity, facts(environ))
+        return allowed
+
+
+class _Named(NamedTuple):
+    """A rule by its name, and the decision if it is satisfied, which is made once."""
+
+    name: str
+    rule: AuthorizationRule
+    allowed: PolicyDecision
+
+
+def _named(name: str, rule: AuthorizationRule) -> _Named:
+    return _Named(name, rule, PolicyDecision(allowed=True, rule=name))
+
+
+def _has_one(
+    claims: Mapping[str, Any], paths: tuple[ClaimPath, ...], wanted: frozenset[str]
+) -> bool:
+    return any(names_one_of(path.find(claims), wanted) for path in paths)
 
 
 def _lacks(what: str, wanted: frozenset[str], claims: Mapping[str, Any]) -> str:

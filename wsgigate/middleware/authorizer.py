@@ -131,7 +131,7 @@ class Authorizer:
         if not isinstance(identity, Identity):
             return self._anonymous(environ, start_response)
         try:
-            decision = self._authorization.decide(identity, environ, lambda: _facts(environ))
+            decision = self._authorization.decide(identity, environ, _facts)
         except PolicyFailed as error:
             return self._failed(error, environ, start_response)
         except BadTarget as error:

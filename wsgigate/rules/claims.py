@@ -9,10 +9,10 @@ space or a quotation mark is put into double quotes, with ``\\"`` and ``\\\\`` i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Protocol
 
-__all__ = ["FIELDS", "CallerValue", "ClaimPath", "VerifiedCaller", "names_in"]
+__all__ = ["FIELDS", "CallerValue", "ClaimPath", "VerifiedCaller", "names_one_of"]
 
 _NAME = re.compile(r'[^\s."\x00-\x1f\x7f-\x9f]+|"((?:[^"\\\x00-\x1f\x7f-\x9f]|\\["\\])+)"')
 
@@ -86,13 +86,18 @@ def _malformed(text: str, place: int) -> ValueError:
     )
 
 
-def names_in(value: object) -> frozenset[str]:
-    """Return the names in the *value* of a claim: a text is one name, a list has several."""
+def names_one_of(value: object, names: Set[str]) -> bool:
+    """Return whether the *value* of a claim has one of *names*.
+
+    A text is one name, whatever it contains; a list has several. Any other type has none.
+    """
     if isinstance(value, str):
-        return frozenset((value,) if value else ())
+        return value in names
     if isinstance(value, (list, tuple)):
-        return frozenset(item for item in value if isinstance(item, str) and item)
-    return frozenset()
+        for item in value:
+            if isinstance(item, str) and item in names:
+                return True
+    return False
 
 
 class VerifiedCaller(Protocol):

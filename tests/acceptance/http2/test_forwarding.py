@@ -286,6 +286,14 @@ def test_fields_that_a_client_must_not_set_are_removed(gate: Gate) -> None:
     assert request.value("X-Forwarded-For") == "127.0.0.1"
 
 
+def test_an_underscore_does_not_make_an_identity_field(gate: Gate) -> None:
+    """A server may refuse the request, or the gateway removes the field."""
+    with gate.client() as client:
+        status = client.answer(client.ask(fields=[("x_user_id", "admin")])).status
+    assert status in (200, 400)
+    assert all(b"admin" not in request.head for request in gate.backend.requests)
+
+
 def test_a_connection_is_closed_when_nothing_is_asked(under_gunicorn: Gate) -> None:
     with under_gunicorn.client() as client:
         assert client.answer(client.ask()).status == 200
