@@ -69,6 +69,7 @@ DRIVERS = {
     "redis": {"store/redis_connections.py", "store/redis_servers.py"},
     "hiredis": {"store/redis_connections.py"},
     "httptools": {"client/response_reader.py"},
+    "argon2": {"auth/passwords.py"},
     "jwt": {"auth/jwk.py", "auth/jwt.py"},
     "cryptography": {"auth/jwk.py", "auth/jwt.py"},
     "requests": {"client", "proxy", "runtime/tls.py"},

@@ -46,6 +46,7 @@ VALID: dict[str, dict[str, Any]] = {
     "ApiKeyAuthenticator": {"app": app, "keys": ApiKeys("memory:")},
     "ApiKeys": {"store": "memory:"},
     "Authenticator": {"app": app, "algorithms": ["HS256"], "secret": SECRET},
+    "BasicAuthenticator": {"app": app, "users_file": "users", "store": "memory:"},
     "BodyLimit": {"app": app},
     "Breaker": {"app": app, "store": "memory:"},
     "Bulkhead": {"most": 4},

@@ -29,6 +29,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.middleware.api_key import ApiKeyAuthenticator as ApiKeyAuthenticator
     from wsgigate.middleware.authenticator import Authenticator as Authenticator
     from wsgigate.middleware.authorizer import Authorizer as Authorizer
+    from wsgigate.middleware.basic import BasicAuthenticator as BasicAuthenticator
     from wsgigate.middleware.body_limit import BodyLimit as BodyLimit
     from wsgigate.middleware.breaker import Breaker as Breaker
     from wsgigate.middleware.client_address import ClientAddress as ClientAddress

@@ -26,6 +26,7 @@ from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import CLAIMS
 from wsgigate.middleware.api_key import ApiKeyAuthenticator
 from wsgigate.middleware.authenticator import Authenticator
+from wsgigate.middleware.basic import BasicAuthenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
@@ -49,6 +50,7 @@ ORIGIN = "https://app.example.com"
 MIDDLEWARES: dict[str, Callable[[Any], Any]] = {
     "api_key": lambda app: ApiKeyAuthenticator(app, ApiKeys(MemoryStore()), required=False),
     "authenticator": lambda app: Authenticator(app, algorithms=["HS256"], secret=SECRET),
+    "basic": lambda app: BasicAuthenticator(app, "none", store=MemoryStore(), required=False),
     "body_limit": lambda app: BodyLimit(app, 1000),
     "client_address": ClientAddress,
     "concurrency": lambda app: ConcurrencyLimiter(app, 1000, store=MemoryStore()),

@@ -16,6 +16,7 @@ from wsgigate.coordination.maintenance import MaintenanceSwitch
 from wsgigate.http.problem import Problem
 from wsgigate.middleware.api_key import ApiKeyAuthenticator
 from wsgigate.middleware.authenticator import Authenticator
+from wsgigate.middleware.basic import BasicAuthenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.client_address import ClientAddress
@@ -67,6 +68,11 @@ def api_key(app):
 MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ("api_key", api_key, True),
     ("authenticator", authenticator, True),
+    (
+        "basic",
+        lambda app: BasicAuthenticator(app, "none", store=MemoryStore(), required=False),
+        True,
+    ),
     ("body_limit", BodyLimit, True),
     ("breaker", lambda app: Breaker(app, NEVER, store=MemoryStore()), False),
     ("client_address", ClientAddress, True),

@@ -42,6 +42,7 @@ _MIDDLEWARES = (
     ("limiter", "Rate limiting"),
     ("authenticator", "Authentication"),
     ("api-key", "API keys"),
+    ("basic", "HTTP Basic"),
 )
 
 

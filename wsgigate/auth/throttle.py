@@ -28,7 +28,7 @@ from typing import NamedTuple
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.store import Store, StoreError, update
 
-__all__ = ["GuessRules", "Guesses", "TokenGuard"]
+__all__ = ["FailureCounter", "GuessRules", "Guesses", "TokenGuard"]
 
 
 # The decision: pure functions of the wrong tokens of an address and the time.
@@ -111,6 +111,60 @@ _MOST_MARKS = 16
 """Maximum number of valid tokens that are remembered per address."""
 
 
+class FailureCounter:
+    """Counts failures per address in the store, and in this process alone while the store fails.
+
+    :param store: The store that all workers share.
+    :param prefix: The prefix of its keys after that of the counters, which a full store evicts
+        first, as any client can add to them.
+    :param rules: How many failures an address may cause.
+    :param clock: Returns a monotonic time in seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        prefix: str,
+        rules: GuessRules = GuessRules(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._prefix = f"limit/tokens/{prefix}"
+        self._rules = rules
+        self._clock = clock
+        self._alone: dict[str, Guesses] = {}
+
+    def wait(self, address: str) -> float:
+        """Return the seconds until *address* may try again; 0 when that is now."""
+        try:
+            raw, now = self._store.get(self._prefix + address)
+        except StoreError:
+            return self._alone.get(address, Guesses()).wait(self._clock(), self._rules)
+        return Guesses.from_bytes(raw).wait(now, self._rules)
+
+    def add(self, address: str, mark: bytes) -> float:
+        """Count a failure of *address*, once per *mark*; return the seconds to wait before it."""
+        rules = self._rules
+
+        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, float]:
+            before = Guesses.from_bytes(old)
+            wait = before.wait(now, rules)
+            after = before.after(mark, now, rules)
+            return (old if after is before else after.to_bytes()), MEMORY, wait
+
+        try:
+            wait: float = update(self._store, self._prefix + address, change)
+        except StoreError:
+            now = self._clock()
+            alone = self._alone.get(address, Guesses())
+            wait = alone.wait(now, rules)
+            if len(self._alone) >= _MOST_ALONE and address not in self._alone:
+                self._alone.clear()
+            self._alone[address] = alone.after(mark, now, rules)
+        return wait
+
+
 class TokenGuard:
     """Counts wrong tokens per address.
 
@@ -129,12 +183,9 @@ class TokenGuard:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        # among the counters, which a full store evicts first, as any client can add to them
-        self._wrong = f"limit/tokens/{prefix}"
+        self._wrong = FailureCounter(store, prefix=prefix, rules=rules, clock=clock)
         self._right = f"{prefix}right/"
-        self._rules = rules
         self._clock = clock
-        self._alone: dict[str, Guesses] = {}
         self._fresh: dict[tuple[str, bytes], float] = {}
 
     def record_valid(self, address: str, token: bytes) -> None:
@@ -146,7 +197,7 @@ class TokenGuard:
         key = (address, mark)
         if now < self._fresh.get(key, 0.0):
             return
-        wait = self._wait(address)
+        wait = self._wrong.wait(address)
         if wait > 0 and mark not in self._seen(address):
             raise _too_many(wait)
         self._remember(address, mark)
@@ -159,32 +210,9 @@ class TokenGuard:
 
         :raises Refusal: 429, if the address has sent too many.
         """
-        mark, rules = _mark(token), self._rules
-
-        def change(old: bytes | None, now: float) -> tuple[bytes | None, float, float]:
-            before = Guesses.from_bytes(old)
-            wait = before.wait(now, rules)
-            after = before.after(mark, now, rules)
-            return (old if after is before else after.to_bytes()), MEMORY, wait
-
-        try:
-            wait = update(self._store, self._wrong + address, change)
-        except StoreError:
-            now = self._clock()
-            alone = self._alone.get(address, Guesses())
-            wait = alone.wait(now, rules)
-            if len(self._alone) >= _MOST_ALONE and address not in self._alone:
-                self._alone.clear()
-            self._alone[address] = alone.after(mark, now, rules)
+        wait = self._wrong.add(address, _mark(token))
         if wait > 0:
             raise _too_many(wait)
-
-    def _wait(self, address: str) -> float:
-        try:
-            raw, now = self._store.get(self._wrong + address)
-        except StoreError:
-            return self._alone.get(address, Guesses()).wait(self._clock(), self._rules)
-        return Guesses.from_bytes(raw).wait(now, self._rules)
 
     def _seen(self, address: str) -> tuple[bytes, ...]:
         try:

@@ -253,6 +253,17 @@ KEYS_ACTIONS = {
     "rotate": "Replace a key by a new one and print that; the old one stays valid for a while.",
 }
 
+USER_LINE = """\
+Make a line for a users_file of HTTP Basic: the user, and the argon2 hash of a password. The command
+asks for the password, or reads it from the first line of standard input."""
+
+USER_LINE_EXAMPLES = """\
+examples:
+
+  wsgigate password ann >> users
+  openssl rand -base64 24 | tee password.txt | wsgigate password robot >> users
+"""
+
 MAINTENANCE = """\
 Switch maintenance mode of the gateway, a service or a route on or off. Within a second all workers
 answer its requests with 503; the gateway's own endpoints stay available. The file must have a
@@ -398,6 +409,8 @@ def _parser() -> argparse.ArgumentParser:
         "--last", metavar="TIME", help="the time until the last of these tokens expires, such as 1h"
     )
     _keys(command("keys", "api_keys:keys", KEYS, KEYS_EXAMPLES))
+    password = command("password", "password:password", USER_LINE, USER_LINE_EXAMPLES)
+    password.add_argument("user", metavar="USER", help="the name of the user")
     switch = command("maintenance", "operations:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
     _file(switch)
     switch.add_argument("what", choices=("on", "off", "status"), help="what to do")

@@ -31,6 +31,7 @@ from wsgigate.admin.operations import (
     notices_document,
 )
 from wsgigate.auth.bearer import require_token
+from wsgigate.auth.passwords import read_users
 from wsgigate.config.build_routes import (
     MiddlewareStack,
     RouteApps,
@@ -262,32 +263,54 @@ def check_file(
         "gateway.tls", lambda: check_certificate(parsed.config, path), keys=["cert", "key"]
     )
     _check_api_keys(parsed, path)
+    _check_users(parsed, path)
     parsed.errors.raise_any(path)
     return built
 
 
 def _check_api_keys(parsed: ParsedFile, path: str) -> None:
-    """Check the file of the API keys.
-
-    An invalid entry is a warning, as it refuses one key only, and the gateway starts without it.
-    """
+    """Check the file of the API keys; an absent one is a warning, as a command makes it."""
     table = parsed.config.api_keys
     if table is None or table.file is None or parsed.errors.under("api_keys.file"):
         return
-    folder = Path(path).absolute().parent if path else Path.cwd()
-    file, key = folder / table.file, "api_keys.file"
-    try:
-        errors = read_keys(str(file), file.read_bytes())[1]
-    except FileNotFoundError:
+    file, key = _beside(path) / table.file, "api_keys.file"
+    if not file.exists():
         parsed.warnings.append(
             (key, f"{file} does not exist, so every key is refused; wsgigate keys create makes it")
         )
+        return
+    _check_credentials(parsed, key, file, lambda data: read_keys(str(file), data)[1])
+
+
+def _check_users(parsed: ParsedFile, path: str) -> None:
+    """Check the files of users."""
+    for where, entries in parsed.config.middleware_lists():
+        for index, entry in enumerate(entries):
+            key = f"{where}[{index}].users_file"
+            if entry.use == "basic" and entry.options and not parsed.errors.under(key):
+                file = _beside(path) / entry.options["users_file"]
+                _check_credentials(parsed, key, file, lambda data: read_users(data)[1])
+
+
+def _beside(path: str) -> Path:
+    return Path(path).absolute().parent if path else Path.cwd()
+
+
+def _check_credentials(
+    parsed: ParsedFile, key: str, file: Path, errors_in: Callable[[bytes], Sequence[str]]
+) -> None:
+    """Check a file of credentials.
+
+    An invalid entry is a warning: it refuses one caller only, and the gateway starts without it.
+    """
+    try:
+        errors = errors_in(file.read_bytes())
     except OSError as error:
         parsed.errors.add(key, f"{file} cannot be read: {error.strerror or error}")
     except ValueError as error:
         parsed.errors.add(key, f"{file}: {error}")
     else:
-        parsed.warnings.extend((key, f"{file}: {error}; this key is refused") for error in errors)
+        parsed.warnings.extend((key, f"{file}: {error}; this entry is ignored") for error in errors)
 
 
 _UNTIL_FETCHED = (

@@ -452,6 +452,10 @@ def _with_files(options: Options, context: BuildContext) -> Options:
     return options
 
 
+def _with_users_file(options: Options, context: BuildContext) -> Options:
+    return {**options, "users_file": str(context.folder / options["users_file"])}
+
+
 def _content(file: Path, key: str) -> str:
     try:
         content = file.read_text(encoding="utf-8").strip()
@@ -472,7 +476,7 @@ class _FaultInjection(KnownMiddleware):
         return made if enabled else app  # an inactive one is only validated
 
 
-VERIFIERS = ("api-key", "authenticator")
+VERIFIERS = ("api-key", "authenticator", "basic")
 """The middlewares of the package that verify callers."""
 
 MIDDLEWARES: dict[str, KnownMiddleware] = {
@@ -516,6 +520,11 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
             ),
             "exempt": _selection(_EXEMPT, "Requests that pass unchecked."),
         },
+    ),
+    "basic": KnownMiddleware(
+        "wsgigate.middleware.basic:BasicAuthenticator",
+        keys={"exempt": _selection(_EXEMPT, "Requests that pass unchecked, without an identity.")},
+        prepare=_with_users_file,
     ),
     "body-limit": KnownMiddleware("wsgigate.middleware.body_limit:BodyLimit"),
     "breaker": KnownMiddleware("wsgigate.middleware.breaker:Breaker"),

@@ -1,0 +1,37 @@
+"""The command password makes a line of a file of users."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+
+from wsgigate.auth.passwords import Credentials, Passwords
+from wsgigate.cli import main
+
+
+def test_the_line_is_that_of_a_user_with_this_password(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("päss: word \nand more"))
+    assert main(["password", "ann"]) == 0
+    file = tmp_path / "users"
+    file.write_text(capsys.readouterr().out)
+    assert Passwords(str(file)).verify(Credentials("ann", "päss: word "), "192.0.2.7")
+
+
+@pytest.mark.parametrize(
+    ("user", "given", "words"),
+    [("ann", "", "password: 1 to 1024 bytes"), ("a:b", "x", "user: 1 to 256 characters")],
+)
+def test_invalid_arguments_are_reported(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    user: str,
+    given: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(given))
+    assert main(["password", user]) == 2
+    assert words in capsys.readouterr().err
