@@ -7,7 +7,7 @@ import json
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,28 @@ strip_prefix = true
 """
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Backend]:
+    with Backend() as backend:
+        yield backend
+
+
 @pytest.fixture
-def gateway(serve: Serve, backend: Backend) -> Any:
+def backend(shared: Backend) -> Backend:
+    """Return the backend of all the tests, as if it were new."""
+    shared.answers = [reply(b"ok")]
+    shared.requests.clear()
+    return shared
+
+
+@pytest.fixture(scope="module")
+def gateway(serve_for_all: Serve, shared: Backend) -> Any:
+    return serve_for_all(GATEWAY.format(url=shared.url, more=""), workers=1, server="granian")
+
+
+@pytest.fixture
+def own(serve: Serve, backend: Backend) -> Any:
+    """Return a gateway for one test, which changes or stops it."""
     return serve(GATEWAY.format(url=backend.url, more=""), workers=1, server="granian")
 
 
@@ -127,9 +147,10 @@ def test_a_body_without_a_length_is_refused(gateway: Any, backend: Backend) -> N
 
 
 def test_a_cut_upload_does_not_arrive_whole(gateway: Any, backend: Backend) -> None:
+    logged = len(gateway.log)
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as connection:
         connection.sendall(b"POST /svc HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
-    until(lambda: '"status":400' in gateway.log)
+    until(lambda: '"status":400' in gateway.log[logged:])
     assert not any(request.complete for request in backend.requests)
 
 
@@ -201,30 +222,30 @@ def test_events_arrive_as_they_are_sent(gateway: Any, backend: Backend) -> None:
 
 
 def test_a_reload_reads_the_file_again_and_a_broken_one_changes_nothing(
-    gateway: Any, backend: Backend
+    own: Any, backend: Backend
 ) -> None:
     def status(path: str) -> int:
         try:
-            return requests.get(f"{gateway.url}{path}", timeout=20).status_code
+            return requests.get(f"{own.url}{path}", timeout=20).status_code
         except requests.ConnectionError:
             return 0
 
-    text = gateway.file.read_text()
-    gateway.file.write_text(text.replace('path = "/svc"', 'path = "/new"'))
-    gateway.signal(signal.SIGHUP)
+    text = own.file.read_text()
+    own.file.write_text(text.replace('path = "/svc"', 'path = "/new"'))
+    own.signal(signal.SIGHUP)
     until(lambda: status("/new") == 200)
-    gateway.file.write_text("broken")
-    gateway.signal(signal.SIGHUP)
-    until(lambda: "Reload rejected" in gateway.log)
+    own.file.write_text("broken")
+    own.signal(signal.SIGHUP)
+    until(lambda: "Reload rejected" in own.log)
     until(lambda: status("/svc") == 200)
 
 
-def test_nothing_of_the_log_is_lost_at_the_end(gateway: Any, http: requests.Session) -> None:
+def test_nothing_of_the_log_is_lost_at_the_end(own: Any, http: requests.Session) -> None:
     for number in range(50):
-        assert http.get(f"{gateway.url}/svc/{number}").status_code == 200
-    gateway.signal(signal.SIGTERM)
-    assert gateway.process.wait(15) == 0
-    lines = [json.loads(line) for line in gateway.log.splitlines() if line.startswith("{")]
+        assert http.get(f"{own.url}/svc/{number}").status_code == 200
+    own.signal(signal.SIGTERM)
+    assert own.process.wait(15) == 0
+    lines = [json.loads(line) for line in own.log.splitlines() if line.startswith("{")]
     assert len(lines) == 50
 
 
