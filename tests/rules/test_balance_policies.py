@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass
-from math import ceil, exp
+from math import ceil
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.rules.members import Server, chi_square, made, picked, servers
 from wsgigate.rules.balance import (
     POLICIES,
     ConsistentHash,
-    LeastLatency,
     Pairs,
     Random,
     RoundRobin,
@@ -24,32 +23,6 @@ from wsgigate.rules.balance import (
     slow_start,
 )
 from wsgigate.testing import Script
-
-
-@dataclass(eq=False)
-class Server:
-    name: str
-    weight: float = 1.0
-    in_flight: int = 0
-
-
-def servers(count: int, *weights: float) -> list[Server]:
-    return [Server(f"http://10.0.0.{n}:8000", (weights or (1.0,) * count)[n]) for n in range(count)]
-
-
-def made(name: str, seed: int = 7) -> Any:
-    return POLICIES[name](random.Random(seed).random)
-
-
-def picked(policy: Any, times: int, **options: Any) -> Counter[str]:
-    return Counter(policy.pick(**options).name for _ in range(times))
-
-
-def chi_square(counts: Counter[str], members: list[Server]) -> float:
-    total, weight = sum(counts.values()), sum(member.weight for member in members)
-    expected = {member.name: total * member.weight / weight for member in members}
-    return sum((counts[name] - each) ** 2 / each for name, each in expected.items())
-
 
 # -- what every policy owes ------------------------------------------------------------------------
 
@@ -267,111 +240,6 @@ def test_smooth_weighted_round_robin_stays_close_to_the_weights(
     for member in members:
         share = turns * member.weight / sum(weights)
         assert abs(counts[member.name] - share) <= 2 * len(weights)
-
-
-# -- latency ---------------------------------------------------------------------------------------
-
-
-def latency(*chances: float) -> tuple[LeastLatency[Server], list[Server]]:
-    policy: LeastLatency[Server] = LeastLatency(Script(chances) if chances else (lambda: 0.0))
-    members = servers(2)
-    policy.set_members(members)
-    return policy, members
-
-
-def test_a_slower_response_counts_at_once_and_a_faster_one_slowly() -> None:
-    policy, (a, _) = latency()
-    policy.answered(a, 0.1, 100.0)
-    assert policy.load(a, 100.0) == pytest.approx(0.1)
-    policy.answered(a, 2.0, 100.0)
-    assert policy.load(a, 100.0) == pytest.approx(2.0)
-    policy.answered(a, 0.1, 110.0)
-    assert policy.load(a, 110.0) == pytest.approx(2 * exp(-1) + 0.1 * (1 - exp(-1)))
-
-
-def test_a_slow_member_is_picked_again_when_its_latency_has_decayed() -> None:
-    policy, (a, b) = latency()
-    policy.answered(a, 8.0, 100.0)
-    policy.answered(b, 0.1, 100.0)
-    assert policy.pick(now=101.0) is b
-    policy.answered(b, 0.1, 160.0)
-    assert policy.pick(now=160.0) is a
-
-
-def test_least_latency_counts_requests_in_flight() -> None:
-    policy, (a, b) = latency()
-    policy.answered(a, 0.1, 100.0)
-    policy.answered(b, 0.35, 100.0)
-    a.in_flight = 2
-    assert policy.pick(now=100.0) is a
-    a.in_flight = 3
-    assert policy.pick(now=100.0) is b
-    a.weight = 2
-    assert policy.pick(now=100.0) is a
-
-
-def test_a_member_without_a_measured_latency_gets_one_request_at_a_time() -> None:
-    policy, (a, b) = latency()
-    policy.answered(b, 0.5, 100.0)
-    assert policy.pick(now=100.0) is a
-    a.in_flight, b.in_flight = 1, 50
-    assert policy.pick(now=100.0) is b
-    a.weight = 4
-    assert policy.load(a, 100.0) == LeastLatency.PENALTY / 4
-
-
-def test_quick_failures_attract_no_requests() -> None:
-    policy, (a, b) = latency()
-    policy.answered(a, 0.001, 100.0, failed=True)
-    policy.answered(b, 0.5, 100.0)
-    assert policy.pick(now=100.0) is b
-    policy.answered(b, 7.0, 100.0, failed=True)  # and those that come late no more than others
-    assert policy.load(b, 100.0) == 7.0
-
-
-@pytest.mark.parametrize("decay", [0, -1, float("inf"), float("nan")])
-def test_a_decay_that_is_not_above_zero_raises(decay: float) -> None:
-    with pytest.raises(ValueError, match="decay is a number of seconds above 0"):
-        LeastLatency(random.random, decay=decay)
-
-
-def test_the_latency_of_a_removed_member_is_forgotten() -> None:
-    policy, (a, b) = latency()
-    policy.answered(a, 9.0, 100.0)
-    policy.set_members([b])
-    policy.set_members([a, b])
-    assert policy.load(a, 100.0) == 0
-    policy.answered(a, 9.0, 100.0)
-    policy.set_members([b], draining=[a])
-    assert policy.load(a, 100.0) == pytest.approx(9.0)
-
-
-def test_a_clock_set_back_is_no_failure() -> None:
-    policy, (a, _) = latency()
-    policy.answered(a, 1.0, 100.0)
-    policy.answered(a, 0.5, 50.0)
-    assert policy.load(a, 20.0) == pytest.approx(1.0)
-
-
-def test_faster_members_get_more_requests() -> None:
-    policy: LeastLatency[Server] = LeastLatency(random.Random(5).random)
-    fast, middling, slow = members = servers(3)
-    policy.set_members(members)
-    takes = {fast.name: 0.01, middling.name: 0.03, slow.name: 0.3}
-    counts = Counter()  # type: ignore[var-annotated]
-    under_way: list[tuple[float, Server]] = []
-    for step in range(4_000):
-        now = 1000 + step * 0.005
-        for entry in [entry for entry in under_way if entry[0] <= now]:
-            under_way.remove(entry)
-            entry[1].in_flight -= 1
-            policy.answered(entry[1], takes[entry[1].name], now)
-        member = policy.pick(now=now)
-        member.in_flight += 1
-        counts[member.name] += 1
-        under_way.append((now + takes[member.name], member))
-    assert counts[fast.name] > counts[middling.name] > counts[slow.name]
-    assert counts[slow.name] < 400
 
 
 # -- hashing ---------------------------------------------------------------------------------------

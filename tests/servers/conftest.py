@@ -1,4 +1,4 @@
-"""Workers that the tests of this folder use."""
+"""Workers and connections that the tests of this folder use."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.servers.gate import Gate, Make, hello
+from tests.servers.peer import MakePeer, Peer
 
 
 @pytest.fixture
@@ -26,3 +27,22 @@ def make() -> Iterator[Make]:
 @pytest.fixture
 def gate(make: Make) -> Gate:
     return make()
+
+
+@pytest.fixture
+def make_peer() -> Iterator[MakePeer]:
+    made: list[Peer] = []
+
+    def one(**options: Any) -> Peer:
+        made.append(Peer(**options))
+        return made[-1]
+
+    yield one
+    for each in made:
+        each.client.close()
+        each.ours.close()
+
+
+@pytest.fixture
+def peer(make_peer: MakePeer) -> Peer:
+    return make_peer()

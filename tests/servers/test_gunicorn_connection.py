@@ -1,4 +1,4 @@
-"""A client's connection to a GateWorker, with sockets and no server around it."""
+"""A client's connection to a GateWorker with sockets and no server: heads and bodies."""
 
 from __future__ import annotations
 
@@ -6,94 +6,21 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
-from wsgigate.servers.gunicorn_body import ClientGone, ClientStalled, Deadlines
+from tests.servers.peer import MakePeer, Peer
+from wsgigate.servers.gunicorn_body import ClientGone, ClientStalled
 from wsgigate.servers.gunicorn_connection import (
-    ABANDONED,
-    BACKLOG,
     BUFFERED,
-    Connection,
     Http2Preface,
     Request,
 )
-from wsgigate.servers.http1_request import PREFACE, BadRequest, HeadParser, HeadRules
+from wsgigate.servers.http1_request import PREFACE, BadRequest, HeadRules
 
 SOON = 0.05
 HEAD = b"GET /a HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-class Peer:
-    """Both ends of a connection."""
-
-    def __init__(self, **options: Any) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.client = socket.create_connection(listener.getsockname(), timeout=20)
-            self.sock, address = listener.accept()
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-        self.waits: dict[Connection, float] = {}
-        self.watched: list[Connection] = []  # connections to be flushed
-        rules = options.pop("rules", HeadRules())
-        deadlines = Deadlines(
-            head=options.pop("head", 10.0),
-            idle=options.pop("idle", 10.0),
-            rate=options.pop("rate", 500.0),
-            keep_alive=5.0,
-        )
-        template = {"REMOTE_ADDR": address[0]}
-        self.ours = Connection(
-            self.sock,
-            address,
-            template,
-            HeadParser(rules),
-            rules,
-            deadlines,
-            waits=self.waits,
-            watch=self.watched.append,
-            **options,
-        )
-
-    def say(self, data: bytes) -> Request | None:
-        """Send *data*, and have it read once it has arrived."""
-        self.client.sendall(data)
-        return self.advance()
-
-    def advance(self) -> Request | None:
-        assert self.ours.wait(select.POLLIN, 10)
-        return self.ours.advance()
-
-    def received(self, size: int) -> bytes:
-        with self.client.makefile("rb", buffering=0) as file:
-            data = b""
-            while len(data) < size and (part := file.read(size - len(data))):
-                data += part
-            return data
-
-
-Make = Callable[..., Peer]
-
-
-@pytest.fixture
-def make() -> Iterator[Make]:
-    made: list[Peer] = []
-
-    def peer(**options: Any) -> Peer:
-        made.append(Peer(**options))
-        return made[-1]
-
-    yield peer
-    for each in made:
-        each.client.close()
-        each.ours.close()
-
-
-@pytest.fixture
-def peer(make: Make) -> Peer:
-    return make()
 
 
 def repeat(action: Callable[[], object]) -> None:
@@ -163,9 +90,9 @@ def test_two_empty_lines_before_a_request_are_not(pieces: list[bytes], peer: Pee
     ],
 )
 def test_a_head_that_cannot_become_valid_is_refused_at_once(
-    data: bytes, status: int, make: Make
+    data: bytes, status: int, make_peer: MakePeer
 ) -> None:
-    peer = make(rules=HeadRules(request_line=100, fields=10, field_size=150))
+    peer = make_peer(rules=HeadRules(request_line=100, fields=10, field_size=150))
     with pytest.raises(BadRequest) as caught:
         peer.say(data)
     assert caught.value.problem.status == status
@@ -197,8 +124,8 @@ def test_an_idle_connection_has_the_announced_time_and_a_grace(peer: Peer) -> No
 
 
 @pytest.mark.parametrize("pieces", [1, len(PREFACE)])
-def test_a_client_of_http2_is_recognized(pieces: int, make: Make) -> None:
-    peer = make(http2=True)
+def test_a_client_of_http2_is_recognized(pieces: int, make_peer: MakePeer) -> None:
+    peer = make_peer(http2=True)
     size = len(PREFACE) // pieces
     for at in range(0, len(PREFACE) - size, size):
         assert peer.say(PREFACE[at : at + size]) is None
@@ -207,16 +134,16 @@ def test_a_client_of_http2_is_recognized(pieces: int, make: Make) -> None:
     assert peer.ours.buffer == PREFACE
 
 
-def test_a_client_of_http1_is_served_where_http2_is_possible(make: Make) -> None:
-    peer = make(http2=True)
+def test_a_client_of_http1_is_served_where_http2_is_possible(make_peer: MakePeer) -> None:
+    peer = make_peer(http2=True)
     assert peer.say(b"P") is None
     request = peer.say(b"UT /a HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
     assert request is not None
     assert request.head.method == "PUT"
 
 
-def test_the_preamble_of_a_balancer_gives_the_clients_address(make: Make) -> None:
-    peer = make(proxied="auto")
+def test_the_preamble_of_a_balancer_gives_the_clients_address(make_peer: MakePeer) -> None:
+    peer = make_peer(proxied="auto")
     assert peer.say(b"PROXY TCP4 192.0.2.7 192.0.2.1 41") is None
     request = peer.say(b"00 80\r\n" + HEAD)
     assert request is not None
@@ -231,16 +158,16 @@ def test_the_preamble_of_a_balancer_gives_the_clients_address(make: Make) -> Non
         peer.say(b"PROXY TCP4 192.0.2.8 192.0.2.1 4100 80\r\n" + HEAD)
 
 
-def test_a_preamble_from_another_peer_is_refused(make: Make) -> None:
+def test_a_preamble_from_another_peer_is_refused(make_peer: MakePeer) -> None:
     with pytest.raises(BadRequest) as caught:
-        make(proxied="v1", may_proxy=False).say(b"PROXY UNKNOWN\r\n" + HEAD)
+        make_peer(proxied="v1", may_proxy=False).say(b"PROXY UNKNOWN\r\n" + HEAD)
     assert caught.value.problem.status == 403
-    assert make(proxied="v1", may_proxy=False).say(HEAD) is not None
+    assert make_peer(proxied="v1", may_proxy=False).say(HEAD) is not None
 
 
-def test_a_malformed_preamble_is_refused(make: Make) -> None:
+def test_a_malformed_preamble_is_refused(make_peer: MakePeer) -> None:
     with pytest.raises(BadRequest):
-        make(proxied="v1").say(b"PROXY TCP4 one two 1 2\r\n" + HEAD)
+        make_peer(proxied="v1").say(b"PROXY TCP4 one two 1 2\r\n" + HEAD)
 
 
 # Bodies
@@ -274,8 +201,8 @@ def test_a_client_that_leaves_within_its_body_is_refused(peer: Peer) -> None:
     assert caught.value.problem.status == 400
 
 
-def test_a_body_that_stalls_has_a_deadline_and_bytes_earn_time(make: Make) -> None:
-    peer = make(idle=10.0, rate=100.0)
+def test_a_body_that_stalls_has_a_deadline_and_bytes_earn_time(make_peer: MakePeer) -> None:
+    peer = make_peer(idle=10.0, rate=100.0)
     assert peer.say(post(5000, b"x" * 1000)) is None
     begun = peer.ours.timeout
     assert peer.say(b"x" * 1000) is None
@@ -328,8 +255,10 @@ def test_lines_of_a_body_are_read_one_by_one(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"x" * 10])
-def test_an_app_that_reads_a_body_that_stalls_gets_an_error(sent: bytes, make: Make) -> None:
-    peer = make(idle=SOON)
+def test_an_app_that_reads_a_body_that_stalls_gets_an_error(
+    sent: bytes, make_peer: MakePeer
+) -> None:
+    peer = make_peer(idle=SOON)
     request, _ = large(peer)
     peer.client.sendall(sent)
     with pytest.raises(ClientStalled):
@@ -394,144 +323,3 @@ def test_what_is_left_of_a_body_that_has_arrived_is_discarded(peer: Peer) -> Non
     assert peer.ours.wait(select.POLLIN, 10)
     assert streamed.discard(1 << 20)
     assert peer.ours.buffer == b"GET"
-
-
-# Output
-
-
-def test_output_that_the_kernel_takes_is_sent_at_once(peer: Peer) -> None:
-    peer.ours.send(b"hello")
-    assert not peer.ours.flushing
-    assert peer.client.recv(100) == b"hello"
-    assert not peer.ours.leave(True)
-
-
-def filled(peer: Peer) -> int:
-    """Send until output is owed; return how many bytes that were."""
-    size = 0
-    while not peer.ours.flushing or peer.ours.flush() is not False:
-        peer.ours.send(b"x" * 50_000)
-        size += 50_000
-    return size
-
-
-def test_what_a_client_does_not_read_is_kept_and_sent_when_it_does(peer: Peer) -> None:
-    size = filled(peer)
-    peer.ours.send(b"last")
-    assert peer.watched == [peer.ours]  # once
-    assert peer.ours.leave(True)
-    assert peer.ours.keeps is True
-    assert peer.ours.flush() is False
-    reader = threading.Thread(target=lambda: got.append(peer.received(size + 4)))
-    got: list[bytes] = []
-    reader.start()
-    while not peer.ours.flush():
-        assert peer.ours.wait(select.POLLOUT, 10)
-    reader.join()
-    assert got[0] == b"x" * size + b"last"
-    assert not peer.ours.flushing
-
-
-def test_what_is_owed_leaves_while_the_app_is_busy_with_the_next_part(peer: Peer) -> None:
-    size = filled(peer)
-    assert peer.watched == [peer.ours]
-    got: list[bytes] = []
-    reader = threading.Thread(target=lambda: got.append(peer.received(size)))
-    reader.start()
-    while (done := peer.ours.flush()) is False:
-        assert peer.ours.wait(select.POLLOUT, 10)
-    reader.join()
-    assert done is None  # the thread that serves the request goes on
-    assert len(got[0]) == size
-    assert not peer.ours.leave(True)
-
-
-def test_output_does_not_renew_the_time_for_reading_what_came_before(peer: Peer) -> None:
-    filled(peer)
-    peer.ours.timeout = 7.0
-    peer.ours.send(b"next")
-    assert peer.ours.timeout == 7.0
-
-
-def test_a_connection_that_is_given_up_is_ended_by_the_thread_that_serves_it(peer: Peer) -> None:
-    filled(peer)
-    peer.ours.serving = True
-    assert peer.ours.give_up()
-    with pytest.raises(ClientStalled):
-        peer.ours.send(b"next")
-    assert not peer.ours.leave(False)
-    assert not peer.ours.give_up()
-    assert peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == ABANDONED
-
-
-def test_a_sender_waits_above_the_backlog_and_the_order_is_kept(peer: Peer) -> None:
-    filled(peer)
-    got: list[bytes] = []
-    data = os.urandom(4 * BACKLOG)
-
-    def read() -> None:
-        while not got or not got[-1].endswith(data[-100:]):
-            got.append((got[-1][-100:] if got else b"") + peer.client.recv(1 << 20))
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    peer.ours.send(data)
-    while peer.ours.flush() is False:
-        assert peer.ours.wait(select.POLLOUT, 10)
-    reader.join(20)
-    assert not reader.is_alive()
-    received = got[0] + b"".join(part[100:] for part in got[1:])
-    assert received.lstrip(b"x").endswith(data[1:])
-
-
-def test_a_response_that_is_not_read_is_given_up(make: Make) -> None:
-    peer = make(idle=SOON)
-    with pytest.raises(ClientStalled):
-        peer.ours.send(bytes(64 << 20))
-    linger = peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
-    assert (linger, peer.ours.abandoned, peer.waits) == (ABANDONED, True, {})
-    with pytest.raises(ClientStalled):
-        peer.ours.send(b"x")
-
-
-def test_no_lock_is_held_while_a_sender_waits(peer: Peer) -> None:
-    filled(peer)
-    sender = threading.Thread(target=lambda: peer.ours.send(bytes(4 * BACKLOG)))
-    sender.start()
-    while not peer.waits:
-        assert sender.is_alive()
-    assert peer.ours.flush() is False  # another thread need not wait for it
-    peer.received(3 * BACKLOG + 100_000)
-    sender.join(20)
-    assert not sender.is_alive()
-
-
-def test_a_file_follows_what_is_owed(peer: Peer, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"0123456789" * 50_000)
-    size = filled(peer)
-    got: list[bytes] = []
-    reader = threading.Thread(target=lambda: got.append(peer.received(size + 400_000)))
-    reader.start()
-    with (tmp_path / "file").open("rb") as file:
-        peer.ours.send_file(file, 5, 400_000)
-    reader.join()
-    assert got[0][size:] == (b"0123456789" * 50_000)[5:400_005]
-    assert peer.sock.gettimeout() is None
-
-
-def test_a_file_that_is_not_read_is_given_up(make: Make, tmp_path: Path) -> None:
-    peer = make(idle=SOON)
-    with (tmp_path / "file").open("wb+") as file:
-        file.truncate(64 << 20)
-        with pytest.raises(ClientStalled):
-            peer.ours.send_file(file, 0, 64 << 20)
-    assert peer.ours.abandoned
-
-
-@pytest.mark.parametrize("action", ["send", "receive"])
-def test_a_broken_connection_is_the_clients_doing(action: str, peer: Peer) -> None:
-    peer.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABANDONED)
-    peer.client.close()
-    use = peer.ours.receive if action == "receive" else lambda: peer.ours.send(b"x" * 1000)
-    with pytest.raises(ClientGone):
-        repeat(use)
