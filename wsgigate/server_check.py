@@ -350,7 +350,7 @@ def _dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-Mode = Literal["refuse", "warn"]
+SelfCheckMode = Literal["refuse", "warn"]
 
 _log = logging.getLogger("wsgigate")
 
@@ -470,7 +470,7 @@ def _uwsgi_runs_threads() -> bool:
     return any(name in options for name in ("enable-threads", "threads", "gevent"))
 
 
-def log_findings(found: list[Finding], mode: Mode, log: Any = _log) -> bool:
+def log_findings(found: list[Finding], mode: SelfCheckMode, log: Any = _log) -> bool:
     """Log the findings; return whether the gateway must refuse to serve."""
     for finding in found:
         (log.error if finding.severity == "error" else log.warning)("Self-check: %s", finding)
@@ -484,7 +484,7 @@ def log_findings(found: list[Finding], mode: Mode, log: Any = _log) -> bool:
 
 
 def first_request_check(
-    mode: Mode, *, keeps_slashes: bool = False, changed: frozenset[str] = frozenset()
+    mode: SelfCheckMode, *, keeps_slashes: bool = False, changed: frozenset[str] = frozenset()
 ) -> Callable[[WSGIEnvironment], WSGIApplication | None]:
     """Return a check of the first request, which returns an app that rejects requests, or None.
 

@@ -19,7 +19,7 @@ from werkzeug.test import Client
 
 from wsgigate.client.adapter import Adapter, Sessions, Timeout
 from wsgigate.client.http11 import Fields
-from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
+from wsgigate.testing.backend import Backend, Received, ScriptedAnswer, cut, reply
 from wsgigate.testing.fakes import FakeClock
 
 Forward = Callable[..., Client]
@@ -51,7 +51,7 @@ def ask(
     return adapter.send(request, **options)
 
 
-def races(number: int) -> list[Answer]:
+def races(number: int) -> list[ScriptedAnswer]:
     """Return answers of a backend that closes the connection of its second request, unanswered."""
     return [reply(b"first"), *[cut(b"")] * number, reply(b"again")]
 

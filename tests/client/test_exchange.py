@@ -16,7 +16,7 @@ from tests.support.certificates import make_certificate
 from wsgigate.client.exchange import HttpClient, Stopped, TooLong, reason_for
 from wsgigate.client.response_reader import BrokenResponse
 from wsgigate.runtime.tls import context_for
-from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
+from wsgigate.testing.backend import Backend, Received, ScriptedAnswer, cut, reply
 
 FIELDS = {"User-Agent": "test"}
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -57,7 +57,7 @@ def test_a_request_has_its_fields_its_framing_and_the_path_of_the_url(backend: B
     ],
     ids=["silent", "field", "status line", "length", "chunks", "until closed"],
 )
-def test_the_deadline_covers_head_and_body(answer: Answer) -> None:
+def test_the_deadline_covers_head_and_body(answer: ScriptedAnswer) -> None:
     with Backend(answer) as backend:
         with (
             pytest.raises((TimeoutError, BrokenResponse)),

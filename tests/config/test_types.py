@@ -14,13 +14,13 @@ from wsgigate.config.types import (
     Boolean,
     Duration,
     Enumeration,
+    HiddenText,
     ImportPath,
     Integer,
     Kind,
     Number,
     PathPattern,
     QuotaText,
-    Secret,
     Size,
     Text,
     Url,
@@ -38,7 +38,7 @@ RIGHT: list[tuple[Kind[Any], object, object]] = [
     (Text(), "a\nb", "a\nb"),
     (Text(), "", ""),
     (Text("letters", pattern="[a-z]+"), "abc", "abc"),
-    (Secret(), "hush", "hush"),
+    (HiddenText(), "hush", "hush"),
     (Number(0, 1), 0.5, 0.5),
     (Number(0), 3, 3.0),
     (Number(0), FromEnvironment("0.25"), 0.25),
@@ -90,8 +90,8 @@ WRONG: list[tuple[Kind[Any], object, str]] = [
     (Text(), [], "expected text, got a list"),
     (Text(), {}, "expected text, got a table"),
     (Text("letters", pattern="[a-z]+"), "abc\n", 'expected letters, got "abc\\n"'),
-    (Secret(), "", "a secret must not be empty"),
-    (Secret(), 1234567, "expected text (a secret), got something else"),
+    (HiddenText(), "", "a secret must not be empty"),
+    (HiddenText(), 1234567, "expected text (a secret), got something else"),
     (Number(0, 1), 1.5, "expected a number from 0 to 1, got the number 1.5"),
     (Number(0), float("nan"), "expected a number, at least 0, got the number nan"),
     (Number(0), float("inf"), "expected a number, at least 0, got the number inf"),
@@ -150,7 +150,7 @@ def test_an_unset_variable_causes_no_second_error() -> None:
 def test_a_secret_is_masked_in_errors_in_any_quoting() -> None:
     errors = Errors()
     secret = 'top "secret"\n-----KEY-----'
-    Secret().read(secret, "token", errors)
+    HiddenText().read(secret, "token", errors)
     errors.add("url", f"can not use {secret!r} and {secret}")
     ((_, text),) = errors
     assert "secret" not in text

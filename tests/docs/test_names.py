@@ -1,7 +1,8 @@
-"""The names in the documentation exist: modules, classes, loggers, files, keys and options."""
+"""The names in the documentation exist, and each name of a class or a type means one thing."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import importlib
 import io
@@ -35,6 +36,35 @@ LOGGERS = {
     for file in PACKAGE.rglob("*.py")
     for name in re.findall(r'getLogger\("(wsgigate\.\w+)"\)', file.read_text(encoding="utf-8"))
 }
+
+
+ALIKE = {
+    "Refused": "the exception of a rejected request for the error handlers of Flask and of Django; "
+    "each derives from what its framework hands to them",
+}
+"""Names of more than one class or type, and why these are one concept."""
+
+
+def _types(tree: ast.Module) -> Iterator[str]:
+    """Yield the names of classes and of type aliases, private ones without the underscore."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            yield node.name.lstrip("_")
+    for statement in tree.body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        for target in [statement.target] if isinstance(statement, ast.AnnAssign) else targets:
+            if isinstance(target, ast.Name) and re.fullmatch("_?[A-Z]+[a-z][A-Za-z]*", target.id):
+                yield target.id.lstrip("_")
+
+
+def test_each_name_of_a_class_or_type_means_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for name in _types(ast.parse(file.read_text(encoding="utf-8"))):
+            places.setdefault(name, []).append(str(file.relative_to(PACKAGE)))
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert {name: found for name, found in twice.items() if name not in ALIKE} == {}
+    assert twice.keys() == ALIKE.keys(), "a reason without its name"
 
 
 def _found(pattern: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str]]]:

@@ -15,7 +15,7 @@ from wsgigate.http.responses import (
     with_fallback_field,
 )
 from wsgigate.http.wsgi import SHAPED
-from wsgigate.testing.fakes import Body, Boom, Server, new_environ
+from wsgigate.testing.fakes import Boom, ClosableBody, Server, new_environ
 
 PLAIN = [("Content-Type", "text/plain")]
 
@@ -73,7 +73,7 @@ def test_a_successful_response_is_passed_on(kind: Any, status: str, choose: Any)
 
 
 def test_the_body_of_a_response_that_is_not_replaced_is_passed_on_as_it_is() -> None:
-    body = Body()
+    body = ClosableBody()
     got = replaceable_response(
         eager("200 OK", body), new_environ(), Server().start_response, failures
     )
@@ -81,7 +81,7 @@ def test_the_body_of_a_response_that_is_not_replaced_is_passed_on_as_it_is() -> 
 
 
 def test_the_body_of_a_replaced_response_is_closed_before_the_other_app_is_called() -> None:
-    body, closed = Body(), []
+    body, closed = ClosableBody(), []
 
     def after(environ: Any, start_response: Any) -> list[bytes]:
         closed.append(body.closed)
@@ -146,7 +146,7 @@ def test_a_second_start_response_with_exc_info_decides() -> None:
 
 
 def test_a_lazy_body_is_closed_once() -> None:
-    body = Body()
+    body = ClosableBody()
 
     class Lazy:
         def __iter__(self) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ import pytest
 
 from wsgigate.http.wsgi import BodyTooLarge
 from wsgigate.middleware.body_limit import BodyLimit
-from wsgigate.testing.fakes import Body, Server, new_environ
+from wsgigate.testing.fakes import ClosableBody, Server, new_environ
 
 LIMIT = 100
 
@@ -72,7 +72,7 @@ def test_a_response_that_has_not_begun_is_replaced(app):
 
 
 def test_the_replaced_response_is_closed():
-    body = Body()
+    body = ClosableBody()
 
     def app(environ, start_response):
         try:

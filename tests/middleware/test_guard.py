@@ -9,7 +9,7 @@ import pytest
 
 from wsgigate.http.wsgi import REASON, REQUEST_ID
 from wsgigate.middleware.guard import Guard
-from wsgigate.testing.fakes import Body, Server, new_environ
+from wsgigate.testing.fakes import ClosableBody, Server, new_environ
 
 FIELDS = [("Content-Type", "text/plain"), ("Content-Length", "5")]
 
@@ -128,7 +128,7 @@ def test_a_failure_after_write_propagates():
 def test_an_exit_never_reaches_the_server(where):
     """Q14: it would end a threaded worker and every other request in it."""
 
-    class Exits(Body):
+    class Exits(ClosableBody):
         def __next__(self):
             if where == "iterating" and not self.first:
                 raise SystemExit(1)
@@ -159,7 +159,7 @@ def test_interrupts_pass(error):
 
 
 def test_the_inner_iterable_is_closed_once_when_its_first_chunk_fails(caplog):
-    class Failing(Body):
+    class Failing(ClosableBody):
         def __next__(self):
             raise Boom
 
@@ -227,7 +227,7 @@ def test_the_response_can_be_replaced(caplog):
     def page(problem):
         def app(environ, start_response):
             start_response("500 Oops", [("Content-Type", "text/html")])
-            body = Body([b"<h1>", problem.detail.encode()])
+            body = ClosableBody([b"<h1>", problem.detail.encode()])
             closed.append(body)
             return body
 

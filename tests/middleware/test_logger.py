@@ -12,7 +12,7 @@ from wsgigate.http.wsgi import CLAIMS, CLIENT, INSTANCE, REASON, REQUEST_ID, ROU
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.logger import Logger
 from wsgigate.testing import FakeClock
-from wsgigate.testing.fakes import Body, Server, new_environ
+from wsgigate.testing.fakes import ClosableBody, Server, new_environ
 
 
 class Boom(Exception):
@@ -181,7 +181,7 @@ def test_an_app_that_fails_half_way_is_an_aborted_response():
 
 
 def test_a_client_that_leaves_is_an_aborted_response():
-    body = Body([b"123", b"456", b"789"])
+    body = ClosableBody([b"123", b"456", b"789"])
 
     def app(environ, start_response):
         start_response("200 OK", [("Content-Type", "text/plain")])

@@ -12,7 +12,7 @@ from tests.support.objects import texts_kept
 from wsgigate import FallbackRules, Identity, StaleAnswers
 from wsgigate.http.wsgi import CLAIMS, FAILURE, IDENTITY, SHAPED
 from wsgigate.testing import FakeClock
-from wsgigate.testing.fakes import Body, Server, new_environ
+from wsgigate.testing.fakes import ClosableBody, Server, new_environ
 
 
 class App:
@@ -261,7 +261,7 @@ def serve_some(app: Any, chunks: int) -> None:
 def test_a_streamed_response_is_passed_on_as_it_comes_and_stored_at_its_end(
     clock: FakeClock,
 ) -> None:
-    body = Body()
+    body = ClosableBody()
     app = App(lambda environ: body)
     kept = stale(app, clock)
     answer = Server().serve(kept, EnvironBuilder().get_environ())
@@ -272,7 +272,7 @@ def test_a_streamed_response_is_passed_on_as_it_comes_and_stored_at_its_end(
 
 
 def test_a_response_that_was_not_read_to_its_end_is_not_stored(clock: FakeClock) -> None:
-    kept = stale(App(lambda environ: Body()), clock)
+    kept = stale(App(lambda environ: ClosableBody()), clock)
     serve_some(kept, 4)  # all that there is, but not its end
     assert kept.size == 0
 

@@ -12,7 +12,7 @@ from wsgigate.discovery import Instance
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.runtime.tls import Verify
-from wsgigate.testing.backend import Answer, Backend, Received
+from wsgigate.testing.backend import Backend, Received, ScriptedAnswer
 
 CHECK = HealthCheck("/health?deep=1", timeout=5.0)
 
@@ -41,7 +41,7 @@ def check_once(
     return outcome
 
 
-def check_answer(answer: Answer, check: HealthCheck = CHECK) -> CheckResult:
+def check_answer(answer: ScriptedAnswer, check: HealthCheck = CHECK) -> CheckResult:
     with Backend(answer) as backend:
         outcome = check_once(backend.url, check)
         backend.wait_until_closed()
@@ -49,7 +49,7 @@ def check_answer(answer: Answer, check: HealthCheck = CHECK) -> CheckResult:
     return outcome
 
 
-def drip(head: bytes, drop: bytes) -> Answer:
+def drip(head: bytes, drop: bytes) -> ScriptedAnswer:
     """Send *head*, then *drop* again and again until the client leaves."""
 
     def answer(connection: socket.socket, _request: Received) -> bool:

@@ -13,7 +13,7 @@ from tests.proxy.health_checks import HASTY, check_answer, check_once, drip
 from wsgigate.discovery import Instance
 from wsgigate.proxy.health_probe import Prober
 from wsgigate.rules.health import CheckResult, HealthCheck
-from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
+from wsgigate.testing.backend import Backend, Received, ScriptedAnswer, cut, reply
 
 
 def test_a_check_requests_the_path_and_names_the_gateway_in_user_agent(backend: Backend) -> None:
@@ -171,7 +171,7 @@ def test_without_a_valid_field_the_response_time_is_measured(fields: list[tuple[
     ids=["silence", "status line", "head", "field", "length", "to the end", "chunks", "chunk size"],
 )
 def test_a_server_that_drips_does_not_extend_the_deadline(
-    answer: Answer, status: int | None
+    answer: ScriptedAnswer, status: int | None
 ) -> None:
     outcome = check_answer(answer, HASTY)  # what drips never ends by itself
     assert outcome == CheckResult(False, status, error="Timeout") or outcome.error == "Bad response"
@@ -230,7 +230,7 @@ def test_a_compressed_body_is_not_decompressed() -> None:
     ],
 )
 def test_an_invalid_response_is_a_failure_whose_description_names_no_host(
-    answer: Answer, error: str
+    answer: ScriptedAnswer, error: str
 ) -> None:
     outcome = check_answer(answer)
     assert (outcome.ok, outcome.error) == (False, error)

@@ -17,7 +17,7 @@ from tests.support.certificates import make_certificate
 from wsgigate.client.adapter import Sessions
 from wsgigate.proxy.attempts import Resilience
 from wsgigate.rules.retry import RetryRules
-from wsgigate.testing.backend import Answer, Backend, cut, reply
+from wsgigate.testing.backend import Backend, ScriptedAnswer, cut, reply
 
 Through = Callable[..., Client]
 
@@ -70,7 +70,7 @@ def test_redirects_are_not_followed_and_cookies_are_not_kept(
     [(cut(b""), 502), (cut(b"HTTP/1.1 abc\r\n\r\n"), 502)],
     ids=["closed", "malformed"],
 )
-def test_an_invalid_response_is_502(answer: Answer, status: int, through: Through) -> None:
+def test_an_invalid_response_is_502(answer: ScriptedAnswer, status: int, through: Through) -> None:
     with Backend(answer) as backend:
         assert through(backend.url).get("/").status_code == status
 

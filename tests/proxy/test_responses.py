@@ -18,7 +18,7 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 from tests.proxy.clients import ServiceClient
 from wsgigate.http.wsgi import REASON, close_body
 from wsgigate.proxy.response import UpstreamCut
-from wsgigate.testing.backend import Answer, Backend, Received, cut, reply
+from wsgigate.testing.backend import Backend, Received, ScriptedAnswer, cut, reply
 
 Forward = Callable[..., ServiceClient]
 
@@ -205,7 +205,7 @@ def check(case: Case, backend: Backend, client: ServiceClient, ending: str) -> N
         connection.sendall(case.data)
         return connection.recv(1) == b"never"
 
-    first: Answer = {"closes": farewell, "lingers": loiter, "keeps": case.data}[ending]  # type: ignore[assignment]
+    first: ScriptedAnswer = {"closes": farewell, "lingers": loiter, "keeps": case.data}[ending]  # type: ignore[assignment]
     backend.answers = [first, reply(NEXT)]
     environ = EnvironBuilder("/", method=case.method).get_environ()
     chunks, status, headers = run_wsgi_app(client.application, environ)

@@ -15,7 +15,7 @@ from wsgigate.client.adapter import Sessions
 from wsgigate.discovery import Instance
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
-from wsgigate.testing.proxy import CASES, Case, Exchange, check_proxy
+from wsgigate.testing.proxy import CASES, Case, ProxyUnderTest, check_proxy
 
 Make = Callable[..., WSGIApplication]
 
@@ -98,7 +98,7 @@ def test_an_app_that_raises_counts_as_a_500(make: Make) -> None:
 
     seen: list[object] = []
 
-    def script(exchange: Exchange) -> None:
+    def script(exchange: ProxyUnderTest) -> None:
         answer = exchange.send()
         seen.extend([answer.status, str(answer.raised)])
 

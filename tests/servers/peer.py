@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wsgigate.servers.gunicorn_body import Deadlines
-from wsgigate.servers.gunicorn_connection import Connection, Request
+from wsgigate.servers.gunicorn_connection import ClientConnection, Request
 from wsgigate.servers.http1_request import HeadParser, HeadRules
 
 __all__ = ["MakePeer", "Peer"]
@@ -22,8 +22,8 @@ class Peer:
             self.client = socket.create_connection(listener.getsockname(), timeout=20)
             self.sock, address = listener.accept()
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-        self.waits: dict[Connection, float] = {}
-        self.watched: list[Connection] = []  # connections to be flushed
+        self.waits: dict[ClientConnection, float] = {}
+        self.watched: list[ClientConnection] = []  # connections to be flushed
         rules = options.pop("rules", HeadRules())
         deadlines = Deadlines(
             head=options.pop("head", 10.0),
@@ -32,7 +32,7 @@ class Peer:
             keep_alive=5.0,
         )
         template = {"REMOTE_ADDR": address[0]}
-        self.ours = Connection(
+        self.ours = ClientConnection(
             self.sock,
             address,
             template,

@@ -16,14 +16,19 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 
 import pytest
 
-from wsgigate.servers.gunicorn_threads import IdleConnections, SelectorWatch, Threads, Watch
+from wsgigate.servers.gunicorn_threads import (
+    IdleConnections,
+    ReadinessPoller,
+    SelectorPoller,
+    Threads,
+)
 
 HARDLY = 0.05
 PLENTY = 10.0
-WATCHES: dict[str, Callable[[], Watch | None]] = {
+WATCHES: dict[str, Callable[[], ReadinessPoller | None]] = {
     "epoll": lambda: None,
-    "turns": lambda: SelectorWatch(selectors.EpollSelector()),
-    "turns by default": SelectorWatch,
+    "turns": lambda: SelectorPoller(selectors.EpollSelector()),
+    "turns by default": SelectorPoller,
 }
 
 
@@ -166,7 +171,7 @@ def test_the_last_arming_of_a_descriptor_counts(name: str, make: Make) -> None:
     assert parked.take(HARDLY) is None
 
 
-class RecordingWatch(Watch):
+class RecordingWatch(ReadinessPoller):
     """A watch that reports what a test sets, and records its calls."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from gunicorn.http.unreader import IterUnreader
 from gunicorn.http.wsgi import create
 
 from wsgigate.servers.gunicorn_body import ClientGone, Deadlines
-from wsgigate.servers.gunicorn_connection import BUFFERED, Connection
+from wsgigate.servers.gunicorn_connection import BUFFERED, ClientConnection
 from wsgigate.servers.http1_request import BadRequest, ChunkedDecoder, HeadParser, HeadRules
 
 PEER = ("192.0.2.1", 4321)
@@ -176,7 +176,7 @@ def served(pieces: list[bytes]) -> tuple[list[tuple[dict[str, str], bytes]], boo
     """Return the requests that a connection reads from *pieces*, and whether it refuses one."""
     client, sock = socket.socketpair()
     rules = HeadRules()
-    ours = Connection(
+    ours = ClientConnection(
         sock, "", {}, HeadParser(rules), rules, Deadlines(9, 9, 500, 9), waits={}, watch=id
     )
     found: list[tuple[dict[str, str], bytes]] = []

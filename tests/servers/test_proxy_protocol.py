@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from wsgigate.servers.proxy_protocol import BadPreamble, Mode, Preamble, read_preamble
+from wsgigate.servers.proxy_protocol import BadPreamble, Preamble, ProxyProtocolMode, read_preamble
 
 LINE = b"PROXY TCP4 192.0.2.7 192.0.2.1 4100 80\r\n"
 SIX = b"PROXY TCP6 2001:db8::7 2001:db8::1 4100 80\r\n"
@@ -39,7 +39,7 @@ V6 = ("TCP6", ("2001:db8::7", 4100), ("2001:db8::1", 80))
     ],
 )
 def test_a_preamble_is_read_once_it_is_complete(
-    data: bytes, mode: Mode, expected: tuple[str, object, object]
+    data: bytes, mode: ProxyProtocolMode, expected: tuple[str, object, object]
 ) -> None:
     for end in range(1, len(data)):
         assert read_preamble(data[:end], mode) is None
@@ -52,7 +52,7 @@ def test_a_preamble_is_read_once_it_is_complete(
     ("data", "mode"),
     [(LINE, "off"), (LINE, "v2"), (binary(), "v1"), (b"GET / HTTP/1.1", "auto"), (b"P!", "auto")],
 )
-def test_what_is_no_preamble_is_left(data: bytes, mode: Mode) -> None:
+def test_what_is_no_preamble_is_left(data: bytes, mode: ProxyProtocolMode) -> None:
     assert read_preamble(data, mode) == Preamble(0, "")
 
 

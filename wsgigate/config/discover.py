@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsgigate.config.tables import ListOf, UnionOf, is_list, setting, table
-from wsgigate.config.types import Enumeration, ParsedText, Secret, Text, Url, import_object
+from wsgigate.config.types import Enumeration, HiddenText, ParsedText, Text, Url, import_object
 from wsgigate.config.yaml import parse_yaml
 from wsgigate.discovery import Instance
 from wsgigate.discovery.sources import Failover, Source
@@ -323,7 +323,7 @@ class Discover:
         Url(),
         default=None,
     )
-    token: str | None = setting("The token for the source's server.", Secret(), default=None)
+    token: str | None = setting("The token for the source's server.", HiddenText(), default=None)
     ca: str | None = setting("A file of CA certificates for the source's server.", default=None)
 
 

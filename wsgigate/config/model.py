@@ -32,13 +32,13 @@ from wsgigate.config.types import (
     Boolean,
     Duration,
     Enumeration,
+    HiddenText,
     ImportPath,
     Integer,
     Number,
     ParsedText,
     PathPattern,
     Schema,
-    Secret,
     Text,
     Url,
 )
@@ -296,7 +296,7 @@ class Admin:
     )
     token: str | None = setting(
         "The bearer token for requests that change something.",
-        Secret(),
+        HiddenText(),
         default=None,
         repr=False,
     )
@@ -312,7 +312,7 @@ class AllowHeader:
     """A request field with a secret; requests with it bypass maintenance."""
 
     name: str = setting("The field's name.", Text("the name of a field", pattern=FIELD_NAME))
-    secret: str = setting("The field's value, at least 16 characters.", Secret(), repr=False)
+    secret: str = setting("The field's value, at least 16 characters.", HiddenText(), repr=False)
 
 
 @table
@@ -379,7 +379,7 @@ STICKY = ArgumentTable(
     without=("service",),
     keys={
         "secret": TableKey(
-            Secret(),
+            HiddenText(),
             "The secret that signs the cookie, at least 16 bytes; the same on all gateways.",
             convert=lambda secret: secret.encode("utf-8", "surrogatepass"),
         )

@@ -12,8 +12,8 @@ from wsgigate.config.errors import Errors
 from wsgigate.config.tables import ListOf, MapOf, argument, arguments_for, setting, table
 from wsgigate.config.types import (
     Enumeration,
+    HiddenText,
     ParsedText,
-    Secret,
     Text,
     listen_addresses,
 )
@@ -86,14 +86,14 @@ class RegistryTable:
     )
     token: str | None = setting(
         "The bearer token for requests that register or change any service.",
-        Secret(),
+        HiddenText(),
         default=None,
         repr=False,
     )
     tokens: Mapping[str, str] = setting(
         "Tokens for single services, by service name: each may register and change that service "
         "only.",
-        MapOf(Secret(), key=r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", called="a service's name"),
+        MapOf(HiddenText(), key=r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", called="a service's name"),
         default_factory=dict,
         repr=False,
     )

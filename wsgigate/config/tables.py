@@ -35,12 +35,12 @@ from wsgigate.config.types import (
     Boolean,
     Duration,
     Enumeration,
+    HiddenText,
     Integer,
     Kind,
     Number,
     Scalar,
     Schema,
-    Secret,
     Size,
     Text,
     import_object,
@@ -482,7 +482,7 @@ def _kind_of(hint: Any, traits: tuple[Any, ...] = ()) -> Kind[Any] | None:
     if Trait.BYTES in traits:
         return Size()
     if Trait.SECRET in traits:
-        return Secret()
+        return HiddenText()
     if origin in _UNIONS:
         if set(inner) >= {str, int, float, bool}:
             inner = (_SCALAR, *(each for each in inner if each not in (str, int, float, bool)))

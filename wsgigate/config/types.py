@@ -27,6 +27,7 @@ __all__ = [
     "Boolean",
     "Duration",
     "Enumeration",
+    "HiddenText",
     "ImportPath",
     "Integer",
     "Kind",
@@ -37,7 +38,6 @@ __all__ = [
     "QuotasText",
     "Scalar",
     "Schema",
-    "Secret",
     "Size",
     "Text",
     "Url",
@@ -110,7 +110,7 @@ class Text(Kind[str]):
         return or_reference({"type": "string", "pattern": f"^(?:{self._pattern.pattern})$"})
 
 
-class Secret(Kind[str]):
+class HiddenText(Kind[str]):
     """Text that errors, logs and listings must not show."""
 
     expected = "text (a secret)"

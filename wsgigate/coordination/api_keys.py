@@ -383,7 +383,7 @@ def _replace(path: str, text: str, old: os.stat_result | None) -> None:
 # The keys.
 
 
-class _Entry:
+class _CachedKey:
     """A valid key that a worker has looked up."""
 
     __slots__ = ("id", "identity", "until", "used")
@@ -400,11 +400,11 @@ class _Known:
 
     __slots__ = ("keys", "previous", "read", "refused", "since", "version")
 
-    def __init__(self, version: object, now: float, previous: dict[bytes, _Entry]) -> None:
+    def __init__(self, version: object, now: float, previous: dict[bytes, _CachedKey]) -> None:
         self.version = version
         self.read = now
         self.since = now
-        self.keys: dict[bytes, _Entry] = {}
+        self.keys: dict[bytes, _CachedKey] = {}
         self.previous = previous
         """Keys that were valid before: they are looked up again, also during a flood."""
         self.refused: dict[bytes, str] = {}
@@ -524,7 +524,7 @@ class ApiKeys:
 
     def _look_up(
         self, known: _Known, key: str, digest: bytes, environ: WSGIEnvironment, now: float
-    ) -> _Entry:
+    ) -> _CachedKey:
         if not is_well_formed(key):
             raise KeyRejected("the key is malformed, or its checksum is wrong")
         reason = known.refused.get(digest)
@@ -547,7 +547,7 @@ class ApiKeys:
             known.refused[digest] = reason
             raise KeyRejected(reason)
         used = now - USED_EVERY if before is None else before.used
-        entry = _Entry(record, valid_until(record, written), used)
+        entry = _CachedKey(record, valid_until(record, written), used)
         if len(known.keys) >= self._size:
             known.previous, known.keys = known.keys, {}
         known.keys[digest] = entry
@@ -559,7 +559,7 @@ class ApiKeys:
         guesses = self._guesses.get(address, Guesses())
         self._guesses[address] = guesses.after(digest[:4], now, UNKNOWN)
 
-    def _record_use(self, entry: _Entry, now: float) -> None:
+    def _record_use(self, entry: _CachedKey, now: float) -> None:
         entry.used = now
         if self._store is not None:
             self._uses.put(partial(self._write_use, entry.id, self._now()))

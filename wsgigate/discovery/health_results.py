@@ -33,12 +33,12 @@ from wsgigate.units import iso_time
 
 __all__ = [
     "CheckTarget",
-    "Known",
     "Markable",
     "OnResult",
     "Probe",
     "ProbeRunner",
     "Results",
+    "StoredHealth",
     "ThreadProber",
     "instance_status",
     "not_checked",
@@ -183,14 +183,14 @@ class CheckTarget(NamedTuple):
     check: HealthCheck
 
 
-class Known(NamedTuple):
+class StoredHealth(NamedTuple):
     """The health of an instance, and its bytes in the store."""
 
     raw: bytes | None
     health: Health | None
 
 
-_NOTHING = Known(None, None)
+_NOTHING = StoredHealth(None, None)
 
 
 class Results:
@@ -226,7 +226,7 @@ class Results:
         self._store = store
         self._lease = lease
         self._prefix = prefix
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, StoredHealth] = {}
         self._changes = ChangeLog(LOG, clock=clock)
         self._storing: threading.Lock
         fork.renewed(self, _storing="Lock")
@@ -244,7 +244,7 @@ class Results:
         )
         return {target.key: target for target in targets}
 
-    def known(self, target: CheckTarget) -> Known:
+    def known(self, target: CheckTarget) -> StoredHealth:
         """Return the known health of *target*."""
         return self._known.get(target.key, _NOTHING)
 
@@ -296,7 +296,7 @@ class Results:
         with self._storing:
             before = self.known(target)
             health = record(before.health, outcome, self.now(), target.check)
-            self._known[target.key] = Known(before.raw, health)
+            self._known[target.key] = StoredHealth(before.raw, health)
             self._own[target.key] = self._clock()
         self._pools[target.service].mark(target.instance.url, health.healthy)
         self._log_change(target, before.health, health)
@@ -316,10 +316,10 @@ class Results:
                     continue
                 new = known.health.to_bytes()
                 if self._store.swap(key, known.raw, new, _ttl(target.check)):
-                    self._known[key] = Known(new, known.health)
+                    self._known[key] = StoredHealth(new, known.health)
                     self._own.pop(key, None)
 
-    def _agreed(self, key: str, raw: bytes | None, before: Known) -> Known:
+    def _agreed(self, key: str, raw: bytes | None, before: StoredHealth) -> StoredHealth:
         """Return the newer one of the store's result and this worker's own."""
         stored = _decoded(raw, before)
         at = self._own.get(key)
@@ -333,11 +333,11 @@ class Results:
             checked=max(0.0, before.health.checked + moved),
         )
         if stored.health is None or stored.health is before.health:
-            return Known(raw, own)
+            return StoredHealth(raw, own)
         if stored.health.checked >= own.checked:
             del self._own[key]
             return stored
-        return Known(raw, own)
+        return StoredHealth(raw, own)
 
     def _forget_own(self) -> None:
         for key in self._own.keys() - self._known.keys():
@@ -361,7 +361,7 @@ class Results:
             new = health.to_bytes()
             if not self._store.swap(target.key, raw, new, _ttl(target.check)):
                 return
-            self._known[target.key] = Known(new, health)
+            self._known[target.key] = StoredHealth(new, health)
             self._own.pop(target.key, None)
         self._log_change(target, before, health)
 
@@ -382,15 +382,15 @@ def _ttl(check: HealthCheck) -> float:
     return max(_LEAST_TTL, _INTERVALS_KEPT * check.interval)
 
 
-def _decoded(raw: bytes | None, before: Known) -> Known:
+def _decoded(raw: bytes | None, before: StoredHealth) -> StoredHealth:
     if raw == before.raw:
         return before
     if raw is None:
-        return Known(None, before.health)
+        return StoredHealth(None, before.health)
     try:
-        return Known(raw, Health.from_bytes(raw))
+        return StoredHealth(raw, Health.from_bytes(raw))
     except ValueError:
-        return Known(raw, before.health)
+        return StoredHealth(raw, before.health)
 
 
 @lru_cache(maxsize=4096)

@@ -26,8 +26,8 @@ from wsgigate.proxy.response import (
 from wsgigate.proxy.sticky import Stickiness
 from wsgigate.rules.arguments import Range, Seconds, checked
 from wsgigate.rules.balance import (
+    BalancePolicy,
     InstanceState,
-    Policy,
     Tiers,
     available,
     policy_of,
@@ -192,7 +192,7 @@ class Pool:
         service: str,
         instances: Sequence[Instance],
         *,
-        balance: str | Callable[[Callable[[], float]], Policy[Member]] = "two-choices",
+        balance: str | Callable[[Callable[[], float]], BalancePolicy[Member]] = "two-choices",
         key: Key | None = None,
         sticky: Stickiness | None = None,
         instance_limit: Annotated[int | None, Range(1)] = None,

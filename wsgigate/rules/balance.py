@@ -1,6 +1,6 @@
 """Load balancing: which of several instances gets the next request.
 
-A policy is one class with the methods of :class:`Policy`, and one line in :data:`POLICIES`.
+A policy is one class with the methods of :class:`BalancePolicy`, and one line in :data:`POLICIES`.
 Priority tiers and zones decide which instances a policy is given: later tiers take over as earlier
 ones fail.
 """
@@ -16,13 +16,13 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 __all__ = [
     "POLICIES",
+    "BalancePolicy",
     "Candidate",
     "ConsistentHash",
     "InstanceState",
     "LeastLatency",
     "M",
     "Pairs",
-    "Policy",
     "Random",
     "RoundRobin",
     "SmoothWeighted",
@@ -43,7 +43,8 @@ class Candidate(Protocol):
     """An instance as a policy sees it.
 
     :ivar name: Its URL, which identifies it in every worker.
-    :ivar weight: Its share relative to the others, above 0; read by :meth:`Policy.set_members`.
+    :ivar weight: Its share relative to the others, above 0; read by
+        :meth:`BalancePolicy.set_members`.
     :ivar in_flight: Its requests in flight from this worker; read for each pick.
     """
 
@@ -55,7 +56,7 @@ class Candidate(Protocol):
 M = TypeVar("M", bound=Candidate)
 
 
-class Policy(Protocol[M]):
+class BalancePolicy(Protocol[M]):
     """Picks the instance for the next request.
 
     Its constructor takes a function that returns random numbers in [0, 1). All threads of a worker
@@ -422,7 +423,7 @@ class SmoothWeighted(Generic[M]):
         return best
 
 
-POLICIES: dict[str, Callable[..., Policy[Any]]] = {
+POLICIES: dict[str, Callable[..., BalancePolicy[Any]]] = {
     "two-choices": TwoChoices,
     "round-robin": RoundRobin,
     "weighted": SmoothWeighted,
@@ -434,8 +435,8 @@ POLICIES: dict[str, Callable[..., Policy[Any]]] = {
 
 
 def policy_of(
-    balance: str | Callable[[Callable[[], float]], Policy[Any]], random: Callable[[], float]
-) -> Policy[Any]:
+    balance: str | Callable[[Callable[[], float]], BalancePolicy[Any]], random: Callable[[], float]
+) -> BalancePolicy[Any]:
     """Return the policy named *balance*, or the one that the callable *balance* returns.
 
     :param random: Returns numbers in [0, 1).
@@ -571,12 +572,12 @@ class Tiers(Generic[M]):
     :ivar timed: Whether these policies need the time, and the response times.
     """
 
-    def __init__(self, random: Callable[[], float], make: Callable[[], Policy[M]]) -> None:
+    def __init__(self, random: Callable[[], float], make: Callable[[], BalancePolicy[M]]) -> None:
         self._random = random
         self._make = make
         self._policies = {0: make()}
-        self._homes: dict[str, Policy[M]] = {}
-        self._levels: list[tuple[Policy[M], Sequence[M]]] = []
+        self._homes: dict[str, BalancePolicy[M]] = {}
+        self._levels: list[tuple[BalancePolicy[M], Sequence[M]]] = []
         self._sums: list[float] = []
         self.timed = self._policies[0].timed
         self.pick: Callable[[str | None, Collection[M], float], M] = self._pick

@@ -214,7 +214,7 @@ class GranianAdapter:
         ):
             environ[REASON] = "a body without a length: granian does not detect a truncated one"
             return _NO_LENGTH(environ, start_response)
-        head = _Head(start_response)
+        head = _RecordedHead(start_response)
         body = self.app(environ, head.start_response)
         if type(body) is list:
             return body
@@ -239,7 +239,7 @@ class GranianAdapter:
                 del environ[name]
 
 
-class _Head:
+class _RecordedHead:
     """Records a response's head, for the length and the status of the body that follows."""
 
     __slots__ = ("_headers", "_start_response", "_status")

@@ -202,7 +202,7 @@ def serve(
     """
     given = {"workers": workers, "threads": threads, "loglevel": log_level}
     chosen = {name: value for name, value in given.items() if value is not None}
-    _Server(path, bind, chosen, reload).run()
+    _GunicornServer(path, bind, chosen, reload).run()
 
 
 def serve_config(config: Config) -> None:
@@ -212,10 +212,10 @@ def serve_config(config: Config) -> None:
     """
     global last_valid
     last_valid = _Good("", config)
-    _Server("", None, {}, reload=False).run()
+    _GunicornServer("", None, {}, reload=False).run()
 
 
-class _Server(BaseApplication):  # type: ignore[misc]
+class _GunicornServer(BaseApplication):  # type: ignore[misc]
     def __init__(self, path: str, bind: str | None, given: dict[str, Any], reload: bool) -> None:
         self._path = path
         self._bind = bind

@@ -77,11 +77,11 @@ from wsgigate.servers.http1_request import (
     HeadParser,
     HeadRules,
 )
-from wsgigate.servers.proxy_protocol import BadPreamble, Mode, read_preamble
+from wsgigate.servers.proxy_protocol import BadPreamble, ProxyProtocolMode, read_preamble
 
 __all__ = [
     "BUFFERED",
-    "Connection",
+    "ClientConnection",
     "Http2Preface",
     "Request",
     "TlsConnection",
@@ -145,7 +145,7 @@ class Request(NamedTuple):
     streamed: StreamedBody | None
 
 
-class Connection:
+class ClientConnection:
     """A client's connection.
 
     :param sock: Its socket; for TLS wrapped, the handshake not done.
@@ -177,10 +177,10 @@ class Connection:
         rules: HeadRules,
         deadlines: Deadlines,
         *,
-        waits: dict[Connection, float],
-        watch: Callable[[Connection], object],
+        waits: dict[ClientConnection, float],
+        watch: Callable[[ClientConnection], object],
         http2: bool = False,
-        proxied: Mode = "off",
+        proxied: ProxyProtocolMode = "off",
         may_proxy: bool = True,
     ) -> None:
         self.sock = sock
@@ -199,7 +199,7 @@ class Connection:
         self._http2 = http2
         self._waits = waits
         self._watch = watch
-        self._proxied: Mode = proxied
+        self._proxied: ProxyProtocolMode = proxied
         self._may_proxy = may_proxy
         self._skipped = False  # an empty line before the request
         self._partial: bytearray | None = None  # a head, or a body, that is incomplete
@@ -610,7 +610,7 @@ class Connection:
             pass
 
 
-class TlsConnection(Connection):
+class TlsConnection(ClientConnection):
     """A connection over TLS, whose handshake is done as it arrives."""
 
     blocks = False

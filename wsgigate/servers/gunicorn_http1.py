@@ -31,7 +31,7 @@ from wsgigate.http.problem import Problem, status_line
 from wsgigate.http.wsgi import READ_AHEAD, REASON, close_body
 from wsgigate.middleware.logger import Logger
 from wsgigate.servers.gunicorn_body import ClientGone
-from wsgigate.servers.gunicorn_connection import BUFFERED, Connection, Request, TlsConnection
+from wsgigate.servers.gunicorn_connection import BUFFERED, ClientConnection, Request, TlsConnection
 from wsgigate.servers.gunicorn_loop import LoopWorker, nothing
 from wsgigate.servers.gunicorn_threads import IdleConnections
 from wsgigate.servers.http1_request import BadRequest, Head
@@ -71,7 +71,7 @@ class Http1Worker(LoopWorker):
         """Return what the environs of all requests have in common."""
         cfg = self.cfg
         return {
-            "wsgi.errors": _Errors(cfg),
+            "wsgi.errors": _ErrorStream(cfg),
             "wsgi.version": (1, 0),
             "wsgi.multithread": True,
             "wsgi.multiprocess": int(cfg.workers) > 1,
@@ -82,7 +82,7 @@ class Http1Worker(LoopWorker):
             "SERVER_SOFTWARE": SERVER_SOFTWARE,
         }
 
-    def serve(self, connection: Connection, request: Request) -> bool:
+    def serve(self, connection: ClientConnection, request: Request) -> bool:
         """Serve *request*; return whether the connection stays open."""
         head, environ, streamed = request
         self.nr += 1
@@ -165,7 +165,7 @@ class Http1Worker(LoopWorker):
         except Exception:
             self.log.exception("Exception in the access log or the post_request hook")
 
-    def _send_file(self, connection: Connection, response: Response, body: Any) -> bool:
+    def _send_file(self, connection: ClientConnection, response: Response, body: Any) -> bool:
         """Send the file in *body* by ``sendfile``; return False where that is not possible."""
         if self._tls or self.cfg.sendfile is False or not response.status:
             return False
@@ -189,7 +189,7 @@ class Http1Worker(LoopWorker):
         return True
 
     def send_refusal(
-        self, connection: Connection, error: BadRequest, instead: Response | None = None
+        self, connection: ClientConnection, error: BadRequest, instead: Response | None = None
     ) -> None:
         """Send the response to a request that cannot be served, and log it.
 
@@ -253,7 +253,7 @@ class Http1Worker(LoopWorker):
             close_body(body)
 
 
-class _Errors:
+class _ErrorStream:
     """An app's error stream, which goes where gunicorn's log goes, also after that was reopened."""
 
     def __init__(self, cfg: Any) -> None:

@@ -237,7 +237,7 @@ class Http2Worker(LoopWorker):
                 conn.client,
                 conn.server,
                 self.cfg,
-                response_class=_Response,
+                response_class=_Http2Response,
                 response_args=(h2_conn, stream),
             )
             environ["wsgi.multithread"] = True
@@ -263,7 +263,7 @@ class Http2Worker(LoopWorker):
                 self.log.exception("Exception in post_request hook")
 
 
-class _Response(HTTP2Response):  # type: ignore[misc]
+class _Http2Response(HTTP2Response):  # type: ignore[misc]
     """Writes a response as HTTP/2 frames; without a body, the HEADERS frame ends the stream."""
 
     def __init__(

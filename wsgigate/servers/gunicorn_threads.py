@@ -36,11 +36,11 @@ from typing import Any, Generic, Protocol, TypeVar
 __all__ = [
     "SHORTEST",
     "IdleConnections",
-    "SelectorWatch",
+    "ReadinessPoller",
+    "SelectorPoller",
     "SlowClients",
     "Threads",
     "Wakeup",
-    "Watch",
 ]
 
 C = TypeVar("C", bound=Hashable)
@@ -56,7 +56,7 @@ CALM = 5.0
 """Seconds after which :data:`HELD` is as before."""
 
 
-class Watch(Protocol):
+class ReadinessPoller(Protocol):
     """Reports descriptors that are ready, each once until it is armed again."""
 
     def arm(self, descriptor: int, writable: bool) -> None:
@@ -69,7 +69,7 @@ class Watch(Protocol):
         """Return a descriptor that is ready, None if none is within *seconds*."""
 
 
-class _Epoll:
+class _EpollPoller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
 
@@ -93,8 +93,8 @@ class _Epoll:
         return None
 
 
-class SelectorWatch:
-    """A :class:`Watch` in which one thread at a time waits, for systems without epoll.
+class SelectorPoller:
+    """A :class:`ReadinessPoller` in which one thread at a time waits, for systems without epoll.
 
     :param selector: A selector that accepts changes while it waits, such as kqueue's.
     """
@@ -131,7 +131,7 @@ class SelectorWatch:
 _NO_CONNECTION = SimpleNamespace(timeout=0.0)
 
 
-class _Entry:
+class _IdleConnection:
     """An idle connection in the table.
 
     :ivar ahead: Whether its next request has been read, and waits for its turn.
@@ -158,9 +158,11 @@ class IdleConnections:
     :param watch: Reports the readable ones. Default: epoll, or a selector where there is none.
     """
 
-    def __init__(self, watch: Watch | None = None) -> None:
-        self._watch: Watch = watch or (_Epoll() if hasattr(select, "epoll") else SelectorWatch())
-        self._waiting: dict[int, _Entry] = {}
+    def __init__(self, watch: ReadinessPoller | None = None) -> None:
+        self._watch: ReadinessPoller = watch or (
+            _EpollPoller() if hasattr(select, "epoll") else SelectorPoller()
+        )
+        self._waiting: dict[int, _IdleConnection] = {}
         self._offered: deque[Callable[[], object]] = deque()
         self._wake_fd = -1
         self._wake_lock = threading.Lock()
@@ -187,7 +189,7 @@ class IdleConnections:
         :raises OSError: The socket is closed; the connection was not added.
         """
         descriptor = connection.sock.fileno()
-        entry = _Entry(connection, writable)
+        entry = _IdleConnection(connection, writable)
         self._waiting[descriptor] = entry
         try:
             self._watch.arm(descriptor, writable)
@@ -256,7 +258,9 @@ class IdleConnections:
         """
         return self._taken(lambda entry: entry.connection.timeout <= now, spare=now < math.inf)
 
-    def _taken(self, wanted: Callable[[_Entry], bool], *, spare: bool = True) -> Iterator[Any]:
+    def _taken(
+        self, wanted: Callable[[_IdleConnection], bool], *, spare: bool = True
+    ) -> Iterator[Any]:
         """Remove and yield the *wanted* connections; with *spare*, except those that are ready,
         which a thread is about to serve."""
         for descriptor, seen in list(self._waiting.items()):
@@ -272,7 +276,7 @@ class IdleConnections:
             yield entry.connection
 
 
-def _ready(entry: _Entry, descriptor: int) -> bool:
+def _ready(entry: _IdleConnection, descriptor: int) -> bool:
     """Return whether the watch reports the connection at once."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT if entry.ahead else select.POLLIN)

@@ -29,9 +29,10 @@ Ownership
   ``_open`` has all connections until they linger.
 - A connection whose client reads slowly is in the table of idle ones for its output, even while a
   thread serves it. A thread that finds it so when the app is done leaves it to the thread that
-  sends the last of the output: :meth:`Connection.leave` decides, under the connection's lock, which
-  of the two calls :meth:`GateWorker._after`. A connection that the loop expires meanwhile is ended
-  by the thread that serves it, or if none does, by the loop: :meth:`Connection.give_up`.
+  sends the last of the output: :meth:`ClientConnection.leave` decides, under the connection's
+  lock, which of the two calls :meth:`GateWorker._after`. A connection that the loop expires
+  meanwhile is ended by the thread that serves it, or if none does, by the loop:
+  :meth:`ClientConnection.give_up`.
 - :meth:`GateWorker.release` and :meth:`GateWorker.abort` end a connection once, however often
   they are called.
 
@@ -61,7 +62,7 @@ from wsgigate.http.forwarded import AddressList
 from wsgigate.http.wsgi import LEND_THREAD, address_key
 from wsgigate.servers.gunicorn_body import ClientGone, Deadlines
 from wsgigate.servers.gunicorn_boot import BootingWorker
-from wsgigate.servers.gunicorn_connection import Connection, Http2Preface, TlsConnection
+from wsgigate.servers.gunicorn_connection import ClientConnection, Http2Preface, TlsConnection
 from wsgigate.servers.gunicorn_http1 import LOST, Http1Worker
 from wsgigate.servers.gunicorn_http2 import Http2Worker
 from wsgigate.servers.gunicorn_loop import LOOK, STOP_LINGER
@@ -94,10 +95,10 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._open: dict[Connection, None] = {}
+        self._open: dict[ClientConnection, None] = {}
         self.at_work: set[int] = set()  # threads that handle an event
-        self.waits: dict[Connection, float] = {}  # since when a thread waits for its client
-        self._slow: SlowClients[Connection] = SlowClients()
+        self.waits: dict[ClientConnection, float] = {}  # since when a thread waits for its client
+        self._slow: SlowClients[ClientConnection] = SlowClients()
         self._next_scan = 0.0
         self._stop_at: float | None = None  # when a stopping worker accepts no further request
 
@@ -173,7 +174,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
             trusted = True
         if isinstance(server, tuple):
             environ["SERVER_NAME"], environ["SERVER_PORT"] = server[0], str(server[1])
-        kind = Connection
+        kind = ClientConnection
         if self._tls:
             try:
                 client.setblocking(False)
@@ -213,7 +214,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         self.idle.add(connection)
         self.tpool.start()
 
-    def _watch_output(self, connection: Connection) -> None:
+    def _watch_output(self, connection: ClientConnection) -> None:
         self.idle.add(connection, writable=True)
 
     def _may_proxy(self, address: Any) -> bool:
@@ -245,14 +246,14 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         if connection is not None:
             self.drop(connection)
 
-    def drop(self, connection: Connection) -> None:
+    def drop(self, connection: ClientConnection) -> None:
         """Close a connection at once; if a thread serves its request, that one closes it."""
         if connection.give_up():
             connection.cut()
         else:
             self.abort(connection)
 
-    def release(self, conn: Connection) -> None:
+    def release(self, conn: ClientConnection) -> None:
         """Close *conn* in steps; runs in the loop."""
         if not self._forget(conn):
             return
@@ -262,12 +263,12 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
             conn.settle()
             self.linger(conn.sock)
 
-    def abort(self, conn: Connection) -> None:
+    def abort(self, conn: ClientConnection) -> None:
         """Close *conn* at once."""
         if self._forget(conn):
             conn.close()
 
-    def _forget(self, conn: Connection) -> bool:
+    def _forget(self, conn: ClientConnection) -> bool:
         """Return whether *conn* was open until now."""
         if self._open.pop(conn, conn) is not None:
             return False
@@ -349,7 +350,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         finally:
             self.at_work.discard(me)
 
-    def _handle(self, connection: Connection) -> None:
+    def _handle(self, connection: ClientConnection) -> None:
         """Handle an event of *connection*: it is readable, or its client has read enough."""
         if connection.flushing:
             self._flush(connection)
@@ -378,11 +379,11 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         finally:
             self._leave(connection, keep)
 
-    def _leave(self, connection: Connection, keep: bool) -> None:
+    def _leave(self, connection: ClientConnection, keep: bool) -> None:
         if not connection.leave(keep):
             self._after(connection, keep)
 
-    def _flush(self, connection: Connection) -> None:
+    def _flush(self, connection: ClientConnection) -> None:
         """Send what *connection* owes, as its client has read enough."""
         try:
             done = connection.flush()
@@ -395,7 +396,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         elif done:
             self._after(connection, bool(connection.keeps))
 
-    def _after(self, connection: Connection, keep: bool) -> None:
+    def _after(self, connection: ClientConnection, keep: bool) -> None:
         """Wait for the next request of *connection*, or close it."""
         if keep:
             connection.rest()

@@ -11,10 +11,10 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from email.utils import formatdate
-from types import TracebackType
 from typing import Any
 
 from wsgigate.http.fields import is_field_value, is_token
+from wsgigate.http.wsgi import ExcInfo
 
 __all__ = ["Response", "ShortResponse", "http_date"]
 
@@ -50,8 +50,6 @@ _seen: dict[str, int] = {}
 _MOST_SEEN = 2000
 
 _date = (0, "")
-
-ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
 
 class ShortResponse(Exception):
@@ -139,7 +137,7 @@ class Response:
 
         :raises ValueError: The status or a field is malformed.
         """
-        if exc_info:
+        if exc_info and exc_info[1]:
             try:
                 if self.head_sent:
                     raise exc_info[1].with_traceback(exc_info[2])

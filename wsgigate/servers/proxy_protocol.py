@@ -10,14 +10,14 @@ import socket
 import struct
 from typing import Literal, NamedTuple
 
-__all__ = ["BadPreamble", "Mode", "Preamble", "read_preamble"]
+__all__ = ["BadPreamble", "Preamble", "ProxyProtocolMode", "read_preamble"]
 
 
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 
 _LONGEST_LINE = 107
 
-Mode = Literal["off", "v1", "v2", "auto"]
+ProxyProtocolMode = Literal["off", "v1", "v2", "auto"]
 
 
 class BadPreamble(ValueError):
@@ -39,7 +39,7 @@ class Preamble(NamedTuple):
     server: tuple[str, int] | None = None
 
 
-def read_preamble(data: bytes, mode: Mode) -> Preamble | None:
+def read_preamble(data: bytes, mode: ProxyProtocolMode) -> Preamble | None:
     """Read the preamble that *data* begins with.
 
     :param mode: The versions that are accepted.

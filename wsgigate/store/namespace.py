@@ -180,7 +180,7 @@ def _remembered() -> Iterator[tuple[object, Maker]]:
             yield app, made_by
 
 
-class _Identity(NamedTuple):
+class _AppIdentity(NamedTuple):
     """The identity of an app: its file, its part there, and its names or its maker."""
 
     file: str
@@ -189,15 +189,15 @@ class _Identity(NamedTuple):
     named: bool
 
 
-def _identity(app: object, made_by: Maker) -> _Identity:
+def _identity(app: object, made_by: Maker) -> _AppIdentity:
     file, part, names = _file_and_part(app, made_by)
     called = sorted(name for name, value in list(names.items()) if _leads_to(value, app))
     if called:
-        return _Identity(file, part, " ".join(called), named=True)
+        return _AppIdentity(file, part, " ".join(called), named=True)
     known = [function for where, function in made_by.frames if relative(where) == file]
     known = known or [function for where, function in made_by.frames if where == made_by.file]
     function = known[0] if known else ""
-    return _Identity(file, part, "" if function == "<module>" else f"{function}()", named=False)
+    return _AppIdentity(file, part, "" if function == "<module>" else f"{function}()", named=False)
 
 
 def _file_and_part(app: object, made_by: Maker) -> tuple[str, str, dict[str, Any]]:

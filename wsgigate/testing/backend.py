@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TypeAlias
 from urllib.parse import quote
 
-__all__ = ["Answer", "Backend", "Received", "cut", "reply"]
+__all__ = ["Backend", "Received", "ScriptedAnswer", "cut", "reply"]
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Received:
         return values[0] if values else None
 
 
-Answer: TypeAlias = bytes | Callable[[socket.socket, Received], object]
+ScriptedAnswer: TypeAlias = bytes | Callable[[socket.socket, Received], object]
 """Bytes to send, after which the connection stays open; or a callable that uses the socket. If it
 returns ``False``, the connection is closed."""
 
@@ -73,7 +73,7 @@ def reply(
     )
 
 
-def cut(data: bytes) -> Answer:
+def cut(data: bytes) -> ScriptedAnswer:
     """Return a callable that sends *data* and closes the connection."""
 
     def answer(connection: socket.socket, _request: Received) -> bool:
@@ -95,11 +95,11 @@ class Backend:
 
     def __init__(
         self,
-        *answers: Answer,
+        *answers: ScriptedAnswer,
         tls: Callable[[socket.socket], socket.socket] | None = None,
         unix: str | None = None,
     ) -> None:
-        self.answers: list[Answer] = list(answers) or [reply(b"ok")]
+        self.answers: list[ScriptedAnswer] = list(answers) or [reply(b"ok")]
         self.requests: list[Received] = []
         self._tls = tls
         self._unix = unix

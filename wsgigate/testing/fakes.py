@@ -10,15 +10,15 @@ from wsgiref.util import setup_testing_defaults
 
 from wsgigate.http.wsgi import ExcInfo, Headers, close_body
 
-Make: TypeAlias = Callable[[WSGIApplication], WSGIApplication]
+MakeMiddleware: TypeAlias = Callable[[WSGIApplication], WSGIApplication]
 
 __all__ = [
     "CHUNKS",
     "FIELDS",
-    "Body",
     "Boom",
+    "ClosableBody",
     "FakeClock",
-    "Make",
+    "MakeMiddleware",
     "Script",
     "Server",
     "answers",
@@ -82,7 +82,7 @@ class Boom(Exception):
     pass
 
 
-class Body:
+class ClosableBody:
     """An app's iterable that is its own iterator, as many are; counts the calls of ``close``."""
 
     def __init__(self, chunks: Iterable[bytes] = CHUNKS) -> None:

@@ -12,7 +12,16 @@ from wsgiref.validate import validator
 
 from wsgigate.http.fields import HOP_BY_HOP
 from wsgigate.http.wsgi import close_body
-from wsgigate.testing.fakes import CHUNKS, FIELDS, Body, Boom, Make, Server, answers, new_environ
+from wsgigate.testing.fakes import (
+    CHUNKS,
+    FIELDS,
+    Boom,
+    ClosableBody,
+    MakeMiddleware,
+    Server,
+    answers,
+    new_environ,
+)
 
 __all__ = ["ENDINGS", "check_middleware"]
 
@@ -20,7 +29,7 @@ __all__ = ["ENDINGS", "check_middleware"]
 # How responses begin, fail and end: the part of the WSGI contract that is easiest to break.
 
 
-def _bears_a_late_start(make: Make) -> None:
+def _bears_a_late_start(make: MakeMiddleware) -> None:
     """An app may call start_response as late as at its first chunk."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
@@ -31,7 +40,7 @@ def _bears_a_late_start(make: Make) -> None:
     assert (server.status, server.chunks) == ("202 Accepted", [b"late"])
 
 
-def _bears_a_second_start(make: Make) -> None:
+def _bears_a_second_start(make: MakeMiddleware) -> None:
     """An app may start again with exc_info while nothing is sent; the server is given it."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -48,7 +57,7 @@ def _bears_a_second_start(make: Make) -> None:
     assert server.saw_exc_info, "exc_info was not passed on"
 
 
-def _passes_exc_info_too_late(make: Make) -> None:
+def _passes_exc_info_too_late(make: MakeMiddleware) -> None:
     """Starting again after a chunk went out reaches the server, whose error goes through."""
     boom = Boom()
 
@@ -66,7 +75,7 @@ def _passes_exc_info_too_late(make: Make) -> None:
     assert server.chunks == [b"sent"], f"after a failure the client was sent {server.chunks[1:]}"
 
 
-def _lets_failures_out(make: Make) -> None:
+def _lets_failures_out(make: MakeMiddleware) -> None:
     """An exception of the app reaches the server, or becomes a 5xx while nothing was sent."""
 
     def at_once(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -88,7 +97,7 @@ def _lets_failures_out(make: Make) -> None:
         )
 
 
-def _lets_failures_of_the_body_out(make: Make) -> None:
+def _lets_failures_of_the_body_out(make: MakeMiddleware) -> None:
     """An exception after the first chunk reaches the server, which then truncates the response."""
     boom = Boom()
 
@@ -96,14 +105,14 @@ def _lets_failures_of_the_body_out(make: Make) -> None:
         yield b"first"
         raise boom
 
-    body = Body(chunks())
+    body = ClosableBody(chunks())
     server = Server()
     assert raised_by(server, make(answers(body))) is boom, "a cut response came to a clean end"
     assert server.chunks == [b"first"], f"the client was sent {server.chunks}"
     assert body.closed == 1, f"the app's iterable was closed {body.closed} times after a failure"
 
 
-def _lets_interrupts_out(make: Make) -> None:
+def _lets_interrupts_out(make: MakeMiddleware) -> None:
     """The middleware does not swallow KeyboardInterrupt."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -122,9 +131,9 @@ def raised_by(server: Server, app: WSGIApplication) -> BaseException | None:
     return None
 
 
-def _closes_what_was_never_iterated(make: Make) -> None:
+def _closes_what_was_never_iterated(make: MakeMiddleware) -> None:
     """The iterable is closed though never iterated, and once though the server closes twice."""
-    body = Body()
+    body = ClosableBody()
     result = make(answers(body))(new_environ(), Server().start_response)
     close_body(result)
     assert body.closed == 1, f"never iterated, the app's iterable was closed {body.closed} times"
@@ -133,9 +142,9 @@ def _closes_what_was_never_iterated(make: Make) -> None:
         assert body.closed == 1, "the second close() was passed on"
 
 
-def _closes_what_was_left(make: Make) -> None:
+def _closes_what_was_left(make: MakeMiddleware) -> None:
     """A client that leaves after the first chunk closes the iterable, exactly once."""
-    body = Body()
+    body = ClosableBody()
     result = make(answers(body))(new_environ(), Server().start_response)
     iterator = iter(result)
     next(iterator)
@@ -156,7 +165,7 @@ ENDINGS = (
 )
 
 
-def check_middleware(make: Make, *, leaves_body: bool = False) -> None:
+def check_middleware(make: MakeMiddleware, *, leaves_body: bool = False) -> None:
     """Check that a middleware keeps the WSGI contract.
 
     *make* is called for each check, so that checks do not affect each other. The middleware must
@@ -178,7 +187,7 @@ def check_middleware(make: Make, *, leaves_body: bool = False) -> None:
         _returns_the_iterable(make)
 
 
-def _passes_a_list(make: Make) -> None:
+def _passes_a_list(make: MakeMiddleware) -> None:
     """A list goes out as it is, fields included; the app's own list of fields stays as it was."""
     before, chunks = list(FIELDS), list(CHUNKS)
     server = Server().serve(make(answers(chunks)))
@@ -193,15 +202,15 @@ def _passes_a_list(make: Make) -> None:
     assert not added, f"hop-by-hop fields were added: {sorted(added)}"
 
 
-def _passes_an_iterable(make: Make) -> None:
+def _passes_an_iterable(make: MakeMiddleware) -> None:
     """Chunks go out one by one, unchanged and unmerged; the iterable is closed exactly once."""
-    body = Body()
+    body = ClosableBody()
     server = Server().serve(make(answers(body)))
     assert server.chunks == CHUNKS, f"the chunks {CHUNKS} became {server.chunks}"
     assert body.closed == 1, f"the app's iterable was closed {body.closed} times"
 
 
-def _reads_no_further_than_asked(make: Make) -> None:
+def _reads_no_further_than_asked(make: MakeMiddleware) -> None:
     """No chunk is read from the app before the server reads it."""
     taken: list[bytes] = []
 
@@ -218,7 +227,7 @@ def _reads_no_further_than_asked(make: Make) -> None:
     close_body(result)
 
 
-def _answers_head(make: Make) -> None:
+def _answers_head(make: MakeMiddleware) -> None:
     """A response to HEAD has the fields of GET, and no body."""
     fields = [*FIELDS, ("Content-Length", "11")]
 
@@ -232,7 +241,7 @@ def _answers_head(make: Make) -> None:
     assert ("Content-Length", "11") in server.headers, "Content-Length was lost"
 
 
-def _passes_write(make: Make) -> None:
+def _passes_write(make: MakeMiddleware) -> None:
     """The callable that start_response returns writes to the server, ahead of the iterable."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -245,7 +254,7 @@ def _passes_write(make: Make) -> None:
     assert server.chunks == [b"written", b"again", b"returned"], f"it became {server.chunks}"
 
 
-def _passes_files(make: Make) -> None:
+def _passes_files(make: MakeMiddleware) -> None:
     """A file in wsgi.file_wrapper arrives complete, and is closed."""
     file = io.BytesIO(b"x" * 100_000)
     environ = {**new_environ(), "wsgi.file_wrapper": FileWrapper}
@@ -260,7 +269,7 @@ def _passes_files(make: Make) -> None:
     assert file.closed, "a file was left open"
 
 
-def _leaves_the_request(make: Make) -> None:
+def _leaves_the_request(make: MakeMiddleware) -> None:
     """The environ stays a dict; only the app reads the request's body, and reads all of it."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -286,7 +295,7 @@ class _Untouched(io.RawIOBase):
         raise AssertionError("the request's body was read before the app read it")
 
 
-def _is_valid(make: Make) -> None:
+def _is_valid(make: MakeMiddleware) -> None:
     """wsgiref.validate finds no error, neither outside the middleware nor inside."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -303,7 +312,7 @@ def _is_valid(make: Make) -> None:
         Server().serve(validator(make(validator(app))), environ)
 
 
-def _keeps_requests_apart(make: Make) -> None:
+def _keeps_requests_apart(make: MakeMiddleware) -> None:
     """Concurrent requests through one object do not affect each other."""
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterator[bytes]:
@@ -335,14 +344,14 @@ def _keeps_requests_apart(make: Make) -> None:
     assert not wrong, f"a response went wrong among others: {wrong[0]}"
 
 
-def _returns_the_iterable(make: Make) -> None:
-    for body in (list(CHUNKS), Body(), FileWrapper(io.BytesIO(b"file"))):
+def _returns_the_iterable(make: MakeMiddleware) -> None:
+    for body in (list(CHUNKS), ClosableBody(), FileWrapper(io.BytesIO(b"file"))):
         result = make(answers(body))(new_environ(), Server().start_response)
         assert result is body, f"the app's own {type(body).__name__} was not returned"
         close_body(result)
 
 
-_CHECKS: tuple[Callable[[Make], None], ...] = (
+_CHECKS: tuple[Callable[[MakeMiddleware], None], ...] = (
     _passes_a_list,
     _passes_an_iterable,
     _reads_no_further_than_asked,

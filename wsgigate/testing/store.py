@@ -411,7 +411,7 @@ _CHECKS = (
 
 # Exact quotas under concurrent requests of several processes and threads.
 
-Answer: TypeAlias = tuple[tuple[Verdict, ...], float]
+TakeResult: TypeAlias = tuple[tuple[Verdict, ...], float]
 
 TRIES = 60
 """Requests of each thread."""
@@ -572,13 +572,13 @@ def _in_threads(
     return answers
 
 
-def _decide(store: Store, key: str, algorithms: Sequence[Algorithm], cost: int) -> Answer:
+def _decide(store: Store, key: str, algorithms: Sequence[Algorithm], cost: int) -> TakeResult:
     take = getattr(store, "take", None)
     if take is not None:
-        answer: Answer = take(key, algorithms, cost)
+        answer: TakeResult = take(key, algorithms, cost)
         return answer
 
-    def change(old: bytes | None, now: float) -> tuple[bytes | None, float, Answer]:
+    def change(old: bytes | None, now: float) -> tuple[bytes | None, float, TakeResult]:
         if len(algorithms) > 1:
             new, ttl, verdicts = CombinedAlgorithm(algorithms).take(old, now, cost)
             return new, ttl, (verdicts, now)

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.waiting import until
 from wsgigate.auth.jwt import mint
-from wsgigate.testing.backend import Answer, Backend, Received, reply
+from wsgigate.testing.backend import Backend, Received, ScriptedAnswer, reply
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
 
@@ -217,7 +217,12 @@ class Gate:
         return answer
 
     def passed(
-        self, data: bytes, status: int = 200, *, method: str = "GET", answer: Answer | None = None
+        self,
+        data: bytes,
+        status: int = 200,
+        *,
+        method: str = "GET",
+        answer: ScriptedAnswer | None = None,
     ) -> tuple[Received, Reply]:
         """Send what must reach the backend, once; return what arrived and what came back."""
         self.backend.answers = [answer if answer is not None else reply(b"ok")]

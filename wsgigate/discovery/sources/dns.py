@@ -27,7 +27,7 @@ _NEGATIVE = 5.0
 _TRY = 1.0
 
 
-class _Records(NamedTuple):
+class _RecordSet(NamedTuple):
     """The records of a name and type, and their TTL in seconds."""
 
     records: tuple[Any, ...]
@@ -51,7 +51,7 @@ class Resolver:
         self._patience = patience
         self._servers = [_server(text) for text in nameservers]
         self._dnspython: dns.resolver.Resolver | None = None
-        self._known: dict[tuple[str, str], _Records] = {}
+        self._known: dict[tuple[str, str], _RecordSet] = {}
         self._queried: set[tuple[str, str]] = set()
         self.trouble = ""
 
@@ -66,7 +66,7 @@ class Resolver:
         self._queried = set()
         self.trouble = ""
 
-    def query(self, name: str, kind: str) -> _Records:
+    def query(self, name: str, kind: str) -> _RecordSet:
         """Return the records of *name*, an empty answer if it has none.
 
         :raises SourceError: The query failed, and there is no earlier answer.
@@ -84,12 +84,12 @@ class Resolver:
             return known._replace(ttl=_NEGATIVE)
         return answer
 
-    def _query(self, name: str, kind: str) -> _Records:
+    def _query(self, name: str, kind: str) -> _RecordSet:
         try:
             answer = self._resolver().resolve(name, kind, search=True, lifetime=self._patience)
         except (dns.resolver.NXDOMAIN, dns.resolver.NoAnswer):
-            return _Records((), _NEGATIVE)
-        return _Records(tuple(answer), float(answer.chaining_result.minimum_ttl))
+            return _RecordSet((), _NEGATIVE)
+        return _RecordSet(tuple(answer), float(answer.chaining_result.minimum_ttl))
 
     def _resolver(self) -> dns.resolver.Resolver:
         if self._dnspython is None:
@@ -179,7 +179,7 @@ class DnsService:
         unavailable = bool(records) and not targets  # RFC 2782: decidedly not available
         return Found(distinct(made), _again(answers), unavailable, self._resolver.trouble)
 
-    def _at(self, record: Any, tier: int, answers: list[_Records]) -> Iterable[Instance]:
+    def _at(self, record: Any, tier: int, answers: list[_RecordSet]) -> Iterable[Instance]:
         target, weight = record.target.to_text(), max(1, record.weight)
         if self._scheme == "https":
             host = target.rstrip(".")
@@ -202,7 +202,7 @@ def _server(text: str) -> tuple[str, int]:
     return address, int(port)
 
 
-def _addresses(resolver: Resolver, host: str) -> list[_Records]:
+def _addresses(resolver: Resolver, host: str) -> list[_RecordSet]:
     """Return the A and AAAA answers for *host*; raise an error only if neither has an address."""
     answers, errors = [], []
     for kind in ("A", "AAAA"):
@@ -216,7 +216,7 @@ def _addresses(resolver: Resolver, host: str) -> list[_Records]:
 
 
 def _instances(
-    answers: Sequence[_Records],
+    answers: Sequence[_RecordSet],
     scheme: str,
     port: int,
     weight: int = 1,
@@ -230,7 +230,7 @@ def _instances(
     ]
 
 
-def _again(answers: Sequence[_Records]) -> float:
+def _again(answers: Sequence[_RecordSet]) -> float:
     ttls = [answer.ttl for answer in answers if answer.records] or [_NEGATIVE]
     return min(max(min(ttls), _LEAST), _MOST_WAIT)
 

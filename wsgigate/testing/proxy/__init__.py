@@ -15,9 +15,9 @@ failure is the proxy's.
 from __future__ import annotations
 
 from wsgigate.testing.proxy import requests, responses
-from wsgigate.testing.proxy.case import Answer, Case, Exchange, Make
+from wsgigate.testing.proxy.case import Answer, Case, Make, ProxyUnderTest
 
-__all__ = ["CASES", "Answer", "Case", "Exchange", "Make", "check_proxy"]
+__all__ = ["CASES", "Answer", "Case", "Make", "ProxyUnderTest", "check_proxy"]
 
 
 CASES: tuple[Case, ...] = (

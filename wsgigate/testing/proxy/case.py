@@ -14,7 +14,7 @@ from wsgiref.types import WSGIApplication, WSGIEnvironment
 from wsgigate.http.wsgi import ExcInfo, Headers, close_body, environ_key
 from wsgigate.testing.backend import Backend, Received
 
-__all__ = ["Answer", "Case", "Cases", "Exchange", "Make"]
+__all__ = ["Answer", "Case", "Cases", "Make", "ProxyUnderTest"]
 
 
 # Both ends of a proxy: a client that calls it like a server does, and the backend.
@@ -24,7 +24,7 @@ HOST = "gate.test"
 PEER = "192.0.2.7"
 
 
-class _Readable(Protocol):
+class _WsgiInput(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
@@ -100,7 +100,7 @@ class Answer:
         return self.raised is not None
 
 
-class Exchange:
+class ProxyUnderTest:
     """One proxy in front of one backend, for one case.
 
     :ivar backend: The backend.
@@ -128,7 +128,7 @@ class Exchange:
         *,
         method: str = "GET",
         fields: Iterable[tuple[str, str]] = (),
-        body: bytes | _Readable = b"",
+        body: bytes | _WsgiInput = b"",
         chunked: bool = False,
         environ: Mapping[str, Any] | None = None,
     ) -> Answer:
@@ -169,7 +169,7 @@ def _environ(
     method: str,
     target: str,
     fields: Iterable[tuple[str, str]],
-    body: bytes | _Readable,
+    body: bytes | _WsgiInput,
     chunked: bool,
 ) -> WSGIEnvironment:
     """Return the environ that gunicorn makes of such a request, with both raw target keys."""
@@ -230,7 +230,7 @@ class Case:
     id: str
     rule: int
     says: str
-    script: Callable[[Exchange], None]
+    script: Callable[[ProxyUnderTest], None]
 
     def __str__(self) -> str:
         return self.id
@@ -243,7 +243,7 @@ class Case:
         """
         outcome: list[BaseException | None] = []
 
-        def run(exchange: Exchange) -> None:
+        def run(exchange: ProxyUnderTest) -> None:
             try:
                 self.script(exchange)
                 outcome.append(None)
@@ -251,7 +251,7 @@ class Case:
                 outcome.append(error)
 
         with Backend() as backend:
-            exchange = Exchange(backend, make)
+            exchange = ProxyUnderTest(backend, make)
             # In a separate thread: a proxy that hangs must not block the test.
             thread = threading.Thread(target=run, args=(exchange,), daemon=True)
             thread.start()
@@ -267,8 +267,8 @@ class Case:
 class Cases(list[Case]):
     """A list that a decorator fills: ``@cases(3, "early-hints")`` on a script with a docstring."""
 
-    def __call__(self, rule: int, id: str) -> Callable[[Callable[[Exchange], None]], Any]:
-        def add(script: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
+    def __call__(self, rule: int, id: str) -> Callable[[Callable[[ProxyUnderTest], None]], Any]:
+        def add(script: Callable[[ProxyUnderTest], None]) -> Callable[[ProxyUnderTest], None]:
             says = " ".join((script.__doc__ or "").split())
             self.append(Case(id, rule, says, script))
             return script

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from wsgigate.http.wsgi import CLAIMS
 from wsgigate.testing.backend import Received, cut, reply
-from wsgigate.testing.proxy.case import Case, Cases, Exchange
+from wsgigate.testing.proxy.case import Case, Cases, ProxyUnderTest
 
 __all__ = ["CASES"]
 
@@ -26,7 +26,7 @@ CASES: list[Case] = cases
 
 
 @cases(1, "cookies-of-others")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A cookie that the backend sets for one user is not sent with the next user's request."""
     x.backend.answers = [reply(b"", fields=[("Set-Cookie", "sid=alice; Path=/")]), reply(b"ok")]
     assert "sid=alice" in "".join(x.send().values("Set-Cookie")), "the cookie was lost"
@@ -35,7 +35,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(1, "redirect-followed")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A redirect is not followed, and reaches the client with its body."""
     moved = reply(b"moved", status="302 Found", fields=[("Location", f"{x.backend.url}/internal")])
     x.backend.answers = [moved, reply(b"secret")]
@@ -45,7 +45,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(1, "malformed-location")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A redirect to a malformed URL is forwarded like any other."""
     x.backend.answers = [reply(b"x", status="302 Found", fields=[("Location", "http://[::1")])]
     answer = x.send()
@@ -53,7 +53,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(1, "credentials-from-a-file")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """The client's credentials are not replaced by those of a .netrc on the server."""
     with tempfile.NamedTemporaryFile("w", suffix=".netrc") as file:
         file.write("machine 127.0.0.1 login mallory password secret\n")
@@ -64,7 +64,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(1, "proxy-from-the-environment")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A request goes to the backend, whatever http_proxy is set to."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -75,21 +75,21 @@ def _(x: Exchange) -> None:
 
 
 @cases(2, "framed-by-length")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A body of a known length goes out with that length and no other framing."""
     x.send("/", method="POST", body=b"hello")
     _framed_once(x.received, b"hello")
 
 
 @cases(2, "framed-by-chunks")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A body in chunks goes out framed in one way, and whole."""
     x.send("/", method="POST", body=b"hello", chunked=True)
     _framed_once(x.received, b"hello")
 
 
 @cases(2, "length-written-oddly")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A Content-Length of 003 is forwarded as 3, or rejected."""
     answer = x.send("/", method="POST", body=b"abc", environ={"CONTENT_LENGTH": "003"})
     if x.backend.requests or answer.status < 400:
@@ -97,7 +97,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(2, "body-without-length")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A POST without a body is forwarded with the framing of an empty body."""
     x.send("/", method="POST")
     framing = x.received.values("Content-Length"), x.received.values("Transfer-Encoding")
@@ -105,7 +105,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(2, "body-of-get")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """The body of a GET goes along with its framing, or the request is refused."""
     answer = x.send("/", body=b"hello")
     if x.backend.requests or answer.status < 400:
@@ -113,7 +113,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(6, "nothing-added")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """No User-Agent, Accept or Accept-Encoding is added for a client that sent none."""
     x.send()
     made_up = {"user-agent", "accept", "accept-encoding", "content-type"}
@@ -122,7 +122,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(6, "sent-as-they-are")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """The client's fields arrive with their values, bytes above 127 included."""
     sent = [("User-Agent", "ours"), ("Accept", "x/y"), ("Accept-Encoding", "br"), ("X-Raw", "\xff")]
     x.send(fields=[*sent, ("Cookie", "a=1; b=2")])
@@ -132,7 +132,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(9, "closed-while-idle")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A connection that the backend closed while it was idle costs no request."""
     x.backend.answers = [cut(reply(b"one")), reply(b"two")]
     assert x.send().body == b"one"
@@ -143,7 +143,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(9, "post-sent-twice")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A POST that the backend took before it closed the connection is not sent again."""
     x.backend.answers = [reply(b"one"), cut(b""), reply(b"again")]
     assert x.send().body == b"one"
@@ -154,7 +154,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(9, "get-tried-for-ever")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A GET on a connection that dies is tried once more at the most."""
     x.backend.answers = [reply(b"one"), cut(b"")]
     assert x.send().body == b"one"
@@ -186,7 +186,7 @@ def _set(name: str, value: str) -> Iterator[None]:
 # Request targets: what the host app matched is what the backend gets, or nothing is: rule 4.
 
 
-def _same_or_refused(x: Exchange, target: str, *also: str) -> None:
+def _same_or_refused(x: ProxyUnderTest, target: str, *also: str) -> None:
     """Send *target*; what arrives is that, upper-case hexadecimal digits allowed, or nothing."""
     before = len(x.backend.requests)
     answer = x.send(target)
@@ -199,41 +199,41 @@ def _same_or_refused(x: Exchange, target: str, *also: str) -> None:
 
 
 @cases(4, "dot-segments")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A path with dot segments, plain or encoded, leads nowhere."""
     for target in ("/pub/../api", "/pub/%2e%2e/api", "/pub/.%2E/api", "/pub/..", "/./api"):
         x.refused(x.send(target))
 
 
 @cases(4, "dot-segments-hidden")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Nor does one whose dot segments appear only after decoding slashes or dropping parameters."""
     for target in ("/pub/%2e%2e%2fapi", "/pub/..%2Fapi", "/pub/..;x/api"):
         x.refused(x.send(target))
 
 
 @cases(4, "backslash")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A backslash, which some backends treat as a slash, arrives escaped or not at all."""
     _same_or_refused(x, "/pub/%5c..%5capi")
     _same_or_refused(x, "/pub\\..\\api", "/pub%5c..%5capi")
 
 
 @cases(4, "encoded-slash")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """An encoded slash does not become a slash."""
     _same_or_refused(x, "/pub/a%2Fb")
 
 
 @cases(4, "encoded-delimiters")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """%3F, %23, %3B and %25 stay what they are: not the start of a query, nor decoded twice."""
     for target in ("/pub%3Fx=1", "/pub%23x", "/pub%3Bx", "/pub%252e%252e/api", "/pub%2541"):
         _same_or_refused(x, target)
 
 
 @cases(4, "control-characters")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Encoded control characters are not decoded into the request line."""
     for target in ("/pub%0d%0aX-Evil:%20y", "/pub%00.png"):
         _same_or_refused(x, target)
@@ -242,20 +242,20 @@ def _(x: Exchange) -> None:
 
 
 @cases(4, "broken-escape")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A malformed escape is rejected or forwarded as it is, not interpreted."""
     for target in ("/pub%zz", "/pub%", "/pub%2"):
         _same_or_refused(x, target)
 
 
 @cases(4, "two-slashes")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A path that begins with two slashes is a path, not another host."""
     _same_or_refused(x, "//evil.test/x", "/evil.test/x")
 
 
 @cases(4, "case-and-parameters")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Upper case and ``;`` are preserved."""
     answer = x.send("/Pub;a=1/B;c")
     assert answer.status == 200, f"it was answered with {answer.status}"
@@ -263,7 +263,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(4, "query-bytes")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A query arrives byte for byte."""
     for target in ("/a?x=%zz&y=a+b&z=%3a", "/a?/../b", "/a?x?y", "/a?a|b"):
         before = len(x.backend.requests)
@@ -273,7 +273,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(4, "fragment")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A fragment, which no client may send, is not forwarded."""
     answer = x.send("/pub#/../api", environ={"PATH_INFO": "/pub"})
     if x.backend.requests or answer.status < 400:
@@ -281,7 +281,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(4, "other-path-than-matched")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A raw target that is not the path the host app matched is refused, or not used."""
     answer = x.send("/admin", environ={"PATH_INFO": "/pub"})
     if x.backend.requests or answer.status < 400:
@@ -289,7 +289,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(4, "absolute-other-host")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A request in absolute form is not forwarded with the different host of its Host field."""
     answer = x.send("http://other.test/x")
     if x.backend.requests or answer.status < 400:
@@ -297,14 +297,14 @@ def _(x: Exchange) -> None:
 
 
 @cases(4, "absolute-form")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A request in absolute form arrives in origin form."""
     x.send("http://gate.test/a?b")
     assert x.received.target == "/a?b", f"it arrived as {x.received.target!r}"
 
 
 @cases(4, "no-path")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """CONNECT, the asterisk form and TRACE, which echoes credentials, are not forwarded."""
     x.refused(x.send("db.test:443", method="CONNECT", environ={"PATH_INFO": "443"}))
     x.refused(x.send("/", method="TRACE"))
@@ -312,13 +312,13 @@ def _(x: Exchange) -> None:
 
 
 @cases(4, "host-missing")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """An HTTP/1.1 request without Host is refused (RFC 9112 section 3.2)."""
     x.refused(x.send("/", environ={"HTTP_HOST": None}))
 
 
 @cases(4, "host-malformed")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A malformed Host is rejected: apps build links and decisions from it."""
     for host in ("", "a@evil.test", "evil.test/x?", "a.test, b.test", "a b", "a.test:-1"):
         x.refused(x.send("/", environ={"HTTP_HOST": host}))
@@ -337,7 +337,7 @@ HOP_BY_HOP = [
 
 
 @cases(7, "request-hop-by-hop")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Hop-by-hop fields of the client do not reach the backend, nor fail the request."""
     x.send(fields=[*HOP_BY_HOP, ("Connection", "Upgrade, TE"), ("HTTP2-Settings", "AAMA")])
     hop = {name.lower() for name, _ in HOP_BY_HOP} | {"http2-settings"}
@@ -347,7 +347,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(7, "request-connection-names")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A field that the client's Connection names is not forwarded, whatever its case."""
     x.send(fields=[("Connection", "close, x-SECRET"), ("X-Secret", "1"), ("X-Other", "2")])
     assert x.received.value("X-Secret") is None, "it was passed on"
@@ -355,7 +355,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(7, "connection-strips-gateways-own")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A client cannot remove a field that the proxy adds by naming it in Connection."""
     x.send("/plain")
     names = [name for name, _ in x.received.fields if name.lower() != "connection"]
@@ -367,7 +367,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(7, "connection-strips-identity")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Nor can it remove the fields of verified claims in that way, whatever the spelling."""
     x.proxy(identity={"X-User-Id": "sub"})
     x.send(
@@ -377,14 +377,14 @@ def _(x: Exchange) -> None:
 
 
 @cases(7, "expect")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Expect is not forwarded: the server has handled it."""
     x.send("/", method="POST", body=b"x", fields=[("Expect", "100-continue")])
     assert x.received.value("Expect") is None, "it was passed on"
 
 
 @cases(7, "response-hop-by-hop")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Hop-by-hop fields of the backend do not reach the client."""
     hop = [*HOP_BY_HOP, ("Proxy-Authenticate", "Basic"), ("Connection", "keep-alive")]
     x.backend.answers = [reply(b"ok", fields=hop)]
@@ -395,14 +395,14 @@ def _(x: Exchange) -> None:
 
 
 @cases(7, "response-connection-names")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Nor does a field that the backend's Connection names."""
     x.backend.answers = [reply(b"ok", fields=[("Connection", "x-secret"), ("X-Secret", "1")])]
     assert x.send().values("X-Secret") == [], "it was passed on"
 
 
 @cases(7, "response-chunked")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """The backend's Transfer-Encoding is removed, and the body stays."""
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     x.backend.answers = [head + b"3\r\nabc\r\n2;x=y\r\nde\r\n0\r\nX-Trailer: evil\r\n\r\n"]
@@ -426,7 +426,7 @@ FORGED = [
 
 
 @cases(8, "forwarded-fields-forged")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Forwarding fields of a client are not trusted: addresses, hosts, paths."""
     x.send(fields=FORGED)
     forged = [name for name, value in x.received.fields if "6.6.6.6" in value]
@@ -434,14 +434,14 @@ def _(x: Exchange) -> None:
 
 
 @cases(8, "method-override")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Nor another method than the one that was matched."""
     x.send(fields=[("X-HTTP-Method-Override", "DELETE"), ("X-Method-Override", "DELETE")])
     assert b"DELETE" not in x.received.head, "it was passed on"
 
 
 @cases(8, "forwarded-for-told")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """The backend gets the client's address and host."""
     x.send()
     assert x.received.value("X-Forwarded-For") == "192.0.2.7", "the address was not forwarded"
@@ -450,14 +450,14 @@ def _(x: Exchange) -> None:
 
 
 @cases(8, "httpoxy")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A Proxy field, which becomes HTTP_PROXY in a CGI program, is dropped."""
     x.send(fields=[("Proxy", "http://evil.test")])
     assert x.received.value("Proxy") is None, "it was passed on"
 
 
 @cases(8, "identity-forged")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Identity fields come from verified claims only: those of a client are dropped."""
     x.proxy(identity={"X-User-Id": "sub", "X-Plan": "plan"})
     x.send("/", fields=[("X-User-Id", "admin"), ("X-Plan", "gold")])
@@ -468,7 +468,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(8, "identity-injected")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A claim with a line break does not become a separate field."""
     x.proxy(identity={"X-User-Id": "sub"})
     answer = x.send("/", environ={CLAIMS: {"sub": "7\r\nX-Evil: 1"}})
@@ -477,7 +477,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(8, "rewritten-path")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A path is checked again after its prefix was removed, which is by whole segments."""
     x.proxy(strip_prefix="/api")
     for target in ("/api../secret", "/api/..;/secret", "/api%2f..%2fsecret", "/apisecret"):
@@ -489,7 +489,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(8, "rewritten-to-another-host")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """The rest of a path without its prefix is a path, not another host."""
     x.proxy(strip_prefix="/api")
     answer = x.send("/api//evil.test/x")
@@ -499,7 +499,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(8, "control-in-field")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A line break that a lax server let into a field's value injects nothing."""
     answer = x.send("/", environ={"HTTP_X_LAX": "a\r\nX-Evil: 1"})
     assert all(request.value("X-Evil") is None for request in x.backend.requests), "it did"

@@ -7,7 +7,7 @@ import socket
 import threading
 
 from wsgigate.testing.backend import Backend, Received, cut, reply
-from wsgigate.testing.proxy.case import Case, Cases, Exchange
+from wsgigate.testing.proxy.case import Case, Cases, ProxyUnderTest
 
 __all__ = ["CASES"]
 
@@ -20,7 +20,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 
 @cases(5, "several-cookies")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Three Set-Cookie fields stay three, in their order."""
     cookies = ["a=1; Expires=Wed, 09 Jun 2100 10:18:14 GMT", "b=2", "a=3"]
     x.backend.answers = [reply(b"", fields=[("Set-Cookie", cookie) for cookie in cookies])]
@@ -29,7 +29,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(5, "compressed")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A compressed body arrives compressed, with its Content-Encoding."""
     packed = gzip.compress(b"x" * 1000)
     x.backend.answers = [reply(packed, fields=[("Content-Encoding", "gzip")])]
@@ -40,7 +40,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(5, "events-as-they-come")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """The first event arrives before the backend has sent the second."""
     read = threading.Event()
     seen: list[bool] = []
@@ -64,7 +64,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(5, "bytes-unchanged")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A body without a length arrives as it is, lines of it unmerged and unchanged."""
     x.backend.answers = [cut(OK + b"Content-Type: text/plain\r\n\r\na\r\nb\nc\x00\xff")]
     answer = x.send()
@@ -72,7 +72,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(10, "cut-by-length")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A body that ends before its Content-Length is truncated for the client, too."""
     x.backend.answers = [cut(OK + b"Content-Length: 50\r\n\r\nshort")]
     answer = x.send()
@@ -80,7 +80,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(10, "cut-in-chunks")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A body without its last chunk is truncated for the client, too."""
     for body in (b"5\r\nshort\r\n", b"50\r\nshort", b"5\r\nshort\r\n0\r\n"):
         x.backend.answers = [cut(OK + b"Transfer-Encoding: chunked\r\n\r\n" + body)]
@@ -89,7 +89,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(10, "head-cut")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A head that is cut off is no response."""
     x.backend.answers = [cut(OK + b"X-A: b\r\n")]
     answer = x.send()
@@ -97,7 +97,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(10, "two-framings")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A response with two framings is rejected, or forwarded with one."""
     both = OK + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
     x.backend.answers = [cut(both)]
@@ -108,7 +108,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(10, "impossible-length")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A malformed Content-Length, or two of them, is not forwarded."""
     for length in (b"-5", b"+5", b"5x", b"5\r\nContent-Length: 6"):
         x.backend.answers = [cut(OK + b"Content-Length: " + length + b"\r\n\r\nhello")]
@@ -118,7 +118,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(10, "malformed-head")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A head with a malformed line is rejected, not forwarded without its remaining fields."""
     for line in (b"no colon", b"X-A : b", b"X A: b", b": b", b"X-A: b\x00c", b"X-A: b\rc"):
         x.backend.answers = [cut(OK + line + b"\r\nSet-Cookie: a=1\r\nContent-Length: 2\r\n\r\nok")]
@@ -127,7 +127,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(10, "chunk-size-read-as-python")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A chunk size is plain hexadecimal digits."""
     for size in (b"0x5", b"0_5", b"+5", b"-5"):
         head = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -137,7 +137,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(10, "no-body")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """HEAD, 204 and 304 have no body, do not wait for one, and keep the Content-Length."""
     length = b"Content-Length: 9\r\n\r\n"
     for method, head, status, kept in (
@@ -152,7 +152,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(10, "body-after-none")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Bytes after a response without a body are not the next user's response."""
     x.backend.answers = [
         b"HTTP/1.1 204 No Content\r\nContent-Length: 40\r\n\r\n" + reply(b"evil"),
@@ -166,7 +166,7 @@ def _(x: Exchange) -> None:
 # Bodies on their way to the backend, and clients that leave: rule 10.
 
 
-class _Upload:
+class _BrokenUpload:
     """A ``wsgi.input`` that ends early, or breaks off with an error."""
 
     def __init__(self, data: bytes, error: Exception | None = None) -> None:
@@ -213,7 +213,7 @@ LARGE = 1 << 20
 
 
 @cases(10, "upload-held-back")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """An upload is forwarded before all of it has arrived."""
     upload = _Waiting(x.backend)
     x.send("/", method="POST", body=upload, fields=[("Content-Length", str(LARGE))])
@@ -223,22 +223,24 @@ def _(x: Exchange) -> None:
 
 
 @cases(10, "upload-cut-by-length")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """An upload that ends early is not complete for the backend, nor a success for the client."""
-    answer = x.send("/", method="POST", body=_Upload(b"begun"), fields=[("Content-Length", "100")])
+    answer = x.send(
+        "/", method="POST", body=_BrokenUpload(b"begun"), fields=[("Content-Length", "100")]
+    )
     _never_complete(x, answer.status)
 
 
 @cases(10, "upload-cut-in-chunks")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """Nor does one with truncated chunks."""
-    upload = _Upload(b"begun", OSError("a malformed chunk"))
+    upload = _BrokenUpload(b"begun", OSError("a malformed chunk"))
     answer = x.send("/", method="POST", body=upload, chunked=True)
     _never_complete(x, answer.status)
 
 
 @cases(10, "client-leaves")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """When the client leaves, the connection to the backend is closed at once."""
     gone = threading.Event()
 
@@ -257,7 +259,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(10, "left-over-of-another")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A response that a client did not wait for does not reach the next client."""
     x.backend.answers = [reply(b"x" * 500_000), reply(b"own")]
     answer = x.open()
@@ -267,7 +269,7 @@ def _(x: Exchange) -> None:
     assert body == b"own", f"the next client got {body[:20]!r}"
 
 
-def _never_complete(x: Exchange, status: int) -> None:
+def _never_complete(x: ProxyUnderTest, status: int) -> None:
     if x.backend.requests:
         try:
             x.backend.wait(lambda: not x.backend.open_connections or x.received.complete, 2)
@@ -283,7 +285,7 @@ HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
 
 
 @cases(3, "early-hints")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A 103 is not the final response."""
     x.backend.answers = [HINTS + reply(b"final")]
     answer = x.send()
@@ -291,7 +293,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(3, "answer-of-another")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """After a 103 the next user gets the response to its request, not the late one."""
     late = threading.Event()
 
@@ -308,7 +310,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(3, "several-interim")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """100, 102 and 103 come before one final response."""
     interim = b"".join(b"HTTP/1.1 %d Interim\r\n\r\n" % status for status in (100, 102, 103))
     x.backend.answers = [interim + reply(b"final", status="404 Not Found")]
@@ -317,7 +319,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(3, "interim-only")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A backend that closes after a 103 has sent no response."""
     x.backend.answers = [cut(HINTS)]
     answer = x.send()
@@ -325,7 +327,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(3, "unasked-upgrade")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A 101 without an upgrade request reaches no client."""
     x.backend.answers = [cut(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\nleft")]
     answer = x.send()
@@ -333,7 +335,7 @@ def _(x: Exchange) -> None:
 
 
 @cases(3, "impossible-status")
-def _(x: Exchange) -> None:
+def _(x: ProxyUnderTest) -> None:
     """A status below 200 or above 599 reaches no client."""
     for status in (b"099", b"999"):
         x.backend.answers = [cut(b"HTTP/1.1 %s X\r\nContent-Length: 0\r\n\r\n" % status)]
