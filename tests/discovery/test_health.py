@@ -118,7 +118,7 @@ def test_a_change_of_health_is_logged_once_with_its_reason(
         fleet.network.outcomes.clear()
         fleet.run(35)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("INFO", "This worker checks the health of instances for all"),
+        ("INFO", "This worker checks the health of instances for all workers"),
         ("WARNING", "a of 'shop' is unhealthy: Connection refused"),
         ("INFO", "a of 'shop' is healthy again, after 50 s"),
     ]

@@ -16,8 +16,8 @@ from tests.support.stores import Fickle
 from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import Destinations
 from wsgigate.discovery.sources import Found, Source, SourceError
-from wsgigate.discovery.sources.registry import RemoteRegistry
-from wsgigate.registry import OwnRegistry, Registry
+from wsgigate.discovery.sources.registry import OwnRegistry, RemoteRegistry
+from wsgigate.registry import Registry
 from wsgigate.registry.api import RegistryApi
 from wsgigate.rules.registry import Registered, Status
 from wsgigate.store.memory import MemoryStore

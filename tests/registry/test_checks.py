@@ -15,8 +15,9 @@ from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import Destinations
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health_results import OnResult, ProbeRunner
+from wsgigate.discovery.sources.registry import OwnRegistry
 from wsgigate.proxy.health_probe import Prober, TlsPolicy
-from wsgigate.registry import OwnRegistry, Registry
+from wsgigate.registry import Registry
 from wsgigate.registry.api import instance_document
 from wsgigate.registry.checks import UNVERIFIED, VERIFIED, RegistryChecks
 from wsgigate.registry.compat.consul import ConsulApi

@@ -47,7 +47,7 @@ from wsgigate.proxy.health_probe import Prober, TlsPolicy
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.sticky import Stickiness
 from wsgigate.proxy.websocket import Tunnels, WebSocketLimits
-from wsgigate.registry import OwnRegistry, Registry
+from wsgigate.registry import Registry
 from wsgigate.rules.circuit import CircuitRules
 from wsgigate.rules.health import HealthCheck
 from wsgigate.rules.outlier import OutlierRules
@@ -254,6 +254,8 @@ class Services:
                 "this gateway has no [registry] table; add one, or name another registry, as in "
                 '"registry:http://10.0.0.4:3004"'
             )
+        from wsgigate.discovery.sources.registry import OwnRegistry
+
         return OwnRegistry(self._registry, service, tags=tags)
 
     def watcher(self) -> Watcher | None:

@@ -22,14 +22,17 @@ two workers would act at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
+import threading
 
 from wsgigate.runtime import fork
+from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import Store, StoreError
 
-__all__ = ["LeaderLease", "LogLeader"]
+__all__ = ["LeaderLease", "LeaderThread", "LogLeader"]
 
 
 class LeaderLease:
@@ -83,6 +86,73 @@ class LeaderLease:
             self._store.swap(self.key, self.owner, None, self.ttl)
         except StoreError:
             pass
+
+
+class LeaderThread:
+    """A thread in every worker, of which one leads: it does what must be done once for all.
+
+    A subclass implements :meth:`round`, which the thread calls again and again, and
+    :meth:`begin_anew`. The lease is released when the thread stops.
+
+    :param name: The name of the thread.
+    :param lease: The lease of the leader.
+    :param task: What the leader does, for the log: "checks the health of instances". Default: a
+        change of the leader is not logged.
+    :param log: The logger for it.
+    :ivar leading: Whether this worker leads, as far as it knows: see the rules above.
+    """
+
+    def __init__(
+        self, name: str, lease: LeaderLease, *, task: str = "", log: logging.Logger | None = None
+    ) -> None:
+        self._lease = lease
+        self._task = task
+        self._leader_log = log
+        self.begin_anew()
+        self._thread = SupervisedThread(name, self._run, self.begin_anew)
+
+    def begin_anew(self) -> None:
+        """Discard the state of an earlier thread, which may be that of the process forked from."""
+        self.leading = False
+        self._logged = False  # whether the log has it that this worker leads
+
+    def round(self) -> float:
+        """Do what is due; return the seconds until the next round. Raises nothing."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start the thread of this process, unless it is running."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """Stop the thread of this process and release the lease.
+
+        :param timeout: Seconds to wait for the thread; the lease of a thread that hangs expires.
+        """
+        self._thread.stop(timeout)
+
+    def _lead(self) -> bool:
+        """Renew the lease, or acquire it if it is free; return whether this worker leads.
+
+        :raises StoreError: The store failed: no worker leads.
+        """
+        try:
+            leads = self.leading = self._lease.acquire()
+        except StoreError:
+            self.leading = False
+            raise
+        if self._leader_log is not None and leads != self._logged:
+            self._logged = leads
+            does = self._task if leads else f"no longer {self._task}"
+            self._leader_log.info("This worker %s for all workers", does)
+        return leads
+
+    def _run(self, stopping: threading.Event) -> None:
+        try:
+            while not stopping.is_set():
+                stopping.wait(self.round())
+        finally:
+            self._lease.release()
 
 
 LOG_LEASE = 15.0

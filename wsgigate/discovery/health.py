@@ -31,13 +31,12 @@ from __future__ import annotations
 
 import logging
 import random as _random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from wsgigate.coordination.leader import LeaderLease
+from wsgigate.coordination.leader import LeaderLease, LeaderThread
 from wsgigate.discovery.health_results import (
     CheckTarget,
     Markable,
@@ -48,7 +47,6 @@ from wsgigate.discovery.health_results import (
 )
 from wsgigate.rules.health import CheckResult, Health, HealthCheck, first_due, next_due
 from wsgigate.runtime.logs import RepeatLog
-from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import Store, StoreError
 
 __all__ = ["Due", "Flight", "HealthChecker", "Markable", "Schedule"]
@@ -188,7 +186,7 @@ REFRESH = 1.0
 _TIMED_OUT = CheckResult(False, error="Timeout")
 
 
-class HealthChecker:
+class HealthChecker(LeaderThread):
     """Checks the instances of services and marks them in the pools of every worker.
 
     Nothing runs before :meth:`start`, which every worker calls for itself, after the fork. While
@@ -233,15 +231,14 @@ class HealthChecker:
         self._most = most
         self._clock = clock
         self._random = random
-        self._lease = LeaderLease(store, prefix + "leader")
-        self._results = Results(pools, self.checks, store, self._lease, prefix=prefix, clock=clock)
-        self._begin_anew()
-        self._thread = SupervisedThread("wsgigate-health", self._run, self._begin_anew)
+        lease = LeaderLease(store, prefix + "leader")
+        self._results = Results(pools, self.checks, store, lease, prefix=prefix, clock=clock)
+        super().__init__("wsgigate-health", lease, task="checks the health of instances", log=LOG)
 
-    def _begin_anew(self) -> None:
-        """Reset the state of an earlier thread, also that of the process forked from."""
+    def begin_anew(self) -> None:
+        """Discard the state of an earlier thread."""
+        super().begin_anew()
         self._schedule = Schedule(self._most, self._random)
-        self._leading = False
         self._alone = False
         self._announced = False  # whether it was logged that this worker checks for itself
         self._targets: dict[str, CheckTarget] = {}
@@ -251,37 +248,26 @@ class HealthChecker:
     def start(self) -> None:
         """Start the thread of this process, unless it is running or there are no checks."""
         if self.checks:
-            self._thread.start()
+            super().start()
 
     def stop(self, timeout: float = 1.0) -> None:
-        """Stop the thread of this process and release the lease; checks in flight are abandoned.
-
-        :param timeout: Seconds to wait for the thread; the lease of a thread that hangs expires.
-        """
-        self._thread.stop(timeout)
+        """Stop the thread of this process and release the lease; checks in flight are abandoned."""
+        super().stop(timeout)
         self.prober.stop()
 
-    def _run(self, stopping: threading.Event) -> None:
+    def round(self) -> float:
+        """Run one round; log what fails."""
+        due = float("inf")
         try:
-            while not stopping.is_set():
-                due = float("inf")
-                try:
-                    due = self.step()
-                except Exception as error:
-                    self._errors.log("A round of health checks failed", traceback=error)
-                stopping.wait(min(ROUND, max(SHORTEST, due - self._clock())))
-        finally:
-            self._lease.release()
+            due = self.step()
+        except Exception as error:
+            self._errors.log("A round of health checks failed", traceback=error)
+        return min(ROUND, max(SHORTEST, due - self._clock()))
 
     @property
     def alone(self) -> bool:
         """Whether this worker checks for itself, because the store fails."""
         return self._alone
-
-    @property
-    def leading(self) -> bool:
-        """Whether this worker checks for all workers."""
-        return self._leading
 
     def step(self) -> float:
         """Run one round: take the lease if it is free, read the results, start the due checks.
@@ -293,19 +279,19 @@ class HealthChecker:
         try:
             if now >= self._lead_at:
                 self._lead_at = now + REFRESH
-                self._lead(self._lease.acquire())
+                self._lead()
             if now >= self._read_at:
                 self._read_at = now + REFRESH
                 self._targets = self._results.targets()
                 self._results.read(self._targets)
-                if self._leading:
+                if self.leading:
                     self._results.share(self._targets)
                 self._check_together()
         except StoreError as error:
-            self._lead(False)
+            self.leading = False
             self._lead_at = self._read_at = now + REFRESH
             self._check_alone(error)
-        if not (self._leading or self._alone):
+        if not (self.leading or self._alone):
             self._schedule.rest()
             return float("inf")
         due = self._schedule.due(self._targets, self._results, now)
@@ -314,15 +300,6 @@ class HealthChecker:
         for target, flight in due.checks:
             self._start_check(target, flight)
         return due.next_at
-
-    def _lead(self, leading: bool) -> None:
-        if leading != self._leading:
-            self._leading = leading
-            LOG.info(
-                "This worker checks the health of instances for all"
-                if leading
-                else "This worker no longer checks the health of instances for all"
-            )
 
     def _check_alone(self, error: StoreError) -> None:
         self._alone = True

@@ -15,20 +15,18 @@ from __future__ import annotations
 
 import logging
 import random as _random
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-from wsgigate.coordination.leader import LeaderLease
+from wsgigate.coordination.leader import LeaderLease, LeaderThread
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health_results import ProbeRunner
 from wsgigate.rules.health import CheckResult, first_due, next_due
 from wsgigate.rules.registry import Registered
 from wsgigate.rules.registry_checks import CRITICAL, RegisteredCheck, Streak, judged, result_of
 from wsgigate.runtime.logs import FailureLog
-from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import Store, StoreError
 
 __all__ = ["UNVERIFIED", "VERIFIED", "CheckedRegistry", "RegistryChecks"]
@@ -83,7 +81,7 @@ class _InstanceCheck(NamedTuple):
     instance: Instance
 
 
-class RegistryChecks:
+class RegistryChecks(LeaderThread):
     """Carries out the checks of registered instances.
 
     :param registry: The registry.
@@ -115,15 +113,15 @@ class RegistryChecks:
         self._clock = clock
         self._random = random
         self._store = store
-        self._lease = LeaderLease(store, key)
         self._trouble = FailureLog(
             LOG, "Store available again after %.0f s: one worker checks for all"
         )
-        self._begin_anew()
-        self._thread = SupervisedThread("wsgigate-registry-checks", self._run, self._begin_anew)
+        super().__init__("wsgigate-registry-checks", LeaderLease(store, key))
 
-    def _begin_anew(self) -> None:
-        self._leading = self._alone = False
+    def begin_anew(self) -> None:
+        """Discard the state of an earlier thread."""
+        super().begin_anew()
+        self._alone = False
         # the verdicts that this worker found while the store failed
         self._own: dict[CheckName, RegisteredCheck] = {}
         self._own_until = float("inf")
@@ -136,35 +134,20 @@ class RegistryChecks:
         self._hung: set[CheckName] = set()
         self._trouble.since = None
 
-    def start(self) -> None:
-        """Start the thread of this process, unless it is running."""
-        self._thread.start()
-
     def stop(self, timeout: float = 1.0) -> None:
-        """Stop the thread of this process and release the lease.
-
-        :param timeout: Seconds to wait for the thread; the lease of a thread that hangs expires.
-        """
-        self._thread.stop(timeout)
+        """Stop the thread of this process and release the lease; checks in flight are abandoned."""
+        super().stop(timeout)
         self.prober.stop()
 
-    def _run(self, stopping: threading.Event) -> None:
+    def round(self) -> float:
+        """Run one round; log what fails."""
         try:
-            while not stopping.is_set():
-                try:
-                    self.step()
-                    if not self._alone:
-                        self._trouble.ended()
-                except Exception:
-                    LOG.exception("A round of checks failed")
-                stopping.wait(ROUND)
-        finally:
-            self._lease.release()
-
-    @property
-    def leading(self) -> bool:
-        """Whether this worker checks for all workers."""
-        return self._leading
+            self.step()
+            if not self._alone:
+                self._trouble.ended()
+        except Exception:
+            LOG.exception("A round of checks failed")
+        return ROUND
 
     def overlaid(self, entries: tuple[Registered, ...]) -> tuple[Registered, ...]:
         """Return *entries* with the verdicts that this worker found while the store failed."""
@@ -187,15 +170,14 @@ class RegistryChecks:
         if now >= self._refresh_at:
             self._refresh_at = now + REFRESH
             try:
-                self._leading = self._lease.acquire()
-                if self._leading:
+                if self._lead():
                     self._read_changes(now)
                 self._check_together(now)
-                if self._leading:
+                if self.leading:
                     self._remove()
             except StoreError as error:
                 self._check_alone(now, error)
-        if not (self._leading or self._alone):
+        if not (self.leading or self._alone):
             self._version = None
             self._targets, self._next, self._streaks = {}, {}, {}
             return
@@ -224,7 +206,7 @@ class RegistryChecks:
 
     def _check_alone(self, now: float, error: StoreError) -> None:
         """Start to check for this worker alone, as the store fails."""
-        self._leading, self._alone, self._own_until = False, True, float("inf")
+        self._alone, self._own_until = True, float("inf")
         self._version = None
         self._trouble.failed("Store unavailable: each worker runs the checks for itself: %s", error)
         self._plan(self._registry.known(), now)
@@ -233,7 +215,7 @@ class RegistryChecks:
         """Return to shared results: the leader writes its own, the others keep theirs a moment."""
         if self._alone:
             self._alone, self._own_until = False, now + HANDED_BACK
-        if self._leading:
+        if self.leading:
             for name, check in list(self._own.items()):
                 self._registry.report(*name[:2], check, check.status, check.output)
                 self._own.pop(name, None)
@@ -323,7 +305,7 @@ class RegistryChecks:
         streak = self._streaks.get(name, Streak()).after(result)
         self._streaks[name] = streak
         target = self._targets.get(name)
-        if not (self._leading or self._alone) or target is None:
+        if not (self.leading or self._alone) or target is None:
             return
         verdict = judged(target.check, streak)
         shown = output if verdict == result else target.check.output

@@ -39,13 +39,12 @@ instances send heartbeats, no entry does, so full reads are rare; of a healthy e
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from typing import NamedTuple
 
-from wsgigate.coordination.leader import LeaderLease
+from wsgigate.coordination.leader import LeaderLease, LeaderThread
 from wsgigate.registry.storage import KEPT, Action, ExpiryState, Index, RegistryKeys
 from wsgigate.rules.registry import (
     LONG_ABSENCE,
@@ -60,7 +59,6 @@ from wsgigate.rules.registry import (
     was_away,
 )
 from wsgigate.runtime.logs import ChangeLog, FailureLog
-from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import Store, StoreError, get_all, update
 
 __all__ = ["LeaseExpiry"]
@@ -96,7 +94,7 @@ class _Survey(NamedTuple):
     oldest: float
 
 
-class LeaseExpiry:
+class LeaseExpiry(LeaderThread):
     """Marks silent instances as unhealthy and evicts instances whose lease has expired.
 
     Every worker runs a thread, of which one leads; see the head of this module.
@@ -117,50 +115,31 @@ class LeaseExpiry:
         self._index = index
         self._changes = ChangeLog(LOG) if changes is None else changes
         self._trouble = FailureLog(LOG, "Store available again after %.0f s: lease expiry resumes")
-        self._lease = LeaderLease(store, keys.leader)
         self._every = round_time(rules)
         self._clock = clock
-        self._begin_anew()
-        self._thread = SupervisedThread("wsgigate-registry", self._run, self._begin_anew)
+        lease = LeaderLease(store, keys.leader)
+        task = "expires the leases of the registry"
+        super().__init__("wsgigate-registry", lease, task=task, log=LOG)
 
-    def _begin_anew(self) -> None:
-        self._leading = False
+    def begin_anew(self) -> None:
+        """Discard the state of an earlier thread."""
+        super().begin_anew()
         self._ended = float("-inf")
         self._due = float("-inf")
         self._last = float("-inf")
         self._silent: Set[tuple[str, str]] = frozenset()
         self._trouble.since = None
 
-    def start(self) -> None:
-        """Start the thread of this process, unless it is running."""
-        self._thread.start()
-
-    def stop(self, timeout: float = 1.0) -> None:
-        """Stop the thread of this process and release the leader lease.
-
-        :param timeout: Seconds to wait for the thread; the lease of a thread that hangs expires.
-        """
-        self._thread.stop(timeout)
-
-    def _run(self, stopping: threading.Event) -> None:
+    def round(self) -> float:
+        """Run one round; log what fails."""
         try:
-            while not stopping.is_set():
-                try:
-                    self.step()
-                    self._trouble.ended()
-                except StoreError as error:
-                    self._leading = False
-                    self._trouble.failed("Lease expiry paused: store unavailable: %s", error)
-                except Exception:
-                    LOG.exception("A round of lease expiry failed")
-                stopping.wait(self._every)
-        finally:
-            self._lease.release()
-
-    @property
-    def leading(self) -> bool:
-        """Whether this worker expires the leases for all workers."""
-        return self._leading
+            self.step()
+            self._trouble.ended()
+        except StoreError as error:
+            self._trouble.failed("Lease expiry paused: store unavailable: %s", error)
+        except Exception:
+            LOG.exception("A round of lease expiry failed")
+        return self._every
 
     def step(self) -> None:
         """Run one round, if this worker leads.
@@ -168,11 +147,8 @@ class LeaseExpiry:
         :raises StoreError: The store failed; nothing is lost.
         """
         self._changes.flush()
-        led, self._leading = self._leading, self._lease.acquire()
-        if led != self._leading:
-            what = "expires" if self._leading else "no longer expires"
-            LOG.info("This worker %s the leases of the registry for all workers", what)
-        if not self._leading:
+        led = self.leading
+        if not self._lead():
             return
         raw, now = self._store.get(self._keys.swept)
         before = ExpiryState.read(raw)
@@ -186,7 +162,7 @@ class LeaseExpiry:
         if fresh or not self._last <= now < self._due:
             swept = self._sweep(swept, now)
         if not self._store.swap(self._keys.swept, raw, swept.to_bytes(), KEPT):
-            self._leading = False  # another worker has led meanwhile
+            self.leading = False  # another worker has led meanwhile
         self._ended = self._clock()
 
     def _attended(self, before: ExpiryState | None, now: float, steady: bool) -> ExpiryState:
