@@ -12,7 +12,7 @@ from tests.support.issuer import signing_key
 from tests.support.logs import silence
 from wsgigate.auth.jwks import KeySources, KeysUnavailable, RemoteKeys
 from wsgigate.auth.jwks_fetch import FetchFailed
-from wsgigate.auth.jwks_record import Answer
+from wsgigate.auth.jwks_record import JwksAnswer
 from wsgigate.store import StoreError
 from wsgigate.store.memory import MemoryStore
 
@@ -47,7 +47,7 @@ class Endpoint:
         self.during()
         if self.failure:
             raise FetchFailed(self.failure)
-        return Answer(tuple(key.jwk() for key in self.keys))
+        return JwksAnswer(tuple(key.jwk() for key in self.keys))
 
 
 class Fleet:

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from wsgigate.auth.jwks_record import (
-    Answer,
-    KeyRecord,
+    JwksAnswer,
+    JwksRecord,
     decoded,
     encoded,
     failed,
@@ -22,7 +22,7 @@ GONE = {"gone": True}
 T = 1_000_000.0
 
 
-def after(record: KeyRecord, answer: Answer, began: float = T) -> KeyRecord:
+def after(record: JwksRecord, answer: JwksAnswer, began: float = T) -> JwksRecord:
     return succeeded(record, answer, began, refresh=600.0, cooldown=30.0)
 
 
@@ -48,31 +48,31 @@ def test_a_key_is_dropped_when_a_second_answer_confirms_that_it_is_gone(known, f
     [(None, 600), (86_400, 600), (300, 300), (60, 60), (15, 60), (0, 60)],
 )
 def test_the_next_attempt_follows_cache_control_within_bounds(max_age, wait):
-    record = after(KeyRecord(), Answer((A,), max_age=max_age))
+    record = after(JwksRecord(), JwksAnswer((A,), max_age=max_age))
     assert (record.earliest, record.due) == (T + 30, T + wait)
     assert (record.at, record.failures, record.error) == (T, 0, "")
 
 
 def test_whether_a_key_is_gone_is_asked_a_cooldown_later():
-    record = after(KeyRecord(), Answer((A, B)))
-    record = after(record, Answer((B,)), T + 600)
+    record = after(JwksRecord(), JwksAnswer((A, B)))
+    record = after(record, JwksAnswer((B,)), T + 600)
     assert record.keys == (B, A | GONE)
     assert record.due == T + 630
-    assert after(record, Answer((B,)), T + 630).keys == (B,)
+    assert after(record, JwksAnswer((B,)), T + 630).keys == (B,)
 
 
 def test_an_older_answer_replaces_nothing():
-    record = after(KeyRecord(), Answer((B,), made=T))
-    older = after(record, Answer((A,), made=T - 61), T + 30)
+    record = after(JwksRecord(), JwksAnswer((B,), made=T))
+    older = after(record, JwksAnswer((A,), made=T - 61), T + 30)
     assert older.keys == (B,)
     assert (older.at, older.failures) == (T, 1)
     assert older.error == "its answer is 61 s older than the last one"
     for made in (T - 60, T + 30, None):  # clocks differ a little; and not every answer has a Date
-        assert after(record, Answer((A, B), made=made), T + 30).keys == (A, B)
+        assert after(record, JwksAnswer((A, B), made=made), T + 30).keys == (A, B)
 
 
 def test_failures_keep_the_keys_and_wait_for_the_cooldown():
-    record = after(KeyRecord(), Answer((A,)))
+    record = after(JwksRecord(), JwksAnswer((A,)))
     for number in range(1, 4):
         began = T + 600 + 30 * number
         record = failed(record, "why", began, cooldown=30.0)
@@ -81,11 +81,11 @@ def test_failures_keep_the_keys_and_wait_for_the_cooldown():
         assert (record.at, record.failures, record.error) == (T, number, "why")
     assert record.known(T + 86_399)
     assert not record.known(T + 86_400)
-    assert after(record, Answer((A,)), T + 800).error == ""
+    assert after(record, JwksAnswer((A,)), T + 800).error == ""
 
 
 def test_without_any_keys_the_first_pauses_are_short():
-    record, pauses = KeyRecord(), []
+    record, pauses = JwksRecord(), []
     for _ in range(7):
         record = failed(record, "why", T, cooldown=30.0)
         pauses.append(record.due - T)
@@ -94,20 +94,20 @@ def test_without_any_keys_the_first_pauses_are_short():
 
 
 def test_an_attempt_in_flight_keeps_all_else():
-    record = started(after(KeyRecord(), Answer((A,))), T + 600, "me")
+    record = started(after(JwksRecord(), JwksAnswer((A,))), T + 600, "me")
     assert (record.earliest, record.due, record.claim) == (T + 620, T + 620, "me")
     assert record.keys == (A,)
-    assert after(record, Answer((A,)), T + 600).claim == ""
+    assert after(record, JwksAnswer((A,)), T + 600).claim == ""
     assert failed(record, "why", T + 600, cooldown=30.0).claim == ""
 
 
 def test_weak_keys_that_were_left_out_are_reported_but_no_failure():
-    record = after(KeyRecord(), Answer((A,), left_out=("keys[1]: weak",)))
+    record = after(JwksRecord(), JwksAnswer((A,), left_out=("keys[1]: weak",)))
     assert (record.error, record.failures) == ("keys[1]: weak", 0)
 
 
 def test_a_record_survives_the_store():
-    record = after(KeyRecord(), Answer((A, B), made=T))
+    record = after(JwksRecord(), JwksAnswer((A, B), made=T))
     assert decoded(encoded(record)) == record
 
 
@@ -126,4 +126,4 @@ def test_a_record_survives_the_store():
     ],
 )
 def test_a_value_that_is_none_of_ours_counts_as_empty(value):
-    assert decoded(value) == KeyRecord()
+    assert decoded(value) == JwksRecord()

@@ -46,8 +46,8 @@ from wsgigate.auth.jwks_fetch import MOST_BYTES, FetchFailed, fetch
 from wsgigate.auth.jwks_record import (
     IN_FLIGHT,
     KEEP,
-    Answer,
-    KeyRecord,
+    JwksAnswer,
+    JwksRecord,
     decoded,
     encoded,
     failed,
@@ -266,7 +266,7 @@ class RemoteKeys:
         ca: str | None = None,
         refresh: float = 600.0,
         cooldown: float = 30.0,
-        ask: Callable[..., Answer] = fetch,
+        ask: Callable[..., JwksAnswer] = fetch,
         clock: Callable[[], float] = steady,
     ) -> None:
         self.name = name or url
@@ -298,7 +298,7 @@ class RemoteKeys:
     def after_fork(self) -> None:
         """Forget the keys: the thread that renews them belongs to the parent."""
         self.current = None
-        self._record = KeyRecord()
+        self._record = JwksRecord()
         self._fetched_at: float | None = None  # by the clock of this process
         self._looked_at = float("-inf")
         self._wanted = False
@@ -449,7 +449,7 @@ class RemoteKeys:
         self._wanted = False
         return self._attempt(record, claim, now, stopping)
 
-    def _newer_than(self, record: KeyRecord, now: float) -> KeyRecord | None:
+    def _newer_than(self, record: JwksRecord, now: float) -> JwksRecord | None:
         """Return *record* with the keys of this worker, if it knows newer ones.
 
         The store may have failed or lost its values meanwhile. Ages are compared, as this process
@@ -464,7 +464,7 @@ class RemoteKeys:
 
     def _attempt(
         self,
-        record: KeyRecord,
+        record: JwksRecord,
         claim: bytes,
         now: float,
         stopping: threading.Event | None,
@@ -490,7 +490,7 @@ class RemoteKeys:
         self._adopt(result, later)
         return max(0.0, min(result.due - later, _POLL))
 
-    def _adopt(self, record: KeyRecord, now: float) -> None:
+    def _adopt(self, record: JwksRecord, now: float) -> None:
         """Use the keys of *record* from now on."""
         before, self._record = self._record, record
         current = self.current
@@ -507,7 +507,7 @@ class RemoteKeys:
                 self._slow = False
             self._changed.notify_all()
 
-    def _log_result(self, before: KeyRecord, after: KeyRecord) -> None:
+    def _log_result(self, before: JwksRecord, after: JwksRecord) -> None:
         if after.failures:
             self._failing.failed(
                 "The keys of %r cannot be fetched, and those known stay in use: %s",
@@ -559,7 +559,7 @@ class KeySources:
         store: Store | str | None = None,
         app: object = None,
         *,
-        ask: Callable[..., Answer] = fetch,
+        ask: Callable[..., JwksAnswer] = fetch,
         clock: Callable[[], float] = steady,
     ) -> None:
         self._given = (store, app)

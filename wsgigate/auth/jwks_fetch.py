@@ -16,7 +16,7 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from wsgigate.auth.jwk import Jwk, OtherUse, public_members, read_jwk, read_jwks
-from wsgigate.auth.jwks_record import Answer
+from wsgigate.auth.jwks_record import JwksAnswer
 from wsgigate.client.destinations import Destinations
 from wsgigate.client.dial import Check
 from wsgigate.client.exchange import HttpClient, reason_for
@@ -90,7 +90,7 @@ def fetch(
     ca: str | None = None,
     stopping: threading.Event | None = None,
     now: Callable[[], float] = wall,
-) -> Answer:
+) -> JwksAnswer:
     """Return the keys that the issuer at *url* publishes.
 
     :param url: The URL of its JWK set, or the issuer to discover.
@@ -112,7 +112,7 @@ def fetch(
     if not keys:
         why = f": {left_out[0]}" if left_out else ""
         raise FetchFailed(f"its set has no key that verifies signatures{why}")
-    return Answer(keys, _made(fields, now()), _max_age(fields), left_out)
+    return JwksAnswer(keys, _made(fields, now()), _max_age(fields), left_out)
 
 
 def _discovered(issuer: str, get: Callable[[str], tuple[bytes, Mapping[str, str]]]) -> str:

@@ -15,8 +15,8 @@ from wsgigate.auth.jwk import Jwk
 __all__ = [
     "IN_FLIGHT",
     "KEEP",
-    "Answer",
-    "KeyRecord",
+    "JwksAnswer",
+    "JwksRecord",
     "decoded",
     "encoded",
     "failed",
@@ -38,7 +38,7 @@ _SKEW = 60.0
 """Seconds by which an answer may be older than the last one: the clocks of servers differ."""
 
 
-class Answer(NamedTuple):
+class JwksAnswer(NamedTuple):
     """The keys that an issuer published.
 
     :ivar keys: The keys that can be used.
@@ -54,7 +54,7 @@ class Answer(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-class KeyRecord(NamedTuple):
+class JwksRecord(NamedTuple):
     """What the workers know of an endpoint.
 
     :ivar keys: The last good keys: their public members, and ``gone`` for one that the last answer
@@ -82,26 +82,26 @@ class KeyRecord(NamedTuple):
         return self.at is not None and now - self.at < KEEP
 
 
-def encoded(record: KeyRecord) -> bytes:
+def encoded(record: JwksRecord) -> bytes:
     """Return *record* as a value of a store."""
     return json.dumps(record._asdict(), separators=(",", ":"), sort_keys=True).encode()
 
 
-def decoded(value: bytes | None) -> KeyRecord:
+def decoded(value: bytes | None) -> JwksRecord:
     """Return the record in *value*; an empty one if it is not usable."""
     if value is None:
-        return KeyRecord()
+        return JwksRecord()
     try:
-        record = KeyRecord(**json.loads(value))
+        record = JwksRecord(**json.loads(value))
         times = (record.at or 0.0, record.made or 0.0, record.earliest, record.due)
         if all(isinstance(key, dict) for key in record.keys) and max(times) < math.inf:
             return record._replace(keys=tuple(record.keys))
     except (ValueError, TypeError):
         pass
-    return KeyRecord()
+    return JwksRecord()
 
 
-def started(record: KeyRecord, now: float, claim: str) -> KeyRecord:
+def started(record: JwksRecord, now: float, claim: str) -> JwksRecord:
     """Return *record* with an attempt in flight."""
     return record._replace(earliest=now + IN_FLIGHT, due=now + IN_FLIGHT, claim=claim)
 
@@ -116,8 +116,8 @@ def merged(known: Sequence[Jwk], found: Sequence[Jwk]) -> tuple[Jwk, ...]:
 
 
 def succeeded(
-    record: KeyRecord, answer: Answer, began: float, *, refresh: float, cooldown: float
-) -> KeyRecord:
+    record: JwksRecord, answer: JwksAnswer, began: float, *, refresh: float, cooldown: float
+) -> JwksRecord:
     """Return *record* after the attempt that *began* then brought *answer*."""
     if record.made is not None and answer.made is not None and answer.made < record.made - _SKEW:
         older = f"its answer is {record.made - answer.made:.0f} s older than the last one"
@@ -130,10 +130,10 @@ def succeeded(
         wait = cooldown  # ask again soon whether they are gone
     earliest = began + cooldown
     error = answer.left_out[0] if answer.left_out else ""
-    return KeyRecord(keys, began, answer.made, earliest, max(earliest, began + wait), 0, error)
+    return JwksRecord(keys, began, answer.made, earliest, max(earliest, began + wait), 0, error)
 
 
-def failed(record: KeyRecord, why: str, began: float, *, cooldown: float) -> KeyRecord:
+def failed(record: JwksRecord, why: str, began: float, *, cooldown: float) -> JwksRecord:
     """Return *record* after the attempt that *began* then failed."""
     failures = record.failures + 1
     pause = cooldown

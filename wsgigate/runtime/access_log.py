@@ -87,7 +87,7 @@ class _Clock:
         return f"{text}.{rest:03d}Z"
 
 
-class _Lines:
+class _BoundedLines:
     """Lines whose values are cut as little as necessary."""
 
     def line(self, record: Record) -> bytes:
@@ -102,7 +102,7 @@ class _Lines:
         raise NotImplementedError
 
 
-class JsonLines(_Lines):
+class JsonLines(_BoundedLines):
     """One JSON object per line, in ASCII."""
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class JsonLines(_Lines):
         return f'{{"time":"{time}","event":"log records dropped","count":{count}}}\n'.encode()
 
 
-class TextLines(_Lines):
+class TextLines(_BoundedLines):
     """One line of text in columns; values that are not set are left out.
 
     Characters that do not print, spaces, quotes and backslashes in a value are escaped, so that no
