@@ -395,7 +395,7 @@ class _CachedKey:
         self.used = used
 
 
-class _Known:
+class _CachedKeys:
     """What a worker has looked up under one version."""
 
     __slots__ = ("keys", "previous", "read", "refused", "since", "version")
@@ -462,7 +462,7 @@ class ApiKeys:
         self._size = cache_size
         self._clock = clock
         self._now = now
-        self._known: _Known | None = None
+        self._known: _CachedKeys | None = None
         self._guesses: dict[str, Guesses] = {}
         self._uses = BackgroundQueue(threads=1, queue=1000, name="wsgigate-api-keys")
 
@@ -513,17 +513,17 @@ class ApiKeys:
         if self._opened is not None and not isinstance(error, UnreadableKeys):
             self._opened.check_outage(error, "API keys cannot be read")
 
-    def _read(self, known: _Known | None, now: float) -> _Known:
+    def _read(self, known: _CachedKeys | None, now: float) -> _CachedKeys:
         # Concurrent threads may overwrite each other's result: each is correct for its own moment.
         version = self._records.version()
         if known is None or version != known.version or now - known.since >= RECHECK:
-            known = self._known = _Known(version, now, {} if known is None else known.keys)
+            known = self._known = _CachedKeys(version, now, {} if known is None else known.keys)
         else:
             known.read = now
         return known
 
     def _look_up(
-        self, known: _Known, key: str, digest: bytes, environ: WSGIEnvironment, now: float
+        self, known: _CachedKeys, key: str, digest: bytes, environ: WSGIEnvironment, now: float
     ) -> _CachedKey:
         if not is_well_formed(key):
             raise KeyRejected("the key is malformed, or its checksum is wrong")
