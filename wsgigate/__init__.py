@@ -17,6 +17,7 @@ _SOURCE = lazy.source(globals())
 if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.auth.authorization import AuthorizationRule as AuthorizationRule
     from wsgigate.auth.identity import Identity as Identity
+    from wsgigate.auth.internal_token import InternalTokens as InternalTokens
     from wsgigate.auth.resource import ProtectedResource as ProtectedResource
     from wsgigate.config.build import load as load
     from wsgigate.coordination.api_keys import ApiKeys as ApiKeys
@@ -43,6 +44,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.middleware.logger import Logger as Logger
     from wsgigate.middleware.maintenance import Maintenance as Maintenance
     from wsgigate.middleware.mirror import Mirror as Mirror
+    from wsgigate.middleware.published_keys import PublishedKeys as PublishedKeys
     from wsgigate.middleware.request_id import RequestId as RequestId
     from wsgigate.middleware.request_id import RequestIdFilter as RequestIdFilter
     from wsgigate.middleware.resource_metadata import ResourceMetadata as ResourceMetadata

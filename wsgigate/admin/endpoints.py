@@ -43,6 +43,7 @@ _MIDDLEWARES = (
     ("authenticator", "Authentication"),
     ("api-key", "API keys"),
     ("basic", "HTTP Basic"),
+    ("authorizer", "Authorization"),
 )
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.admin.api_keys import api_key_routes
@@ -44,7 +44,7 @@ from wsgigate.config.build_routes import (
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.load import ParsedFile, read_file
-from wsgigate.config.model import Config
+from wsgigate.config.model import INTERNAL_TOKEN, Config
 from wsgigate.config.registry import registry_of, registry_routes
 from wsgigate.config.types import import_app
 from wsgigate.coordination.api_keys import read_file as read_keys
@@ -57,6 +57,7 @@ from wsgigate.http.problem import Problem, Refuse, answer_with
 from wsgigate.http.wsgi import environ_key
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.guard import Guard
+from wsgigate.middleware.published_keys import PublishedKeys
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.resource_metadata import ResourceMetadata
 from wsgigate.proxy.dispatcher import Dispatcher
@@ -69,6 +70,9 @@ from wsgigate.store import NETWORKED, DamagedStore, MisconfiguredStore, Store, S
 from wsgigate.store.memory import MemoryStore
 from wsgigate.store.open import open_store
 from wsgigate.units import iso_time
+
+if TYPE_CHECKING:
+    from wsgigate.auth.internal_token import InternalTokens
 
 __all__ = [
     "BuiltGateway",
@@ -362,6 +366,7 @@ class _GatewayBuilder:
         self._log_leader = LogLeader(self._store, f"log/{policy_name(config.gateway.name)}/")
         self._stack = MiddlewareStack(config, self._store, self._folder, errors)
         self._identity = self._checked_identity()
+        self._internal_tokens = self._made_internal_tokens()
         self._registry = self._made_registry()
         self._services = Services(
             config,
@@ -369,6 +374,7 @@ class _GatewayBuilder:
             name=policy_name(config.gateway.name),
             via=self._via(),
             identity=self._identity,
+            internal_tokens=self._internal_tokens,
             folder=self._folder,
             errors=errors,
             registry=self._registry,
@@ -585,8 +591,11 @@ class _GatewayBuilder:
         if gateway.request_id:
             refuse = _refuse_with_id(ids[0].get("header") if ids else None)
             app = app if ids else RequestId(app)
-        if self._identity:  # before any middleware that reads them
-            app = _without_fields(app, self._identity)
+        fields = [*self._identity]
+        if self._internal_tokens and self._internal_tokens.field.lower() != "authorization":
+            fields.append(self._internal_tokens.field)
+        if fields:  # before any middleware that reads them
+            app = _without_fields(app, fields)
         app = ClientAddress(
             app,
             trusted_proxies=gateway.trusted_proxies,
@@ -596,18 +605,24 @@ class _GatewayBuilder:
         return Guard(self._stack.around(app, entries, "middleware", "default", without=inside))
 
     def _with_metadata(self, app: WSGIApplication, outside: set[int]) -> WSGIApplication:
-        """Return *app* in the middlewares, with the metadata outside of those that authenticate.
+        """Return *app* in the middlewares, with what is public outside of those that authenticate.
 
         :param outside: Positions of middlewares to skip.
         """
         entries, resources = self._config.middleware, self._stack.resources
         around = partial(self._stack.around, entries=entries, path="middleware", name="default")
-        if resources is None or not resources.all:
+        tokens, options = self._internal_tokens, self._config.gateway.internal_token or {}
+        described = resources is not None and resources.all
+        if not described and tokens is None:
             return around(app, without=outside)
         guards = (n for n, each in enumerate(entries) if each.verifies or each.use == "authorizer")
         first = next(guards, len(entries))
         app = around(app, without=outside | set(range(first)))
-        app = ResourceMetadata(app, resources=resources.all)
+        if resources is not None and resources.all:
+            app = ResourceMetadata(app, resources=resources.all)
+        if tokens is not None:
+            path = options.get("jwks_path", PublishedKeys.PATH)
+            app = PublishedKeys(app, jwks=tokens.jwks, path=path)
         return around(app, without=outside | set(range(first, len(entries))))
 
     def _checked_identity(self) -> Mapping[str, str]:
@@ -616,6 +631,15 @@ class _GatewayBuilder:
             return {}
         made = self._errors.catch("gateway.identity", lambda: RequestMaker(identity=identity))
         return {} if made is None else identity
+
+    def _made_internal_tokens(self) -> InternalTokens | None:
+        gateway = self._config.gateway
+        path, options = "gateway.internal_token", gateway.internal_token
+        if options is None or self._errors.under(path):
+            return None
+        given = {name: value for name, value in options.items() if name != "jwks_path"}
+        arguments = INTERNAL_TOKEN.arguments({"issuer": gateway.resource or gateway.name, **given})
+        return self._errors.catch(path, lambda: INTERNAL_TOKEN.make(**arguments), keys=[*arguments])
 
     def _owner(self) -> str:
         name = self._config.gateway.name

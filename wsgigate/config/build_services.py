@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from wsgigate.client.adapter import Sessions, gateway_session
@@ -55,6 +55,9 @@ from wsgigate.rules.pace import PaceRules
 from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
 from wsgigate.store import Store
 
+if TYPE_CHECKING:
+    from wsgigate.auth.internal_token import InternalTokens
+
 __all__ = ["Services", "balance_of"]
 
 
@@ -91,6 +94,7 @@ class Services:
     :param name: The gateway's name, the prefix of its keys in the store.
     :param via: The gateway's name in ``Via``.
     :param identity: Request fields with the caller's identity, and the claim of each.
+    :param internal_tokens: Signs the tokens for services, if there are any.
     :param folder: The folder that relative file names refer to.
     :param errors: Collects the errors.
     :param registry: The gateway's own registry, if it has one.
@@ -105,6 +109,7 @@ class Services:
         name: str,
         via: str,
         identity: Mapping[str, str],
+        internal_tokens: InternalTokens | None = None,
         folder: Path,
         errors: Errors,
         registry: Registry | None = None,
@@ -136,6 +141,7 @@ class Services:
             "via": via,
             "loop_field": gateway.loop_field,
             "identity": dict(identity),
+            "internal_tokens": internal_tokens,
         }
         self._folder = folder
         self._zone = gateway.zone or zone_of(os.environ.get("WSGIGATE_ZONE"))

@@ -54,6 +54,10 @@ def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
         warnings.append(
             ("gateway.identity", "no middleware verifies tokens, so these fields are never sent")
         )
+    if gateway.internal_token and not any(entry.verifies for entry in config.middlewares()):
+        warnings.append(
+            ("gateway.internal_token", "no middleware verifies callers, so no token is ever signed")
+        )
     scheme, _, rest = config.store.url.partition(":")
     if scheme in NETWORKED and gateway.name == GatewayTable().name and "prefix=" not in rest:
         warnings.append(

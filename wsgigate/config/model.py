@@ -70,6 +70,7 @@ from wsgigate.server_check import MOST_THREADS, MOST_WORKERS
 
 __all__ = [
     "BREAKER",
+    "INTERNAL_TOKEN",
     "MIRROR",
     "RETRY",
     "SPLIT",
@@ -122,6 +123,22 @@ def _forwarded(text: str) -> str:
 _SERVICE = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}"
 
 _ONE_LINE = r"[^\x00-\x1f\x7f]+"
+
+
+INTERNAL_TOKEN = ArgumentTable(
+    "wsgigate.auth.internal_token:InternalTokens",
+    keys={
+        "jwks_path": TableKey(
+            Text('a path such as "/.well-known/jwks.json"', pattern="/[!-~]+"),
+            "The path at which the gateway publishes its keys, without authentication.",
+            "/.well-known/jwks.json",
+        ),
+        "issuer": TableKey(
+            Text(), "The iss of the tokens. Default: gateway.resource, or else gateway.name.", None
+        ),
+    },
+    name="InternalToken",
+)
 
 
 @table
@@ -229,6 +246,12 @@ class GatewayTable:
         "from every request of a client, in any spelling, before anything is decided.",
         MapOf(Text('"subject", or a claim such as "sub"'), key=FIELD_NAME, called="a field name"),
         default_factory=dict,
+    )
+    internal_token: Arguments | None = setting(
+        "Sign a short-lived token (JWT) with the verified caller for each service, in place of the "
+        "caller's own token. Services verify it with the keys at jwks_path.",
+        INTERNAL_TOKEN,
+        default=None,
     )
     resource: str | None = setting(
         "The public URL of the gateway as an OAuth protected resource (RFC 9728), such as "
@@ -718,7 +741,7 @@ class RouteTable:
     forward_authorization: bool | None = argument(
         Forwarder,
         doc="Forward the Authorization field to the service. Default: true, but false when "
-        "gateway.identity is set.",
+        "gateway.identity or gateway.internal_token is set.",
         default=None,
     )
     middleware: tuple[Middleware, ...] = setting(

@@ -14,7 +14,7 @@ from wsgigate.http.wsgi import FAILURE, SERVICE
 from wsgigate.proxy.attempts import Attempts, Resilience, Sender
 from wsgigate.proxy.disconnect import Disconnects
 from wsgigate.proxy.pool import Pool
-from wsgigate.proxy.request import RequestMaker, is_last_hop
+from wsgigate.proxy.request import RequestMaker, TokenSigner, is_last_hop
 from wsgigate.proxy.response import ResponseMaker
 from wsgigate.proxy.websocket import Tunnels, Upgrader, WebSocketLimits, is_upgrade
 from wsgigate.rules.arguments import Pattern, Seconds, checked
@@ -42,8 +42,10 @@ class Forwarder:
         ``subject``, ``client``, ``issuer``, ``scheme``, ``scopes``, or the path of a claim, such
         as ``{"X-User-Id": "subject", "X-Roles": "realm_access.roles"}``. A client's own field of
         such a name is removed in any spelling.
+    :param internal_tokens: Signs a short-lived token for the service, in place of the caller's own:
+        :class:`~wsgigate.auth.internal_token.InternalTokens`. Its audience is the service's name.
     :param forward_authorization: Whether to forward the client's ``Authorization``. Default: only
-        when *identity* sends no verified claims instead.
+        when *identity* and *internal_tokens* send no verified caller instead.
     :param connect_timeout: The time limit for connecting, in seconds.
     :param read_timeout: How long an instance may send nothing, in seconds: until the response
         begins, and between its parts.
@@ -81,6 +83,7 @@ class Forwarder:
         request_fields: FieldRules | None = None,
         response_fields: FieldRules | None = None,
         identity: Mapping[str, str] | None = None,
+        internal_tokens: TokenSigner | None = None,
         forward_authorization: bool | None = None,
         connect_timeout: Seconds = 2.0,
         read_timeout: Seconds = 30.0,
@@ -113,6 +116,8 @@ class Forwarder:
             preserve_host=preserve_host,
             fields=request_fields,
             identity=identity,
+            internal_tokens=internal_tokens,
+            audience=pool.service,
             forward_authorization=forward_authorization,
             via=via,
             loop_field=loop_field,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import lru_cache, partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from wsgiref.types import WSGIEnvironment
 
 import requests
@@ -47,7 +47,7 @@ from wsgigate.http.wsgi import (
     peer_trusted,
 )
 from wsgigate.proxy.rewriting import DESTINATION_METHODS, instance_destination, mount_of
-from wsgigate.rules.claims import CallerValue
+from wsgigate.rules.claims import CallerValue, VerifiedCaller
 
 __all__ = [
     "NEVER",
@@ -56,6 +56,7 @@ __all__ = [
     "ForwardingFields",
     "Outgoing",
     "RequestMaker",
+    "TokenSigner",
     "hops_left",
     "is_last_hop",
 ]
@@ -382,6 +383,8 @@ class RequestMaker:
         preserve_host: bool = False,
         fields: FieldRules | None = None,
         identity: Mapping[str, str] | None = None,
+        internal_tokens: TokenSigner | None = None,
+        audience: str = "",
         forward_authorization: bool | None = None,
         via: str = "wsgigate",
         loop_field: str = "via",
@@ -401,8 +404,13 @@ class RequestMaker:
                 raise ValueError(f"{name!r} cannot be an identity field; use one such as X-User-Id")
         self._identity = tuple((name, _caller_value(name, text)) for name, text in identity.items())
         self._forward_authorization = forward_authorization
+        # a route that forwards the caller's own token has no place for another in its field
+        replaces = internal_tokens is not None and internal_tokens.field.lower() == "authorization"
+        self._signer = None if replaces and forward_authorization else internal_tokens
+        self._audience = audience
         self._forwarding = ForwardingFields(via, loop_field)
-        self._copier = FieldCopier(identity)
+        signed = () if internal_tokens is None or replaces else (internal_tokens.field,)
+        self._copier = FieldCopier((*identity, *signed))
         self._hidden_cookies = frozenset(hidden_cookies)
 
     def make(self, environ: WSGIEnvironment, target: Target, instance: Instance) -> Outgoing:
@@ -432,7 +440,7 @@ class RequestMaker:
             fields["Content-Length"] = "0"
         if method == "OPTIONS" and "Max-Forwards" in fields:
             fields["Max-Forwards"] = str(hops_left(fields["Max-Forwards"]) - 1)
-        if self._identity or self._forward_authorization is False:
+        if self._identity or self._forward_authorization is False or self._signer is not None:
             self._add_identity(environ, fields)
         path = target.path
         stripped = ""
@@ -471,9 +479,13 @@ class RequestMaker:
                 if text is not None:
                     fields[name] = text
         forward = self._forward_authorization
-        if (not sends_identity) if forward is None else forward:
-            return
-        fields.pop("Authorization", None)
+        signer = self._signer
+        if signer is not None and caller is not None:
+            sends_identity = True
+        if not ((not sends_identity) if forward is None else forward):
+            fields.pop("Authorization", None)
+        if signer is not None and caller is not None:
+            fields[signer.field] = signer.value(caller, self._audience)
 
     def _rewritten(self, path: str, *, kept: bool) -> tuple[str, str]:
         """Return the path for the instance, and the prefix stripped from the client's path.
@@ -516,6 +528,17 @@ def _check_method(method: str) -> None:
         raise Refusal.of(400, "Malformed method.")
     if method in NEVER:
         raise Refusal.of(405, "Method not allowed.")
+
+
+class TokenSigner(Protocol):
+    """Signs tokens for services, such as :class:`~wsgigate.auth.internal_token.InternalTokens`."""
+
+    @property
+    def field(self) -> str:
+        """The request field that carries a token."""
+
+    def value(self, caller: VerifiedCaller, audience: str) -> str:
+        """Return the value of that field for a request of *caller* to the service *audience*."""
 
 
 _LONGEST_IDENTITY = 4096
