@@ -282,5 +282,5 @@ def test_wrapping_the_iterable_is_found_out_where_it_is_to_be_left():
         return lambda environ, start: Logger(app, stream=io.StringIO())(environ, start)
 
     check_middleware(wraps)
-    with pytest.raises(AssertionError, match="own Body was not returned"):
+    with pytest.raises(AssertionError, match="own ClosableBody was not returned"):
         check_middleware(wraps, leaves_body=True)
