@@ -12,7 +12,7 @@ from wsgigate.http.fields import (
     is_token,
     retry_after,
 )
-from wsgigate.http.rate_limit_fields import rate_limit, rate_limit_policy
+from wsgigate.http.limits import rate_limit, rate_limit_policy
 
 
 @pytest.mark.parametrize("name", ["Host", "x", "X-A_b.c", "!#$%&'*+-.^_`|~", "9"])

@@ -55,7 +55,7 @@ class _SigningKey(NamedTuple):
     jwk: dict[str, str]
 
 
-class _Signed(NamedTuple):
+class _CachedToken(NamedTuple):
     caller: VerifiedCaller
     token: str
     renewed_at: float
@@ -117,7 +117,7 @@ class InternalTokens:
         )
         self._clock = clock
         self._keys: dict[tuple[int, int], _SigningKey] = {}
-        self._signed: dict[tuple[int, str], _Signed] = {}  # bounded
+        self._signed: dict[tuple[int, str], _CachedToken] = {}  # bounded
 
     def value(self, caller: VerifiedCaller, audience: str) -> str:
         """Return the value of the field for a request of *caller* to the service *audience*."""
@@ -156,7 +156,7 @@ class InternalTokens:
         token = jwt.encode(payload, signing.private, "ES256", {"kid": signing.jwk["kid"]})
         if len(self._signed) >= _MOST_CACHED:
             self._signed.clear()
-        self._signed[key] = _Signed(caller, token, now + (until - now) / 2)
+        self._signed[key] = _CachedToken(caller, token, now + (until - now) / 2)
         return token
 
     def jwks(self) -> dict[str, object]:

@@ -25,33 +25,24 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Annotated, Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.caller import (
     OTHERWISE,
-    ClaimOrAddress,
     Exempt,
     KeyNames,
-    by_address,
-    exempt_of,
-    key_of,
-    only_of,
     store_key,
 )
-from wsgigate.http.peer_watch import PeerWatch
-from wsgigate.http.problem import Problem, Refuse, answer_with, refused
-from wsgigate.http.rate_limit_fields import (
+from wsgigate.http.limits import (
     QUOTA_EXCEEDED,
+    CallerLimit,
     LimitFields,
     Terms,
-    check_options,
-    counted_again,
-    observing,
-    outage,
 )
-from wsgigate.http.wsgi import REASON, ExcInfo, Headers, client_address, close_body, is_preflight
+from wsgigate.http.problem import Problem, Refuse, answer_with, refused
+from wsgigate.http.wsgi import ExcInfo, Headers, client_address, close_body, is_preflight
 from wsgigate.rules.arguments import OneOf, Range, Seconds, checked
 from wsgigate.rules.quota import Verdict
 from wsgigate.runtime import fork
@@ -271,7 +262,7 @@ _log = logging.getLogger("wsgigate.concurrency")
 
 
 @checked
-class ConcurrencyLimiter:
+class ConcurrencyLimiter(CallerLimit):
     """Limit the concurrent requests of a caller, across all workers; more get a 429.
 
     A request holds a slot until its response has ended. Slots are leases in the store, which the
@@ -304,7 +295,7 @@ class ConcurrencyLimiter:
     :raises ValueError: An argument is invalid; the message names it.
     """
 
-    enabled = True
+    unavailable = "The limit of requests at a time cannot be checked at the moment."
 
     def __init__(
         self,
@@ -326,30 +317,29 @@ class ConcurrencyLimiter:
         refuse: Refuse = answer_with,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        check_options(name, on_store_error)
         if isinstance(fields, str) or not set(fields) <= {"ratelimit"}:
             raise ValueError(f'fields is ["ratelimit"] or an empty list, not {fields!r}')
         self._rule = Concurrency(limit, lease)
         self._fields = LimitFields(fields)
         self._opened = OpenedStore(store, app, namespace=namespace)
+        super().__init__(
+            app,
+            self._opened,
+            _log,
+            key=key,
+            only=only,
+            exempt=exempt,
+            preflights=preflights,
+            observe=observe,
+            enabled=enabled,
+            name=name,
+            on_store_error=on_store_error,
+            refuse=refuse,
+            clock=clock,
+        )
         self._update: Callable[..., Any] | None = None
-        if not enabled:
-            self.enabled = False
-        self.app = app
         self.limit = limit
-        self.name = name
-        claimed = partial(ClaimOrAddress, warn=_log.warning, what=f"the limit {name!r}")
-        self.key = key_of(key, claimed=claimed)
-        self._watch = PeerWatch.of_limit(_log.warning, name, app) if by_address(key) else None
-        self._only = only_of(only)
-        self._exempt = exempt_of(exempt)
-        self._passes_preflights = not preflights
-        self._observes = observe
-        self._allows_on_error = observe or on_store_error == "allow"
-        self._refuse = refuse
         self._terms = (Terms.of(name, limit, 0),)
-        self._outages = ThrottledLog(_log.error, outage(name, passes=self._allows_on_error), clock)
-        self._observed = ThrottledLog(_log.warning, observing(name), clock)
         self._late = ThrottledLog(
             _log.error,
             f"leases of the limit {name!r} cannot be renewed or released, %s times since the last "
@@ -379,10 +369,7 @@ class ConcurrencyLimiter:
             return self.app(environ, start_response)
         key = self.key(environ)
         if key is None:
-            body = self.app(environ, start_response)
-            if isinstance(self.key, ClaimOrAddress):
-                self.key.missed(environ)
-            return body
+            return self._uncounted(environ, start_response)
         while self._forgotten:
             self._release_forgotten()
         place, lease = self._prefix + store_key(key), secrets.token_bytes(ID_BYTES)
@@ -402,7 +389,7 @@ class ConcurrencyLimiter:
         if self._update is None:
             self._update, self._opened.worked = update, True
         if self._outages.ongoing:
-            self._outages.resolved(_log.warning, counted_again(self.name))
+            self._counted_again()
         if not verdict.allowed:
             return self._reject(key, verdict, now, environ, start_response)
         self._leases.hold(lease, place)
@@ -419,16 +406,6 @@ class ConcurrencyLimiter:
             raise
         return response
 
-    @property
-    def store_errors(self) -> int:
-        """Number of requests that could not be counted, as the store failed."""
-        return self._outages.total
-
-    @property
-    def observed(self) -> int:
-        """Number of requests that would have been rejected without *observe*."""
-        return self._observed.total
-
     def reset(self, key: str | None = None) -> None:
         """Free the slots of a caller, or of all; requests in flight hold no slot afterwards.
 
@@ -442,10 +419,6 @@ class ConcurrencyLimiter:
         for place, _ in list(self._opened.items(self._prefix)):
             if place[len(self._prefix) :][:1] in ("=", "#"):
                 self._opened.update(place, removed)
-
-    def counts_in_memory(self) -> bool:
-        """Return whether the leases are in the memory of this process only."""
-        return self._opened.in_memory
 
     def close(self) -> None:
         """Stop renewing leases, and close the store if the limiter has opened it."""
@@ -501,9 +474,7 @@ class ConcurrencyLimiter:
         caller = store_key(key)[1:].lstrip(OTHERWISE)
         reason = f"{caller} has {self.limit} requests in flight, the limit of {self.name!r}"
         if self._observes:
-            environ[REASON] = f"only observed: {reason}"
-            self._observed.log(reason)
-            return self.app(environ, start_response)
+            return self._observe(reason, environ, start_response)
         refused(environ, "ConcurrencyLimiter", reason)
         problem = Problem(
             429,
@@ -515,24 +486,6 @@ class ConcurrencyLimiter:
         decision = ([verdict], now, self._terms)
         start = self._fields.starting(start_response, environ, decision)
         return self._refuse(problem)(environ, start)
-
-    def _without_store(
-        self, error: StoreError, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        if not self._observes:
-            self._opened.check_outage(error, f"the limit {self.name!r} cannot be counted")
-        self._outages.log(error)
-        if self._allows_on_error:
-            return self.app(environ, start_response)
-        refused(
-            environ, "ConcurrencyLimiter", f"the limit {self.name!r} cannot be counted: {error}"
-        )
-        problem = Problem(
-            503,
-            "The limit of requests at a time cannot be checked at the moment.",
-            headers=(("Retry-After", "5"),),
-        )
-        return self._refuse(problem)(environ, start_response)
 
 
 class _LeasedBody:

@@ -6,41 +6,31 @@ import logging
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Annotated, Any, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.caller import (
     OTHERWISE,
-    ClaimOrAddress,
     Exempt,
     KeyNames,
     PlanFunction,
-    by_address,
-    exempt_of,
-    key_of,
-    only_of,
     plan_of,
     store_key,
 )
 from wsgigate.http.fields import retry_after
-from wsgigate.http.peer_watch import PeerWatch
-from wsgigate.http.problem import Problem, Refuse, answer_with, refused
-from wsgigate.http.rate_limit_fields import (
+from wsgigate.http.limits import (
     FAMILIES,
     QUOTA_EXCEEDED,
+    CallerLimit,
     LimitFields,
     Terms,
-    check_options,
-    counted_again,
-    observing,
-    outage,
 )
-from wsgigate.http.wsgi import REASON, address_key, client_address, is_preflight, peer
+from wsgigate.http.problem import Problem, Refuse, answer_with, refused
+from wsgigate.http.wsgi import address_key, client_address, is_preflight, peer
 from wsgigate.rules.algorithms import ALGORITHMS, LimitPolicy, QuotaSpec
 from wsgigate.rules.arguments import OneOf, checked
 from wsgigate.rules.quota import Quota, Verdict
-from wsgigate.runtime.logs import ThrottledLog
 from wsgigate.store import Store, StoreError, removed
 from wsgigate.store.open import OpenedStore, resettable
 
@@ -58,7 +48,7 @@ _log = logging.getLogger("wsgigate.limiter")
 
 
 @checked
-class Limiter:
+class Limiter(CallerLimit):
     """Rate limiting: limit requests per caller and period; requests over the quota get a 429.
 
     The attribute *enabled* can be changed at any time, also on the class for all limiters that do
@@ -109,8 +99,6 @@ class Limiter:
     :raises ValueError: An argument is invalid; the message names it.
     """
 
-    enabled = True
-
     def __init__(
         self,
         app: WSGIApplication,
@@ -137,7 +125,6 @@ class Limiter:
         if algorithm not in ALGORITHMS:
             listed = ", ".join(f'"{known}"' for known in ALGORITHMS)
             raise ValueError(f"algorithm is one of {listed}, not {algorithm!r}")
-        check_options(name, on_store_error)
         if not callable(cost) and (cost.__class__ is not int or cost < 1):
             raise ValueError(f"cost is a whole number of at least 1, or a function, not {cost!r}")
         if (plans is None) != (plan is None):
@@ -148,15 +135,24 @@ class Limiter:
         self._fields = LimitFields(fields)
         self._starting = self._fields.starting
         self._opened = OpenedStore(store, app, namespace=namespace)
+        super().__init__(
+            app,
+            self._opened,
+            _log,
+            key=key,
+            only=only,
+            exempt=exempt,
+            preflights=preflights,
+            observe=observe,
+            enabled=enabled,
+            name=name,
+            on_store_error=on_store_error,
+            refuse=refuse,
+            clock=clock,
+        )
         self._update: Callable[..., Any] | None = None
         self._step: Callable[..., Any] | None = None
-        if not enabled:
-            self.enabled = False
-        self.app = app
         self.quota = quota
-        self.name = name
-        claimed = partial(ClaimOrAddress, warn=_log.warning, what=f"the limit {name!r}")
-        self.key = key_of(key, claimed=claimed)
         self._caller = peer if self.key is client_address else self.key
         self._algorithm = algorithm
         self._fixed = 1 if callable(cost) else cost
@@ -166,17 +162,8 @@ class Limiter:
         self._chosen: Chosen | None = quota if callable(quota) else None
         self._default = None if callable(quota) else self._compile(quota)
         self._compiled = lru_cache(maxsize=COMPILED)(self._compile)
-        self._watch = PeerWatch.of_limit(_log.warning, name, app) if by_address(key) else None
-        self._only = only_of(only)
-        self._exempt = exempt_of(exempt)
-        self._passes_preflights = not preflights
         selectors = (self._only, self._exempt, self._plan, self._chosen)
         self._selects = any(each is not None for each in selectors)
-        self._observes = observe
-        self._allows_on_error = observe or on_store_error == "allow"
-        self._refuse = refuse
-        self._outages = ThrottledLog(_log.error, outage(name, passes=self._allows_on_error), clock)
-        self._observed = ThrottledLog(_log.warning, observing(name), clock)
         resettable(self)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -194,11 +181,10 @@ class Limiter:
         if "HTTP_ORIGIN" in environ and self._passes_preflights and is_preflight(environ):
             return self.app(environ, start_response)
         key = self._caller(environ)
-        if key is None or counted is None:
-            body = self.app(environ, start_response)
-            if key is None and isinstance(self.key, ClaimOrAddress):
-                self.key.missed(environ)
-            return body
+        if key is None:
+            return self._uncounted(environ, start_response)
+        if counted is None:
+            return self.app(environ, start_response)
         cost, change, step = self._fixed, counted.change, self._step
         if self._cost is not None:
             cost = self._cost(environ)
@@ -218,7 +204,7 @@ class Limiter:
         if self._update is None:
             self._update, self._step, self._opened.worked = update, step, True
         if self._outages.ongoing:
-            self._outages.resolved(_log.warning, counted_again(self.name))
+            self._counted_again()
         for verdict in verdicts:
             if not verdict[0]:
                 return self._reject(verdicts, now, counted, environ, start_response)
@@ -226,16 +212,6 @@ class Limiter:
             return self.app(environ, start_response)
         decision = (verdicts, now, counted.terms)
         return self.app(environ, self._starting(start_response, environ, decision))
-
-    @property
-    def store_errors(self) -> int:
-        """Number of requests that could not be counted, as the store failed."""
-        return self._outages.total
-
-    @property
-    def observed(self) -> int:
-        """Number of requests that would have been rejected without *observe*."""
-        return self._observed.total
 
     def reset(self, key: str | None = None) -> None:
         """Reset the counts, so that callers have their full quota again.
@@ -258,10 +234,6 @@ class Limiter:
             for counted in (self._default, *self._plans.values()):
                 if counted is not None:
                     self._opened.update(counted.kept(key), removed)
-
-    def counts_in_memory(self) -> bool:
-        """Return whether the counts are in the memory of this process only."""
-        return self._opened.in_memory
 
     def close(self) -> None:
         """Close the store if the limiter has opened it."""
@@ -347,29 +319,6 @@ class Limiter:
                 extensions={"violated-policies": over},
                 headers=tuple(self._fields.policies(counted.terms)),
             )
-        return self._refuse(problem)(environ, start_response)
-
-    def _observe(
-        self, reason: str, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        environ[REASON] = f"only observed: {reason}"
-        self._observed.log(reason)
-        return self.app(environ, start_response)
-
-    def _without_store(
-        self, error: StoreError, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        if not self._observes:
-            self._opened.check_outage(error, f"the limit {self.name!r} cannot be counted")
-        self._outages.log(error)
-        if self._allows_on_error:
-            return self.app(environ, start_response)
-        refused(environ, "Limiter", f"the limit {self.name!r} cannot be counted: {error}")
-        problem = Problem(
-            503,
-            "The rate limit cannot be checked at the moment.",
-            headers=(("Retry-After", "5"),),
-        )
         return self._refuse(problem)(environ, start_response)
 
 

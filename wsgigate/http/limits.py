@@ -1,4 +1,4 @@
-"""What limiters share: their fields in responses, argument checks and log messages.
+"""What limiters share: who is counted, the dry run, store outages, and their response fields.
 
 The fields are ``RateLimit`` of the IETF draft, and ``X-RateLimit-*``.
 
@@ -9,31 +9,41 @@ Nested limiters report their numbers together: each appends its decision to the 
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from math import ceil
 from operator import itemgetter
-from typing import NamedTuple, TypeAlias
-from wsgiref.types import StartResponse, WSGIEnvironment
+from typing import Any, NamedTuple, Protocol, TypeAlias
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.http.caller import (
+    ClaimOrAddress,
+    Exempt,
+    KeyNames,
+    by_address,
+    exempt_of,
+    key_of,
+    only_of,
+)
 from wsgigate.http.fields import whole
-from wsgigate.http.wsgi import LIMITS, ExcInfo, Headers
+from wsgigate.http.peer_watch import PeerWatch
+from wsgigate.http.problem import Problem, Refuse, refused
+from wsgigate.http.wsgi import LIMITS, REASON, ExcInfo, Headers
 from wsgigate.rules.quota import tightest
+from wsgigate.runtime.logs import ThrottledLog
 
 __all__ = [
     "FAMILIES",
     "QUOTA_EXCEEDED",
+    "CallerLimit",
     "LimitDecision",
     "LimitFields",
     "QuotaVerdict",
     "Terms",
-    "check_options",
-    "counted_again",
     "is_list_of",
-    "observing",
-    "outage",
     "rate_limit",
     "rate_limit_policy",
 ]
@@ -68,39 +78,6 @@ def is_list_of(found: object, known: Collection[str]) -> bool:
         isinstance(found, Collection)
         and not isinstance(found, str | bytes)
         and all(isinstance(each, str) and each in known for each in found)
-    )
-
-
-def check_options(name: str, on_store_error: str) -> None:
-    """Check the arguments that all limiters have.
-
-    :raises ValueError: An argument is invalid; the message names it.
-    """
-    if on_store_error not in ("allow", "refuse"):
-        raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
-    if not re.fullmatch(r"[A-Za-z0-9._:~-]{1,64}", name):
-        raise ValueError(f"name is 1 to 64 letters, digits and any of ._:~-, not {name!r}")
-
-
-def counted_again(name: str) -> str:
-    """Return the message that the limit *name* is counted again."""
-    return f"the limit {name!r} is counted again"
-
-
-def outage(name: str, *, passes: bool) -> str:
-    """Return the message that the limit *name* cannot be counted."""
-    outcome = "passed" if passes else "were rejected"
-    return (
-        f"the limit {name!r} cannot be counted, %s requests {outcome} since the last such message: "
-        "%s"
-    )
-
-
-def observing(name: str) -> str:
-    """Return the message that the limit *name*, which only observes, would have rejected."""
-    return (
-        f"the limit {name!r} (observe only) would have rejected %s requests since the last such "
-        "message; the last: %s"
     )
 
 
@@ -318,3 +295,127 @@ def _seconds(moment: int) -> str:
 _MILLISECONDS = tuple(f".{each:03}Z" for each in range(1000))
 
 _RESETS = {"x-ratelimit": _iso, "x-ratelimit-epoch": _epoch, "x-ratelimit-seconds": _delta}
+
+
+class OpenedCounts(Protocol):
+    """The part of a limiter's store that :class:`CallerLimit` uses."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the counts are in the memory of this process only."""
+
+    def check_outage(self, error: Any, what: str) -> None:
+        """Raise *error* anew unless it is an outage, but an error of the configuration."""
+
+
+class CallerLimit:
+    """A middleware that limits its callers: what :class:`Limiter` and its like have in common.
+
+    The arguments are those of the limiters.
+
+    :param opened: The store of the counts.
+    :param log: The logger.
+    :ivar key: Returns the key of a request's caller.
+    """
+
+    enabled = True
+
+    unavailable = "The rate limit cannot be checked at the moment."
+    """The message of the response to a request that the failing store rejects."""
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        opened: OpenedCounts,
+        log: logging.Logger,
+        *,
+        key: KeyNames,
+        only: Exempt | Mapping[str, Any] | None,
+        exempt: Exempt | Mapping[str, Any] | None,
+        preflights: bool,
+        observe: bool,
+        enabled: bool,
+        name: str,
+        on_store_error: str,
+        refuse: Refuse,
+        clock: Callable[[], float],
+    ) -> None:
+        if on_store_error not in ("allow", "refuse"):
+            raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
+        if not re.fullmatch(r"[A-Za-z0-9._:~-]{1,64}", name):
+            raise ValueError(f"name is 1 to 64 letters, digits and any of ._:~-, not {name!r}")
+        if not enabled:
+            self.enabled = False
+        self.app = app
+        self.name = name
+        claimed = partial(ClaimOrAddress, warn=log.warning, what=f"the limit {name!r}")
+        self.key = key_of(key, claimed=claimed)
+        self._log = log
+        self._counts = opened
+        self._watch = PeerWatch.of_limit(log.warning, name, app) if by_address(key) else None
+        self._only = only_of(only)
+        self._exempt = exempt_of(exempt)
+        self._passes_preflights = not preflights
+        self._observes = observe
+        self._allows_on_error = observe or on_store_error == "allow"
+        self._refuse = refuse
+        outcome = "passed" if self._allows_on_error else "were rejected"
+        self._outages = ThrottledLog(
+            log.error,
+            f"the limit {name!r} cannot be counted, %s requests {outcome} since the last such "
+            "message: %s",
+            clock,
+        )
+        self._observed = ThrottledLog(
+            log.warning,
+            f"the limit {name!r} (observe only) would have rejected %s requests since the last "
+            "such message; the last: %s",
+            clock,
+        )
+
+    @property
+    def store_errors(self) -> int:
+        """Number of requests that could not be counted, as the store failed."""
+        return self._outages.total
+
+    @property
+    def observed(self) -> int:
+        """Number of requests that would have been rejected without *observe*."""
+        return self._observed.total
+
+    def counts_in_memory(self) -> bool:
+        """Return whether the counts are in the memory of this process only."""
+        return self._counts.in_memory
+
+    def _uncounted(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        """Pass a request on whose caller has no key."""
+        body = self.app(environ, start_response)
+        if isinstance(self.key, ClaimOrAddress):
+            self.key.missed(environ)
+        return body
+
+    def _observe(
+        self, reason: str, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        environ[REASON] = f"only observed: {reason}"
+        self._observed.log(reason)
+        return self.app(environ, start_response)
+
+    def _counted_again(self) -> None:
+        """Log that the store answers again."""
+        self._outages.resolved(self._log.warning, f"the limit {self.name!r} is counted again")
+
+    def _without_store(
+        self, error: Exception, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        what = f"the limit {self.name!r} cannot be counted"
+        if not self._observes:
+            self._counts.check_outage(error, what)
+        self._outages.log(error)
+        if self._allows_on_error:
+            return self.app(environ, start_response)
+        refused(environ, type(self).__name__, f"{what}: {error}")
+        problem = Problem(503, self.unavailable, headers=(("Retry-After", "5"),))
+        return self._refuse(problem)(environ, start_response)
