@@ -156,10 +156,10 @@ def test_a_change_is_in_force_in_both_workers(served: tuple[Any, Backend]) -> No
     assert {other.ask(each) for each in (key, new) for _ in range(20)} == {401}
     assert [one.ask(by_command), other.ask(by_command)] == [200, 200]
 
-    # a server that is not ours may join both spellings into one field: that is no key either
+    # the server rejects the spelling with underscores; other servers join both into one field
     for fields in ({"X_API_Key": by_command}, {"X-API-Key": f"{by_command},{by_command}"}):
         answer = one.session.get(f"{server.url}/mine", headers=fields, timeout=20)
-        assert answer.status_code == 401
+        assert answer.status_code in (400, 401)
 
     # neither the service nor a log gets a key, wherever the request has it
     query = f"a=1&api_key={by_command}"
