@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wsgigate import Identity
 from wsgigate.rules.claims import CallerValue, ClaimPath, names_one_of
@@ -42,6 +45,31 @@ def test_a_path_leads_to_a_claim(path: str, value: object) -> None:
     found = object()
     assert ClaimPath(path).find(CLAIMS, found) == value
     assert str(ClaimPath(path)) == path
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=5))
+def test_every_claim_without_control_characters_has_a_path(names: list[str]) -> None:
+    claims: Any = "found"
+    for name in reversed(names):
+        claims = {name: claims}
+    quoted = ['"' + name.replace("\\", "\\\\").replace('"', '\\"') + '"' for name in names]
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", "".join(names)):
+        with pytest.raises(ValueError, match="is not the path of a claim"):
+            ClaimPath(".".join(quoted))
+    else:
+        assert ClaimPath(".".join(quoted)).names == tuple(names)
+        assert ClaimPath(".".join(quoted)).find(claims) == "found"
+
+
+@given(st.text(alphabet='ab."\\ :/\n\x85', max_size=12))
+def test_any_text_is_a_path_or_a_value_error(text: str) -> None:
+    try:
+        path = ClaimPath(text)
+    except ValueError:
+        return
+    assert path.names
+    assert all(path.names)
+    assert path.find({}) is None
 
 
 @pytest.mark.parametrize(
