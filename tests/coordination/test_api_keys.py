@@ -284,10 +284,21 @@ def test_a_failing_store_raises_and_verified_keys_stay_known(
     assert why(keys, key) == ""
 
 
+@pytest.mark.parametrize("id_", ["nobody", "", "x" * 500, "../record", "a\nb", "é"])
 @pytest.mark.parametrize("method", ["revoke", "rotate"])
-def test_an_unknown_id_is_an_error(worker: Any, method: str) -> None:
+def test_an_unknown_id_is_an_error(worker: Any, method: str, id_: str) -> None:
     with pytest.raises(UnknownRecord, match=r"^id: there is no key"):
-        getattr(worker(), method)("nobody")
+        getattr(worker(), method)(id_)
+
+
+def test_a_change_by_this_worker_throttles_no_known_key(worker: Any) -> None:
+    keys = worker()
+    known, _ = keys.create("acme")
+    assert why(keys, known) == ""
+    for _ in range(UNKNOWN.most):
+        why(keys, new_key("wg"))
+    keys.create("umbrella")
+    assert why(keys, known) == ""
 
 
 def test_records_are_listed_and_a_revoked_one_stays(worker: Any) -> None:

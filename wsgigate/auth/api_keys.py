@@ -34,6 +34,7 @@ __all__ = [
     "digest_of",
     "document_of",
     "identity_of",
+    "is_id",
     "is_well_formed",
     "new_id",
     "new_key",
@@ -124,6 +125,11 @@ _PLAN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}|")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,200}")  # RFC 6749 section 3.3
 _MOST_SCOPES = 100
+
+
+def is_id(text: str) -> bool:
+    """Return whether *text* can be the id of a record."""
+    return _ID.fullmatch(text) is not None
 
 
 class Secret(NamedTuple):

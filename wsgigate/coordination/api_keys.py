@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import secrets
 import struct
@@ -36,7 +37,6 @@ import tomllib
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from hashlib import sha256
-from math import ceil
 from typing import Annotated, NamedTuple, Protocol
 from wsgiref.types import WSGIEnvironment
 
@@ -49,6 +49,7 @@ from wsgigate.auth.api_keys import (
     digest_of,
     document_of,
     identity_of,
+    is_id,
     is_well_formed,
     new_id,
     new_key,
@@ -517,7 +518,8 @@ class ApiKeys:
         # Concurrent threads may overwrite each other's result: each is correct for its own moment.
         version = self._records.version()
         if known is None or version != known.version or now - known.since >= RECHECK:
-            known = self._known = _CachedKeys(version, now, {} if known is None else known.keys)
+            before = {} if known is None else known.keys or known.previous
+            known = self._known = _CachedKeys(version, now, before)
         else:
             known.read = now
         return known
@@ -535,7 +537,7 @@ class ApiKeys:
         if before is None and self._guesses:
             wait = self._guesses.get(address, Guesses()).wait(now, UNKNOWN)
             if wait > 0:
-                raise KeyRejected("too many unknown keys from this address", ceil(wait))
+                raise KeyRejected("too many unknown keys from this address", math.ceil(wait))
         written = digest.hex()
         record = self._records.find(written)
         reason = why_invalid(record, written, self._now())
@@ -666,12 +668,20 @@ class ApiKeys:
             self._opened.close()
 
     def _change(self, id_: str, make: Callable[[KeyRecord | None], KeyRecord]) -> KeyRecord:
+        if not is_id(id_):  # it may be too long for a key of the store
+            raise UnknownRecord(_UNKNOWN_ID)
         made = self._records.change(id_, make)
-        self._known = None
+        known = self._known
+        if known is not None:
+            # the next request reads the version, also if another thread has just read the old one
+            self._known = _CachedKeys(object(), -math.inf, known.keys or known.previous)
         return made
+
+
+_UNKNOWN_ID = "id: there is no key with this id"
 
 
 def _existing(record: KeyRecord | None) -> KeyRecord:
     if record is None:
-        raise UnknownRecord("id: there is no key with this id")
+        raise UnknownRecord(_UNKNOWN_ID)
     return record
