@@ -33,6 +33,9 @@ algorithms = ["HS256"]
 secret = "{SECRET}"
 required = false
 [[routes]]
+path = "/open"
+service = "orders"
+[[routes]]
 path = "/own"
 service = "orders"
 forward_authorization = true
@@ -77,9 +80,12 @@ def test_a_route_that_forwards_the_own_token_replaces_nothing() -> None:
     assert request.value("Authorization") == OWN
 
 
-def test_nothing_is_signed_without_a_verified_caller() -> None:
+def test_nothing_is_signed_or_forwarded_without_a_verified_caller() -> None:
+    """A client that knows a token of the gateway cannot use it where nothing authenticates."""
     request, _ = asked("", "/orders")
     assert request.value("Authorization") is None
+    replayed, _ = asked("", "/open", Authorization="Bearer leaked")
+    assert replayed.value("Authorization") is None
 
 
 def test_another_field_is_the_gateways_alone() -> None:

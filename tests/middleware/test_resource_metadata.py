@@ -179,6 +179,19 @@ def test_the_metadata_is_served_without_the_authentication_of_the_whole_gateway(
     assert route["authorization_servers"] == ["https://sso.example.com", "https://id.example.com"]
 
 
+def test_each_of_several_issuers_is_an_authorization_server() -> None:
+    issuers = ", ".join(
+        f'{{ issuer = "https://{name}.example.com", algorithms = ["HS256"], secret = "{SECRET}" }}'
+        for name in ("a", "b")
+    )
+    text = FILE.partition("[[routes]]")[0] + (
+        f"[[routes]]\npath = '/orders'\nservice = 'orders'\n"
+        f"middleware = [{{ use = 'authenticator', issuers = [{issuers}] }}]\n"
+    )
+    found: Any = Client(built(text)).get(f"{WELL_KNOWN}/v1/orders").json
+    assert found["authorization_servers"] == ["https://a.example.com", "https://b.example.com"]
+
+
 def test_without_a_resource_nothing_is_served() -> None:
     client = Client(built(FILE.replace('resource = "https://api.example.com/v1/"', "")))
     assert client.get("/reports").headers["WWW-Authenticate"] == 'Bearer realm="api"'

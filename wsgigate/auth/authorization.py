@@ -183,8 +183,6 @@ class Authorization:
         self._always = _named(*always)
         self._roles_from = _paths("roles_from", roles_from)
         self._groups_from = _paths("groups_from", groups_from)
-        self.scopes = frozenset().union(*(rule.scopes for rule in (always[1], *rules.values())))
-        """All scopes that some request requires."""
 
     def decide(
         self,

@@ -117,9 +117,7 @@ class Authorizer:
             "%s requests would have been rejected since the last such message, the last one as %s",
             clock,
         )
-        self._failures = ThrottledLog(
-            _log.error, "%s decisions of policies failed since the last such message: %s", clock
-        )
+        self._failures = ThrottledLog(_log.error, "", clock)  # only counts, for the traceback
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(RULE, None)
@@ -169,7 +167,7 @@ class Authorizer:
         count = self._failures.due()
         if count:
             _log.error(
-                "%s policies failed since the last such message: %s", count, error, exc_info=error
+                "%s decisions failed since the last such message: %s", count, error, exc_info=error
             )
         problem = Problem(500, "The request could not be authorized.")
         return self._reject(problem, str(error), environ, start_response)

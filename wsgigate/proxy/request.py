@@ -407,6 +407,9 @@ class RequestMaker:
         # a route that forwards the caller's own token has no place for another in its field
         replaces = internal_tokens is not None and internal_tokens.field.lower() == "authorization"
         self._signer = None if replaces and forward_authorization else internal_tokens
+        if replaces and forward_authorization is None:
+            # not even without a caller: a client could send a token that a service has leaked
+            self._forward_authorization = False
         self._audience = audience
         self._forwarding = ForwardingFields(via, loop_field)
         signed = () if internal_tokens is None or replaces else (internal_tokens.field,)
