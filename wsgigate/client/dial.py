@@ -12,10 +12,10 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from errno import ENOMEM
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -32,7 +32,10 @@ __all__ = [
     "check_target",
     "dialer",
     "literal",
+    "shares",
 ]
+
+A = TypeVar("A")
 
 SocketAddress: TypeAlias = tuple[int, Any]
 """An address family, and the argument of ``connect`` for a socket of that family."""
@@ -205,6 +208,21 @@ def _mapped(dial: Callable[[], socket.socket]) -> socket.socket:
         raise NotConnected(error) from error
 
 
+def shares(
+    addresses: Sequence[A], until: float, clock: Callable[[], float]
+) -> Iterator[tuple[A, float]]:
+    """Yield each address, and the seconds that it may take: an equal share of the time left.
+
+    :param until: When connecting fails, by *clock*.
+    :raises TimeoutError: No time is left for the next address.
+    """
+    for number, address in enumerate(addresses):
+        left = until - clock()
+        if left <= 0:
+            raise TimeoutError("connecting took too long")
+        yield address, left / (len(addresses) - number)
+
+
 def _dial_tcp(
     address: tuple[str, int],
     until: float,
@@ -212,19 +230,16 @@ def _dial_tcp(
     check: Check | None,
     on_socket: OnSocket | None = None,
 ) -> socket.socket:
-    """Connect to the first address that accepts; each gets an equal share of the time left."""
+    """Connect to the first address that accepts."""
     found = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
     failure: OSError = OSError("the host has no address")
-    for number, (family, kind, protocol, _, target) in enumerate(found):
-        left = until - clock()
-        if left <= 0:
-            raise TimeoutError("connecting took too long")
+    for (family, kind, protocol, _, target), share in shares(found, until, clock):
         sock = None
         try:
             if check is not None:
                 check_target(check, target)
             sock = socket.socket(family, kind, protocol)
-            sock.settimeout(left / (len(found) - number))
+            sock.settimeout(share)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             _announce(on_socket, sock)
             sock.connect(target)

@@ -36,7 +36,7 @@ from urllib.parse import urlsplit
 
 from requests.exceptions import InvalidHeader, InvalidURL
 
-from wsgigate.client.dial import Check, SocketAddress, check_target, literal
+from wsgigate.client.dial import Check, SocketAddress, check_target, literal, shares
 from wsgigate.client.http11 import head_bytes
 from wsgigate.client.response_reader import BLOCK, BrokenResponse, ResponseReader
 from wsgigate.runtime.clocks import real
@@ -109,21 +109,19 @@ class Exchange:
     def connect(
         self, addresses: Sequence[SocketAddress], until: float | None = None
     ) -> Steps[None]:
-        """Connect to the first address that accepts; each gets an equal share of the time left.
+        """Connect to the first address that accepts, each within its share of the time left.
 
         :param until: The time at which connecting fails, if that is before the deadline.
         :raises OSError: No address accepts; the error of the last one.
         """
         end = self.deadline if until is None else min(until, self.deadline)
         failure: OSError = OSError("the host has no address")
-        for number, (family, address) in enumerate(addresses):
-            now = self._clock()
-            share = now + (end - now) / (len(addresses) - number)
+        for (family, address), share in shares(addresses, end, self._clock):
             self.sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 if self._check is not None and family != socket.AF_UNIX:
                     check_target(self._check, address)
-                yield from self._connect(self.sock, family, address, share)
+                yield from self._connect(self.sock, family, address, self._clock() + share)
                 return
             except OSError as error:
                 failure = error
