@@ -142,6 +142,16 @@ def test_a_caller_without_the_value_is_counted_by_address_with_a_warning(
     assert "such callers are counted by address" in text
 
 
+@pytest.mark.parametrize("key", ["subject", "claim:org"])
+def test_a_claim_does_not_pass_for_the_address_of_another_caller(store, key):
+    """Nor uses up the quota of callers who are counted by that address."""
+    app = Limiter(hello, "1/m", store=store, key=key)
+    forged = "\x1faddress 192.0.2.1"
+    attacker = caller(forged, claims={"org": forged})
+    assert statuses(app, 2, REMOTE_ADDR="192.0.2.9", **attacker) == [200, 429]
+    assert statuses(app, 2, **caller(None)) == [200, 429]
+
+
 @pytest.mark.parametrize("key", ["claim:org|address", "claim:org|exempt"])
 def test_a_claim_with_an_alternative_falls_back_to_that(store, key):
     app = Limiter(hello, "1/m", store=store, key=key)

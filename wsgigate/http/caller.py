@@ -201,7 +201,7 @@ def alternatives(key: str) -> list[str]:
 
 
 OTHERWISE = "\x1f"
-"""The first character of a key for a missing claim; no claim contains this character."""
+"""The first character of a key for a missing claim; a claim that begins with it is none."""
 
 _SUBJECT_CLAIMS = ("user_id", "uid", "user", "client_id", "azp", "email")
 
@@ -228,7 +228,7 @@ class ClaimOrAddress:
 
     def __call__(self, environ: WSGIEnvironment) -> str | None:
         value = self._key(environ)
-        if value is not None:
+        if value is not None and value[:1] != OTHERWISE:
             return value
         caller = verified_caller(environ)
         if caller is None or (environ.get(IDENTITY) is None and not caller.claims):
