@@ -259,7 +259,7 @@ class LazyResponse(requests.Response):
 
     :param request: The request.
     :param reader: The parser that read the head; *raw* is set if it has not read the whole body.
-    :ivar fields: The names and values of the fields, in the order received.
+    :ivar reader: The parser.
     :ivar whole: The body, if all of it arrived with the head.
     """
 
@@ -272,9 +272,8 @@ class LazyResponse(requests.Response):
         self.reason = reader.reason
         self.request = request
         self.url = request.url or ""
-        self.fields = reader.fields
+        self.reader = reader
         self.whole = reader.body if reader.complete else None
-        self._reader = reader
 
     def __getattr__(self, name: str) -> Any:
         make = _LAZY.get(name)
@@ -299,7 +298,7 @@ def _headers(reply: LazyResponse) -> CaseInsensitiveDict[str]:
 
 _LAZY: dict[str, Any] = {
     "headers": _headers,
-    "raw": lambda reply: RawResponse(None, reply._reader),
+    "raw": lambda reply: RawResponse(None, reply.reader),
     "cookies": lambda _reply: RequestsCookieJar(),
     "encoding": lambda reply: get_encoding_from_headers(reply.headers),
     "history": lambda _reply: [],

@@ -125,6 +125,8 @@ class ResponseReader:
     :param upgrade: Whether the request asked for another protocol, so that a 101 is final.
     :ivar begun: Whether any byte of a response was received.
     :ivar fields: Names and values in order, duplicates kept.
+    :ivar names: The names alone, of a usual head.
+    :ivar length: Its ``Content-Length``; ``None`` for a head that is not a usual one.
     :ivar complete: Whether the whole response was received.
     :ivar keep: Whether the connection can serve another request after this response.
     :ivar body: The part of the body that arrived with the head.
@@ -137,6 +139,8 @@ class ResponseReader:
     complete = False
     error: BrokenResponse | None = None
     keep = True
+    length: int | None = None
+    names: tuple[str, ...] = ()
     reason = ""
     status = 0
     version = 0
@@ -248,7 +252,8 @@ class ResponseReader:
         fields = _PLAIN_FIELD.findall(text)
         if len(fields) != text.count("\n") - 2 or len(fields) > MOST_FIELDS:
             return False  # a line is no such field
-        lengths, codings, connections = _framing(tuple(map(_name_of, fields)))
+        names = tuple(map(_name_of, fields))
+        lengths, codings, connections = _framing(names)
         if len(lengths) != 1 or codings or " \r" in text or "\t\r" in text:
             return False
         for at in connections:
@@ -259,7 +264,8 @@ class ResponseReader:
             return False
         self.fields, self.status, self.version, self.reason = fields, status, version, reason
         self.keep = True  # an interim response may have said otherwise
-        left = int(digits)
+        self.names = names
+        self.length = left = int(digits)
         body = data[end:]
         if len(body) < left:
             self._left = left - len(body)

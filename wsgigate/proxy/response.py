@@ -153,6 +153,30 @@ def content_length(value: str) -> int:
     return int(digits)
 
 
+def _end_to_end(fields: Headers, plan: Plan) -> tuple[Headers, int | None]:
+    """Return the fields for the client, without the framing fields, and the length of the body.
+
+    :raises BadResponse: A field is malformed, or the length is ambiguous.
+    """
+    if plan.malformed or not _CLEAN.fullmatch("".join(map(_value_of, fields))):
+        raise BadResponse("a malformed field")
+    headers = list(plan.kept(fields))
+    for at in plan.connections:
+        connection = fields[at][1]
+        if connection not in _NAMELESS:
+            headers = without_named(headers, connection)
+    if plan.codings:
+        codings = [fields[at][1].strip(" \t").lower() for at in plan.codings]
+        if plan.lengths or codings != ["chunked"]:
+            raise BadResponse(f"invalid Transfer-Encoding {', '.join(codings)!r}")
+    length = None
+    for at in plan.lengths:
+        if length is not None:
+            raise BadResponse("several Content-Length fields")
+        length = content_length(fields[at][1])
+    return headers, length
+
+
 _CLEAN = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*+")
 """Text without control characters; a third of the price of a search for one."""
 
@@ -415,27 +439,15 @@ class ResponseMaker:
         status = response.status_code
         if not 200 <= status <= 599:
             raise BadResponse(f"invalid status {status}")
-        if type(response) is LazyResponse:
-            fields = response.fields
+        reader = response.reader if type(response) is LazyResponse else None
+        if reader is not None and reader.length is not None:  # a usual head, checked by the client
+            length: int | None = reader.length
+            plan = plan_for(reader.names)
+            headers = list(plan.kept(reader.fields))
         else:
-            fields = list(response.raw.headers.items())
-        plan = plan_for(tuple(map(_name_of, fields)))
-        if plan.malformed or not _CLEAN.fullmatch("".join(map(_value_of, fields))):
-            raise BadResponse("a malformed field")
-        headers = list(plan.kept(fields))
-        for at in plan.connections:
-            connection = fields[at][1]
-            if connection not in _NAMELESS:
-                headers = without_named(headers, connection)
-        if plan.codings:
-            codings = [fields[at][1].strip(" \t").lower() for at in plan.codings]
-            if plan.lengths or codings != ["chunked"]:
-                raise BadResponse(f"invalid Transfer-Encoding {', '.join(codings)!r}")
-        length = None
-        for at in plan.lengths:
-            if length is not None:
-                raise BadResponse("several Content-Length fields")
-            length = content_length(fields[at][1])
+            fields = list(response.raw.headers.items()) if reader is None else reader.fields
+            plan = plan_for(tuple(map(_name_of, fields)))
+            headers, length = _end_to_end(fields, plan)
         bodiless = request.method == "HEAD" or status in _BODILESS
         if length is not None and status not in (204, 205):
             headers.append(("Content-Length", str(length)))
