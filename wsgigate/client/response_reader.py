@@ -31,10 +31,12 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import requests
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from wsgigate.http.fields import CONTROLS, is_token
 
 __all__ = [
     "BLOCK",
@@ -103,10 +105,8 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 _FIELD = re.compile(r"([^:\r\n]++):[ \t]*+([^\r\n]*+)\r\n")
 
-_PLAIN_FIELD = re.compile(
-    r"(?<=\n)([!#$%&'*+.^_`|~0-9A-Za-z-]++):[ \t]*+([^\x00-\x08\x0a-\x1f\x7f]*+)\r\n"
-)
-"""A whole line with a valid name and without control characters in the value."""
+_LINE = re.compile(r"(?<=\n)" + _FIELD.pattern)
+"""A field that is a whole line."""
 
 _MOST_DIGITS = 15
 
@@ -248,18 +248,23 @@ class ResponseReader:
         status, version, reason = _read_status(data[: start + 1])
         if version != 11 or status < 200 or status in (204, 304):
             return False
-        text = data[start:end].decode("latin-1")
-        fields = _PLAIN_FIELD.findall(text)
+        head = data[start:end]
+        text = head.decode("latin-1")
+        fields = _LINE.findall(text)
         if len(fields) != text.count("\n") - 2 or len(fields) > MOST_FIELDS:
-            return False  # a line is no such field
-        names = tuple(map(_name_of, fields))
-        lengths, codings, connections = _framing(names)
-        if len(lengths) != 1 or codings or " \r" in text or "\t\r" in text:
+            return False  # a line is no field
+        if len(head.translate(None, CONTROLS)) + 2 * len(fields) + 3 != len(head):
+            return False  # a control character besides the line ends
+        if " \r" in text or "\t\r" in text:
             return False
-        for at in connections:
+        names = tuple(map(_name_of, fields))
+        framing = _framing(names)
+        if not framing.usual:
+            return False
+        for at in framing.connections:
             if fields[at][1] != "keep-alive":
                 return False
-        digits = fields[lengths[0]][1]
+        digits = fields[framing.lengths[0]][1]
         if not (digits.isascii() and digits.isdigit()) or len(digits) > _MOST_DIGITS:
             return False
         self.fields, self.status, self.version, self.reason = fields, status, version, reason
@@ -304,7 +309,7 @@ class ResponseReader:
         self.keep = version == 11
         self.reason = reason
         learn = _framing if len(text) <= _LONGEST_LEARNT else _framing.__wrapped__
-        lengths, codings, connections = learn(tuple(map(_name_of, fields)))
+        lengths, codings, connections, _ = learn(tuple(map(_name_of, fields)))
         for at in connections:
             if "close" in fields[at][1].lower():
                 self.keep = False
@@ -403,22 +408,33 @@ def _read_status(line: bytes) -> tuple[int, int, str]:
     )
 
 
+class _Framing(NamedTuple):
+    """The positions of the framing fields in a head.
+
+    :ivar usual: Whether all names are valid, one is ``Content-Length`` and none is
+        ``Transfer-Encoding``.
+    """
+
+    lengths: tuple[int, ...]
+    codings: tuple[int, ...]
+    connections: tuple[int, ...]
+    usual: bool
+
+
 @lru_cache(maxsize=1024)
-def _framing(
-    names: tuple[str, ...],
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Return the positions of the framing fields in a head with these *names*.
+def _framing(names: tuple[str, ...]) -> _Framing:
+    """Return the framing of a head with these *names*.
 
     Cached, because an instance sends the same names again and again.
-
-    :returns: The positions of ``Content-Length``, of ``Transfer-Encoding`` and of ``Connection``.
     """
     lower = [name.lower() for name in names]
 
     def places(wanted: str) -> tuple[int, ...]:
         return tuple(at for at, name in enumerate(lower) if name == wanted)
 
-    return places("content-length"), places("transfer-encoding"), places("connection")
+    lengths, codings = places("content-length"), places("transfer-encoding")
+    usual = len(lengths) == 1 and not codings and all(map(is_token, names))
+    return _Framing(lengths, codings, places("connection"), usual)
 
 
 def _check_unfinished(held: bytes | bytearray, data: bytes) -> None:

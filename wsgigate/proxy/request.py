@@ -23,6 +23,7 @@ from wsgigate.discovery import Instance
 from wsgigate.http.bodies import client_body
 from wsgigate.http.caller import verified_caller
 from wsgigate.http.fields import (
+    CONTROLS,
     HOP_BY_HOP,
     FieldRules,
     connection_tokens,
@@ -121,7 +122,8 @@ class FieldCopier:
         if shape.nameless:
             raise Refusal.of(400, "Malformed request field.", "a request field without a name")
         values = shape.values(environ)
-        if not _CLEAN.fullmatch("".join(values)):
+        joined = "".join(values).encode("utf-8", "surrogatepass")
+        if len(joined.translate(None, CONTROLS)) != len(joined):
             raise Refusal.of(
                 400, "Malformed request field.", "a control character in a request field"
             )
