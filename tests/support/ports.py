@@ -9,6 +9,9 @@ __all__ = ["HOME", "free_port", "free_ports", "is_free"]
 
 HOME = "127.0.0.1"
 
+_reserved: list[socket.socket] = []
+"""Unix sockets with the names of the ports that this process has been given."""
+
 
 def is_free(port: int) -> bool:
     """Return whether no socket listens on *port*, or is connected from it."""
@@ -24,6 +27,9 @@ def is_free(port: int) -> bool:
 def free_ports(many: int = 1, *, also: int = 0) -> int:
     """Return the first of *many* free ports in a row, outside the range of clients' ports.
 
+    No other process that runs tests on this machine gets them while this one runs: until its server
+    listens, it would find them free, and a test would take that other server for its own.
+
     A port of that range may be taken before its server has it: by any client, or by the one that
     tests whether the server is up, whose connection then is to itself.
 
@@ -32,8 +38,24 @@ def free_ports(many: int = 1, *, also: int = 0) -> int:
     while True:
         base = randrange(15_000, 30_000 - also)
         ports = range(base, base + many)
-        if all(is_free(port) and is_free(port + also) for port in ports):
+        wanted = {port + above for port in ports for above in (0, also)}
+        if all(map(is_free, wanted)) and _reserve(wanted):
             return base
+
+
+def _reserve(ports: set[int]) -> bool:
+    """Bind a Unix socket without a file for each port: the system frees it with the process."""
+    bound = []
+    for port in ports:
+        bound.append(socket.socket(socket.AF_UNIX))
+        try:
+            bound[-1].bind(f"\0wsgigate-tests-{port}")
+        except OSError:
+            for each in bound:
+                each.close()
+            return False
+    _reserved.extend(bound)
+    return True
 
 
 def free_port(*, also: int = 0) -> int:
