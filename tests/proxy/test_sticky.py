@@ -338,7 +338,7 @@ def test_the_balancing_key_is_used_without_a_cookie(gate: Gate) -> None:
         cookies=False,
         pool={"balance": "consistent-hash", "key": lambda environ: environ["HTTP_X_TENANT"]},
     )
-    homes = {tenant: browser.who(3, headers={"X-Tenant": tenant}) for tenant in map(str, range(20))}
+    homes = {tenant: browser.who(2, headers={"X-Tenant": tenant}) for tenant in map(str, range(60))}
     assert all(len(home) == 1 for home in homes.values())
     assert set().union(*homes.values()) == {"a", "b", "c"}
     [stays] = homes["0"]
