@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
+from tests.acceptance.workers import WHO, Worker, both_workers
 from tests.support.redis_server import Server
 from tests.support.waiting import until
 from wsgigate.auth.api_keys import new_key
@@ -22,13 +22,6 @@ from wsgigate.testing.backend import Backend
 Serve = Callable[..., Any]
 
 ADMIN = "k" * 32
-WHO = """
-import os
-
-def app(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [str(os.getpid()).encode()]
-"""
 GATEWAY = """
 [gateway]
 name = "partners"
@@ -60,27 +53,16 @@ query = "api_key"
 """
 
 
-class Worker:
-    """One worker, asked over a connection that is kept: it is always the same one."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.session = requests.Session()
-        self.session.trust_env = False
-        self.pid = self.session.get(f"{url}/who", timeout=20).text
+class Caller(Worker):
+    """A worker, asked with keys."""
 
     def ask(self, key: str) -> int:
-        response = self.session.get(f"{self.url}/mine", headers={"X-API-Key": key}, timeout=20)
+        response = self.get("/mine", headers={"X-API-Key": key})
         assert response.status_code == 401 or response.text == self.pid
         return response.status_code
 
     def change(self, path: str, **body: object) -> Any:
-        response = self.session.post(
-            f"{self.url}/_gateway/api-keys{path}",
-            json=body,
-            headers={"Authorization": f"Bearer {ADMIN}"},
-            timeout=20,
-        )
+        response = self.operate(f"api-keys{path}", ADMIN, **body)
         assert response.ok, response.text
         return response.json()
 
@@ -104,18 +86,6 @@ def served(
         yield serve(text, workers=2, env={"PYTHONPATH": str(tmp_path)}), backend
 
 
-def both(server: Any) -> list[Worker]:
-    workers: dict[str, Worker] = {}
-
-    def found() -> bool:
-        worker = Worker(server.url)
-        workers.setdefault(worker.pid, worker)
-        return len(workers) == 2
-
-    until(found)
-    return list(workers.values())
-
-
 def command(server: Any, action: str, *arguments: str) -> Any:
     line = [sys.executable, "-m", "wsgigate", "keys", action, str(server.file), *arguments]
     folder = server.file.parent
@@ -133,7 +103,7 @@ def command(server: Any, action: str, *arguments: str) -> Any:
 
 def test_a_change_is_in_force_in_both_workers(served: tuple[Any, Backend]) -> None:
     server, backend = served
-    one, other = both(server)
+    one, other = both_workers(server.url, Caller)
     wrong = new_key("wg")
     assert [one.ask(wrong), other.ask(wrong)] == [401, 401]
 

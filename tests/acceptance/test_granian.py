@@ -14,29 +14,18 @@ from typing import Any
 import pytest
 import requests
 
+from tests.acceptance.files import LOGGED_SERVICE
 from tests.support.sockets import read_to_end
 from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
 Serve = Callable[..., Any]
 
-GATEWAY = """
+GATEWAY = f"""
 [gateway]
 threads = 4
-[gateway.identity]
-X-User-Id = "sub"
-[store]
-url = "memory:"
-[[middleware]]
-use = "logger"
-format = "json"
-[services.svc]
-instances = ["{url}"]
-[[routes]]
-path = "/svc"
-service = "svc"
-strip_prefix = true
-{more}
+{LOGGED_SERVICE}
+{{more}}
 """
 
 

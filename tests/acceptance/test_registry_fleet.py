@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.acceptance.load import Load
 from tests.support.ports import free_port
 from tests.support.servers import Served, Servers, home
 from tests.support.waiting import until
@@ -57,36 +57,6 @@ workers, worker_class, threads, keepalive = 2, "gthread", 8, 5
 control_socket_disable = True
 globals().update(registered("users", drain=4.0))
 """
-
-
-class Load:
-    """Clients that ask without a pause, by POSTs: nobody may repeat those that fail."""
-
-    def __init__(self, url: str, clients: int = 4) -> None:
-        self.url = url
-        self.answers: Counter[tuple[int, str]] = Counter()
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self) -> None:
-        with requests.Session() as session:
-            session.trust_env = False
-            while not self._ended.wait(0.005):
-                answer = session.post(self.url, data="x", timeout=20)
-                told = answer.text if answer.status_code == 200 else answer.json()["error"]
-                self.answers[answer.status_code, told] += 1
-
-    def has_reached(self, *instances: Served) -> bool:
-        return all(self.answers[200, str(each.port)] for each in instances)
-
-    def end(self) -> Counter[tuple[int, str]]:
-        """Stop asking, and return what the answers were."""
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(30)
-        return self.answers
 
 
 class Fleet:
@@ -158,17 +128,17 @@ def kill(instance: Served) -> None:
 def test_instances_come_and_go_and_no_request_fails(fleet: Fleet) -> None:
     first, second, third = (fleet.join() for _ in range(3))
     until(lambda: fleet.is_known_as(first, second, third))
-    load = Load(f"{fleet.gateway.url}/users")
+    load = Load(f"{fleet.gateway.url}/users", clients=4)
     try:
-        until(lambda: load.has_reached(first, second, third))
+        until(lambda: load.has_reached(first.port, second.port, third.port))
         first.signal(signal.SIGTERM)
         until(lambda: fleet.registered()[first.port] == "DRAINING")
         fourth = fleet.join()
-        until(lambda: load.has_reached(fourth))
+        until(lambda: load.has_reached(fourth.port))
         second.signal(signal.SIGTERM)
         assert first.process.wait(20) == 0
         fifth = fleet.join()
-        until(lambda: load.has_reached(fifth))
+        until(lambda: load.has_reached(fifth.port))
         assert second.process.wait(20) == 0
         until(lambda: fleet.is_known_as(third, fourth, fifth))
         assert set(fleet.registered()) == {third.port, fourth.port, fifth.port}
@@ -194,7 +164,7 @@ def test_a_killed_instance_fails_at_most_one_request_of_each_worker(
     assert set(told) == {(200, str(each.port)) for each in others}
     assert fleet.registered()[killed.port] == "UP"  # its lease has not run out: that is not why
 
-    load = Load(f"{fleet.gateway.url}/users")
+    load = Load(f"{fleet.gateway.url}/users", clients=4)
     try:
         until(lambda: killed.port not in fleet.registered())
         until(lambda: fleet.is_known_as(*others))
@@ -202,4 +172,4 @@ def test_a_killed_instance_fails_at_most_one_request_of_each_worker(
         answers = load.end()
     failed += sum(count for (status, _), count in answers.items() if status != 200)
     assert failed <= WORKERS, answers
-    assert load.has_reached(*others)
+    assert load.has_reached(*(each.port for each in others))

@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from tests.acceptance.attackers import APP, HEAD, OPTIONS, HeldRequest, get
+from tests.acceptance.files import SERVICE
 from tests.support.servers import Served, Servers, home
 from tests.support.sockets import read_to_end
 from tests.support.waiting import until
@@ -144,16 +145,6 @@ http {{
   }}
 }}
 """
-GATEWAY = """
-[gateway]
-name = "test"
-threads = 4
-[services.svc]
-instances = ["{url}"]
-[[routes]]
-path = "/"
-service = "svc"
-"""
 
 
 class Front:
@@ -162,7 +153,7 @@ class Front:
     def __init__(self, servers: Servers, folder: Path, keepalive: str, backend: str) -> None:
         self._servers = servers
         self._folder = folder
-        (folder / "gateway.toml").write_text(GATEWAY.format(url=backend))
+        (folder / "gateway.toml").write_text(SERVICE.format(url=backend))
         self.gateways = [self._gateway(0), self._gateway(0)]
         ports = [gateway.port for gateway in self.gateways]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import requests
 
+from tests.acceptance.load import Load
 from tests.discovery.fakes import FakeConsul, FakeKubernetes, endpoint
 from tests.discovery.name_server import NameServer
 from tests.support.servers import Served
@@ -70,45 +70,23 @@ class Instance:
             self.leave()
 
 
-class Load:
-    """Clients that ask a service without a pause: POSTs, which nobody repeats."""
+class SlowLoad(Load):
+    """Clients that ask without a pause, and some that ask for a slow response."""
 
-    def __init__(self, url: str, clients: int = 1) -> None:
-        self.url = url
-        self.answers: Counter[tuple[int, str]] = Counter()
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
         self.slow: list[tuple[int, str]] = []
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
-        for thread in self._threads:
-            thread.start()
-
-    def _run(self) -> None:
-        with requests.Session() as session:
-            session.trust_env = False
-            while not self._ended.is_set():
-                answer = session.post(self.url, data="x", timeout=20)
-                self.answers[answer.status_code, answer.text] += 1
-                if self._ended.wait(0.01):
-                    return
 
     def ask_slowly(self, times: int) -> None:
         """Begin slow requests, each on a connection of its own."""
         for _ in range(times):
             thread = threading.Thread(target=self._ask_slowly)
-            self._threads.append(thread)
+            self.threads.append(thread)
             thread.start()
 
     def _ask_slowly(self) -> None:
         answer = requests.post(f"{self.url}/slow", data="x", timeout=20)
         self.slow.append((answer.status_code, answer.text))
-
-    def has_reached(self, port: int) -> bool:
-        return self.answers[200, str(port)] > 0
-
-    def end(self) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(30)
 
 
 @pytest.fixture
@@ -198,7 +176,7 @@ def test_instances_come_and_go_under_load_and_no_request_fails(
 
         announce()
         gateway = serve(f"[gateway]\nthreads = 16\n[admin]\n{services}", workers=2)
-        loads = {name: Load(f"{gateway.url}/{name}") for name in announcers}
+        loads = {name: SlowLoad(f"{gateway.url}/{name}") for name in announcers}
         for load in loads.values():
             stack.callback(load.end)
         for _ in range(2):

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 
+from tests.acceptance.workers import WHO, Worker, both_workers
 from tests.support.servers import home
 from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, reply
@@ -22,13 +22,6 @@ from wsgigate.testing.backend import Backend, reply
 Serve = Callable[..., Any]
 
 ADMIN = "k" * 32
-WHO = """
-import os
-
-def app(environ, start_response):
-    start_response("200 OK", [("Content-Type", "text/plain")])
-    return [str(os.getpid()).encode()]
-"""
 FILE = """
 [gateway]
 name = "shaping"
@@ -66,24 +59,6 @@ service = "lost"
 """
 
 
-class Worker:
-    """One worker, asked over a connection that is kept: it is always the same one."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.session = requests.Session()
-        self.session.trust_env = False
-        self.pid = self.ask("/who").text
-
-    def ask(self, path: str, **options: Any) -> requests.Response:
-        return self.session.get(f"{self.url}{path}", timeout=20, **options)
-
-    def switch(self, **body: object) -> int:
-        headers = {"Authorization": f"Bearer {ADMIN}"}
-        url = f"{self.url}/_gateway/maintenance"
-        return self.session.post(url, json=body, headers=headers, timeout=20).status_code
-
-
 @pytest.fixture(scope="module")
 def backends() -> Iterator[dict[str, Backend]]:
     with (
@@ -112,18 +87,10 @@ def server(
 
 @pytest.fixture
 def workers(server: Any) -> Iterator[tuple[Worker, Worker]]:
-    found: dict[str, Worker] = {}
-
-    def both() -> bool:
-        worker = Worker(server.url)
-        found.setdefault(worker.pid, worker)
-        return len(found) == 2
-
-    until(both)
-    one, other = found.values()
+    one, other = both_workers(server.url, Worker)
     yield one, other
     for worker in (one, other):
-        worker.session.close()
+        worker.close()
 
 
 def test_what_is_switched_in_one_worker_is_off_in_the_other_within_a_second(
@@ -131,15 +98,15 @@ def test_what_is_switched_in_one_worker_is_off_in_the_other_within_a_second(
 ) -> None:
     one, other = workers
     for on, status in ((True, 503), (False, 200)):
-        assert one.switch(on=on) == 200
+        assert one.operate("maintenance", ADMIN, on=on).status_code == 200
         switched = time.monotonic()
-        assert one.ask("/who").status_code == status, "at once, where it was switched"
+        assert one.get("/who").status_code == status, "at once, where it was switched"
         while time.monotonic() < switched + 1:
-            other.ask("/who")
+            other.get("/who")
             time.sleep(0.05)
         for _ in range(20):
-            assert other.ask("/who").status_code == status
-        assert other.ask("/_gateway/health").status_code == 200
+            assert other.get("/who").status_code == status
+        assert other.get("/_gateway/health").status_code == 200
 
 
 def test_the_command_switches_a_route_of_both(server: Any, workers: tuple[Worker, Worker]) -> None:
@@ -160,17 +127,17 @@ def test_the_command_switches_a_route_of_both(server: Any, workers: tuple[Worker
         return done.stdout
 
     assert switch("on").startswith("route:who: out of service since ")
-    until(lambda: all(each.ask("/who").status_code == 503 for each in workers))
-    assert all(each.ask("/split").status_code == 200 for each in workers)
+    until(lambda: all(each.get("/who").status_code == 503 for each in workers))
+    assert all(each.get("/split").status_code == 200 for each in workers)
     assert switch("off") == "all in service\n"
-    until(lambda: all(each.ask("/who").status_code == 200 for each in workers))
+    until(lambda: all(each.get("/who").status_code == 200 for each in workers))
 
 
 def test_a_caller_gets_to_the_same_version_in_both(
     server: Any, workers: tuple[Worker, Worker]
 ) -> None:
     found = [
-        [each.ask("/split", headers={"Cookie": f"session={n}"}).text for n in range(20)]
+        [each.get("/split", headers={"Cookie": f"session={n}"}).text for n in range(20)]
         for each in workers
     ]
     assert found[0] == found[1]
@@ -201,5 +168,5 @@ def test_each_worker_mirrors_what_it_serves(
 
 def test_a_fallback_service_answers_for_one_that_is_down(workers: tuple[Worker, Worker]) -> None:
     for each in workers:
-        answer = each.ask("/lost")
+        answer = each.get("/lost")
         assert (answer.text, answer.headers["X-Gateway-Fallback"]) == ("now", "service")

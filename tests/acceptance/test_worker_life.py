@@ -24,6 +24,7 @@ from tests.acceptance.attackers import (
     Attackers,
     get,
 )
+from tests.acceptance.files import SERVICE
 from tests.support.sockets import read_to_end
 from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, reply
@@ -203,18 +204,6 @@ def test_more_silent_clients_than_connections_keep_no_client_out(serve_app: Serv
         assert get(server.url).text == "ok"
 
 
-GATEWAY = """
-[gateway]
-name = "test"
-threads = 4
-[services.svc]
-instances = ["{url}"]
-[[routes]]
-path = "/"
-service = "svc"
-"""
-
-
 def test_the_upstream_connection_is_closed_when_the_client_leaves(
     serve: Serve, backend: Backend
 ) -> None:
@@ -228,7 +217,7 @@ def test_the_upstream_connection_is_closed_when_the_client_leaves(
         return held(connection, request)
 
     backend.answers = [held, streams, reply(b"ok")]
-    gateway = serve(GATEWAY.format(url=backend.url) + '[[middleware]]\nuse = "logger"\n', workers=1)
+    gateway = serve(SERVICE.format(url=backend.url) + '[[middleware]]\nuse = "logger"\n', workers=1)
     for number in (1, 2):
         with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as client:
             client.sendall(b"GET /" + HEAD + b"\r\n")
@@ -252,7 +241,7 @@ wsgi_app = "wsgigate.servers.gunicorn:application()"
 def test_a_gateway_refuses_to_start_unsafely_unless_told_otherwise(
     mode: str, serves: bool, serve_command: Serve, backend: Backend, tmp_path: Path
 ) -> None:
-    text = GATEWAY.format(url=backend.url).replace("[gateway]", f'[gateway]\nself_check = "{mode}"')
+    text = SERVICE.format(url=backend.url).replace("[gateway]", f'[gateway]\nself_check = "{mode}"')
     (tmp_path / "gateway.toml").write_text(text)
     (tmp_path / "conf.py").write_text(UNSAFE)
     server = serve_command(

@@ -7,18 +7,13 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from werkzeug.test import Client
 
 from tests.config.files import errors_of
+from tests.support.certificates import make_certificate
 from wsgigate.auth.jwt import mint
 from wsgigate.config.build import build
 from wsgigate.config.load import parse
@@ -117,34 +112,9 @@ def test_the_clients_host_is_forwarded_with_preserve_host(
     assert (backend.requests[0].value("Host") == "shop.example") is preserved
 
 
-def self_signed(folder: Path) -> Path:
-    """Write a certificate for 127.0.0.1 and its key into one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "both.pem"
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM) + private)
-    return path
-
-
 def test_requests_and_health_checks_use_the_tls_settings_of_the_service(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(self_signed(tmp_path))
+    context.load_cert_chain(make_certificate(tmp_path))
     with Backend(reply(b"ok"), tls=lambda sock: context.wrap_socket(sock, True)) as backend:
         services = "".join(
             f"""

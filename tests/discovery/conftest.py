@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,19 @@ class Clock:
 
 
 class FakePool:
-    """A pool that notes what it is told."""
+    """A pool that notes what it is told.
+
+    :ivar marked: Set when an instance is marked.
+    """
 
     def __init__(self, *urls: str) -> None:
-        self.instances = tuple(Instance(url) for url in urls)
+        self.instances: Sequence[Instance] = tuple(Instance(url) for url in urls)
         self.marks: dict[str, bool] = {}
+        self.marked = threading.Event()
 
     def mark(self, url: str, healthy: bool) -> None:
         self.marks[url] = healthy
+        self.marked.set()
 
 
 class Network:

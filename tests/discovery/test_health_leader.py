@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
+from tests.discovery.conftest import DOWN, FakePool
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import ThreadProber
-from wsgigate.rules.health import CheckResult, HealthCheck
+from wsgigate.rules.health import HealthCheck
 
 if TYPE_CHECKING:
     from .conftest import Fleet
-
-
-DOWN = CheckResult(False, error="Connection refused")
-
-
-class Marks:
-    """A pool whose event is set when an instance is marked."""
-
-    def __init__(self, url: str = "http://a") -> None:
-        self.instances = (Instance(url),)
-        self.marks: dict[str, bool] = {}
-        self.marked = threading.Event()
-
-    def mark(self, url: str, healthy: bool) -> None:
-        self.marks[url] = healthy
-        self.marked.set()
 
 
 def test_when_the_leader_dies_another_worker_continues_its_schedule(fleet: Fleet) -> None:
@@ -150,8 +134,8 @@ def test_a_thousand_dead_hosts_delay_no_first_check(fleet: Fleet) -> None:
 
 def test_a_small_service_does_not_queue_behind_a_large_one(fleet: Fleet) -> None:
     worker = fleet.worker(most=4)
-    large, small = Marks(), Marks("http://small")
-    large.instances = tuple(Instance(f"http://dead{number}") for number in range(1000))  # type: ignore[assignment]
+    large, small = FakePool("http://a"), FakePool("http://small")
+    large.instances = tuple(Instance(f"http://dead{number}") for number in range(1000))
     checker = HealthChecker(
         {"large": large, "small": small},
         {"large": HealthCheck("/"), "small": HealthCheck("/")},

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.discovery.conftest import DOWN, FakePool
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import ThreadProber
@@ -18,30 +19,15 @@ from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.backend import Backend, reply
 
-DOWN = CheckResult(False, error="Connection refused")
-
-
-class Marks:
-    """A pool whose event is set when an instance is marked."""
-
-    def __init__(self, url: str = "http://a") -> None:
-        self.instances = (Instance(url),)
-        self.marks: dict[str, bool] = {}
-        self.marked = threading.Event()
-
-    def mark(self, url: str, healthy: bool) -> None:
-        self.marks[url] = healthy
-        self.marked.set()
-
 
 def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if "health" in thread.name]
 
 
 @pytest.fixture
-def running(backend: Backend) -> Iterator[tuple[HealthChecker, Marks, MemoryStore]]:
+def running(backend: Backend) -> Iterator[tuple[HealthChecker, FakePool, MemoryStore]]:
     """Yield a checker of *backend* by the real clock, its pool and its store."""
-    pool, store = Marks(backend.url), MemoryStore()
+    pool, store = FakePool(backend.url), MemoryStore()
     checker = HealthChecker(
         {"shop": pool}, {"shop": HealthCheck("/")}, store, Prober(), random=lambda: 0.0
     )
@@ -50,7 +36,7 @@ def running(backend: Backend) -> Iterator[tuple[HealthChecker, Marks, MemoryStor
 
 
 def test_the_thread_checks_real_servers_until_it_is_stopped(
-    running: tuple[HealthChecker, Marks, MemoryStore], backend: Backend
+    running: tuple[HealthChecker, FakePool, MemoryStore], backend: Backend
 ) -> None:
     checker, pool, store = running
     backend.answers = [reply(status="500 Broken")]
@@ -68,7 +54,7 @@ def test_the_thread_checks_real_servers_until_it_is_stopped(
 
 
 def test_it_can_be_started_again(
-    running: tuple[HealthChecker, Marks, MemoryStore], backend: Backend
+    running: tuple[HealthChecker, FakePool, MemoryStore], backend: Backend
 ) -> None:
     checker, pool, _ = running
     checker.start()
@@ -87,7 +73,7 @@ def test_stopping_does_not_wait_for_a_check_that_hangs() -> None:
         release.wait(10)
         return DOWN
 
-    pool = Marks()
+    pool = FakePool("http://a")
     checker = HealthChecker(
         {"shop": pool},
         {"shop": HealthCheck("/")},
@@ -109,7 +95,7 @@ def test_stopping_does_not_wait_for_a_check_that_hangs() -> None:
 def test_a_round_that_fails_is_logged_and_followed_by_the_next(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Flawed(Marks):
+    class Flawed(FakePool):
         rounds = 0
 
         @property  # type: ignore[override]
@@ -123,7 +109,7 @@ def test_a_round_that_fails_is_logged_and_followed_by_the_next(
         def instances(self, value: Any) -> None:
             pass
 
-    pool = Flawed()
+    pool = Flawed("http://a")
     checker = HealthChecker(
         {"shop": pool},
         {"shop": HealthCheck("/")},
@@ -140,7 +126,7 @@ def test_a_round_that_fails_is_logged_and_followed_by_the_next(
 
 
 def test_without_checks_there_is_no_thread() -> None:
-    checker = HealthChecker({"shop": Marks()}, {}, MemoryStore(), Prober())
+    checker = HealthChecker({"shop": FakePool("http://a")}, {}, MemoryStore(), Prober())
     checker.start()
     assert threads() == []
     checker.stop()

@@ -21,6 +21,28 @@ def store(folder, clock):
     store.close()
 
 
+PIN = """
+import lmdb, signal, sys
+env = lmdb.open(sys.argv[1], max_readers=1022, map_size=1024 * 1024)
+txn = env.begin()
+txn.get(b"key")
+print("reading", flush=True)
+signal.pause()
+"""
+
+
+@pytest.fixture
+def pinned(program, folder):
+    """Return a starter of processes that read, and so keep the pages of the file, until killed."""
+
+    def start():
+        reader = program(PIN, folder)
+        assert reader.stdout.readline() == "reading\n"
+        return reader
+
+    return start
+
+
 @pytest.fixture
 def program():
     """Start a Python program in a process of its own; it is killed and waited for in the end."""

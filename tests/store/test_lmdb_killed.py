@@ -211,21 +211,10 @@ def test_a_writer_frees_the_slots_of_killed_readers_when_none_is_left(child, fol
         store.close()
 
 
-PIN = """
-import lmdb, signal, sys
-env = lmdb.open(sys.argv[1], max_readers=1022, map_size=1024 * 1024)
-txn = env.begin()
-txn.get(b"key")
-print("reading", flush=True)
-signal.pause()
-"""
-
-
-def test_a_reader_killed_while_it_reads_does_not_make_the_file_grow(program, folder):
+def test_a_reader_killed_while_it_reads_does_not_make_the_file_grow(pinned, folder):
     store = LmdbStore(folder)
     store.update("key", count)
-    reader = program(PIN, folder)
-    assert reader.stdout.readline() == "reading\n"
+    reader = pinned()
     reader.kill()
     reader.wait()
     for _ in range(3000):  # three times what the file holds, unless pages are used again
@@ -233,12 +222,11 @@ def test_a_reader_killed_while_it_reads_does_not_make_the_file_grow(program, fol
     assert (folder / "data.mdb").stat().st_size == 1024 * 1024
 
 
-def test_a_stopped_reader_cannot_grow_the_file_beyond_its_bound(program, folder, clock):
+def test_a_stopped_reader_cannot_grow_the_file_beyond_its_bound(pinned, folder, clock):
     """LMDB keeps the pages that it may read, and all that were written later."""
     store = LmdbStore(folder, map_size=1024 * 1024, clock=clock)
     store.update("key", count)
-    reader = program(PIN, folder)
-    assert reader.stdout.readline() == "reading\n"
+    reader = pinned()
     reader.send_signal(signal.SIGSTOP)
 
     def change_often():

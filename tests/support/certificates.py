@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,6 +20,7 @@ class Authority:
     :param issuer: The one that vouches for it; itself unless given.
     :param identified: Whether certificates name keys (Subject and Authority Key Identifier), as RFC
         5280 requires and many private authorities do not.
+    :param hosts: The servers that its own certificate is for.
     :ivar path: Its certificate and key in one file.
     """
 
@@ -29,12 +31,13 @@ class Authority:
         *,
         issuer: Authority | None = None,
         identified: bool = False,
+        hosts: Sequence[x509.GeneralName] = (),
     ) -> None:
         self.folder = folder
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         self.identified = identified
-        self.path = (issuer or self).sign(name, self.key, [], days=1, own=True)
+        self.path = (issuer or self).sign(name, self.key, hosts, days=1, own=True)
 
     def issue(self, name: str, hosts: list[x509.GeneralName], *, days: int = 1) -> Path:
         """Write a certificate and its key into one file.
@@ -47,7 +50,7 @@ class Authority:
         self,
         name: str,
         key: ec.EllipticCurvePrivateKey,
-        hosts: list[x509.GeneralName],
+        hosts: Sequence[x509.GeneralName],
         *,
         days: int,
         own: bool = False,
@@ -86,24 +89,5 @@ def make_certificate(folder: Path, host: str = "") -> Path:
 
     :param host: The name it is for instead of that address.
     """
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    local = x509.IPAddress(ip_address("127.0.0.1"))
-    alternative = x509.SubjectAlternativeName([x509.DNSName(host) if host else local])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(alternative, critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    file = folder / "both.pem"
-    file.write_bytes(private + made.public_bytes(serialization.Encoding.PEM))
-    return file
+    served = x509.DNSName(host) if host else x509.IPAddress(ip_address("127.0.0.1"))
+    return Authority(folder, "both", hosts=[served]).path

@@ -8,31 +8,20 @@ from typing import Any
 
 import httpx
 
+from tests.acceptance.files import LOGGED_SERVICE
 from tests.acceptance.http2.client import Client
 from wsgigate.testing.backend import Backend
 
 __all__ = ["GATEWAY", "Gate"]
 
-GATEWAY = """
+GATEWAY = f"""
 [gateway]
 http2 = true
 threads = 4
 idle_timeout = "2s"
 keep_alive = "2s"
-tls = {{ cert = "{certificate}" }}
-[gateway.identity]
-X-User-Id = "sub"
-[store]
-url = "memory:"
-[[middleware]]
-use = "logger"
-format = "json"
-[services.svc]
-instances = ["{url}"]
-[[routes]]
-path = "/svc"
-service = "svc"
-strip_prefix = true
+tls = {{{{ cert = "{{certificate}}" }}}}
+{LOGGED_SERVICE}
 websocket = true
 """
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import ssl
 import threading
-from datetime import UTC, datetime, timedelta
 from functools import partial
-from ipaddress import ip_address
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.support.certificates import make_certificate
 from tests.support.interpreter import run_alone
 from tests.support.objects import part
 from tests.support.waiting import until
@@ -315,34 +311,11 @@ def test_a_password_alone_may_be_in_the_environment(start, connect, monkeypatch)
     assert store.swap("key", None, b"value", 60)
 
 
-@pytest.fixture
-def certificate(tmp_path):
-    """Return the files of a key and a certificate for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "redis")])
-    begins = datetime.now(UTC) - timedelta(days=1)
-    signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(begins)
-        .not_valid_after(begins + timedelta(days=3))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), False
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    files = tmp_path / "key.pem", tmp_path / "cert.pem"
-    pem, plain = serialization.Encoding.PEM, serialization.NoEncryption()
-    files[0].write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    files[1].write_bytes(signed.public_bytes(pem))
-    return files
-
-
-def test_tls_is_used_and_the_certificate_verified(start, connect, certificate):
-    key, file = certificate
+def test_tls_is_used_and_the_certificate_verified(start, connect, tmp_path):
+    file = make_certificate(tmp_path)
     server = start(
         *("--tls-auth-clients", "no", "--tls-ca-cert-file", str(file)),
-        *("--tls-cert-file", str(file), "--tls-key-file", str(key)),
+        *("--tls-cert-file", str(file), "--tls-key-file", str(file)),
         tls=True,
     )
     address = f"rediss://127.0.0.1:{server.port}/0?socket_timeout=10&socket_connect_timeout=10"
@@ -357,12 +330,12 @@ def test_tls_is_used_and_the_certificate_verified(start, connect, certificate):
     assert connect(f"{address}&ssl_cert_reqs=none").get("key")[0] is None
 
 
-def test_a_connection_with_tls_is_used_again(start, connect, certificate):
+def test_a_connection_with_tls_is_used_again(start, connect, tmp_path):
     """TLS 1.3 sends unrequested session tickets, which are no unexpected answer."""
-    key, file = certificate
+    file = make_certificate(tmp_path)
     server = start(
         *("--tls-auth-clients", "no", "--tls-ca-cert-file", str(file)),
-        *("--tls-cert-file", str(file), "--tls-key-file", str(key)),
+        *("--tls-cert-file", str(file), "--tls-key-file", str(file)),
         tls=True,
     )
     settings = f"ssl_ca_certs={file}&socket_timeout=0.5&socket_connect_timeout=10"

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.test import Client
 
+from tests.store.redis.resp import written
 from tests.support.objects import part
 from wsgigate import Limiter
 from wsgigate.rules.algorithms import FixedWindow, TokenBucket
@@ -81,19 +82,6 @@ def first(words):
         parts.append(words[end + 2 : end + 2 + size])
         place = end + 4 + size
     return place, parts
-
-
-def written(value):
-    """Return *value* as a Redis would write it; text is a simple string."""
-    if value is None:
-        return b"$-1\r\n"
-    if isinstance(value, int):
-        return b":%d\r\n" % value
-    if isinstance(value, str):
-        return b"+%b\r\n" % value.encode()
-    if isinstance(value, bytes):
-        return b"$%d\r\n%b\r\n" % (len(value), value)
-    return b"*%d\r\n%b" % (len(value), b"".join(map(written, value)))
 
 
 @pytest.fixture(scope="module")

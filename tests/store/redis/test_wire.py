@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.store.redis.resp import Error, written
 from wsgigate.store.redis_connections import (
     LEAST,
     LONG,
@@ -172,19 +173,6 @@ def test_an_answer_larger_than_its_limit_is_rejected_before_it_is_complete():
         read(b"+" + bytes(SIZE))
 
 
-def written(value):
-    """Return *value* as a server writes it; a str is an error."""
-    if value is None:
-        return b"$-1\r\n"
-    if isinstance(value, int):
-        return b":%d\r\n" % value
-    if isinstance(value, str):
-        return b"-%b\r\n" % value.encode()
-    if isinstance(value, bytes):
-        return b"$%d\r\n%b\r\n" % (len(value), value)
-    return b"*%d\r\n%b" % (len(value), b"".join(map(written, value)))
-
-
 def as_read(value):
     """Return *value* as :func:`plain` returns it."""
     if isinstance(value, str):
@@ -192,7 +180,7 @@ def as_read(value):
     return [as_read(item) for item in value] if isinstance(value, list) else value
 
 
-LINES = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=10)
+LINES = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=10).map(Error)
 VALUES = st.recursive(
     st.none() | st.integers(-(2**63), 2**63 - 1) | st.binary(max_size=20) | LINES,
     lambda inner: st.lists(inner, max_size=4),
