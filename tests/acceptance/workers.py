@@ -35,7 +35,7 @@ class Worker:
     def get(self, path: str, **options: Any) -> requests.Response:
         return self.session.get(f"{self.url}{path}", timeout=20, **options)
 
-    def operate(self, path: str, token: str, **body: object) -> requests.Response:
+    def operate(self, path: str, token: str, /, **body: object) -> requests.Response:
         """Call an endpoint of the gateway that needs the admin token."""
         headers = {"Authorization": f"Bearer {token}"}
         url = f"{self.url}/_gateway/{path}"
