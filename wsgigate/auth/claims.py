@@ -37,7 +37,8 @@ def granted_scopes(claims: Mapping[str, Any]) -> frozenset[str]:
             granted.update(value.split(" "))
         elif isinstance(value, (list, tuple)):
             granted.update(item for item in value if isinstance(item, str))
-    return frozenset(granted - {""})
+    granted.discard("")
+    return frozenset(granted)
 
 
 ClaimValue: TypeAlias = str | int | float | bool

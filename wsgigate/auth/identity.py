@@ -52,7 +52,8 @@ class Identity:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "claims", _read_only(self.claims))
-        object.__setattr__(self, "scopes", frozenset(self.scopes))
+        if self.scopes.__class__ is not frozenset:
+            object.__setattr__(self, "scopes", frozenset(self.scopes))
 
     @classmethod
     def from_claims(cls, claims: Mapping[str, Any], *, scheme: str = "bearer") -> Identity:
@@ -76,8 +77,14 @@ def _text(claims: Mapping[str, Any], name: str) -> str | None:
 
 
 def _read_only(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    kind = value.__class__
+    if kind in _IMMUTABLE:  # most claims: one look-up instead of the questions below
+        return value
+    if kind is dict or isinstance(value, Mapping):
         return MappingProxyType({name: _read_only(each) for name, each in value.items()})
     if isinstance(value, (list, tuple)):
-        return tuple(map(_read_only, value))
+        return tuple([_read_only(each) for each in value])
     return value
+
+
+_IMMUTABLE = frozenset((str, int, float, bool, type(None)))
