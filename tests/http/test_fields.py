@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.objects import bytes_kept
 from wsgigate.http.fields import (
     HOP_BY_HOP,
     FieldRules,
@@ -13,6 +14,7 @@ from wsgigate.http.fields import (
     retry_after,
 )
 from wsgigate.http.limits import rate_limit, rate_limit_policy
+from wsgigate.http.wsgi import without
 
 
 @pytest.mark.parametrize("name", ["Host", "x", "X-A_b.c", "!#$%&'*+-.^_`|~", "9"])
@@ -190,3 +192,23 @@ def test_a_policy_with_a_name_that_no_field_can_hold_is_refused(name):
 def test_retry_after_is_whole_seconds_and_never_zero(seconds, written):
     """RFC 9110 section 10.2.3; security K12."""
     assert retry_after(seconds) == written
+
+
+def test_fields_are_removed_by_name_in_any_spelling() -> None:
+    names = frozenset(("x-request-id", "age"))
+    headers = [("Age", "1"), ("Server", "a"), ("x-REQUEST-id", "2"), ("Server", "b")]
+    for _ in range(2):  # the second time, the others are known
+        assert without(headers, names) == [("Server", "a"), ("Server", "b")]
+        assert without(headers[1:2], names) == [("Server", "a")]
+        assert without([("AGE", "1")], names) == []
+        assert without(headers[1:2], frozenset(("server",))) == []
+    given = [("Server", "a")]
+    assert without(given, names) is not given
+
+
+def test_names_of_fields_are_remembered_up_to_a_number_and_a_length() -> None:
+    names = frozenset(("x-any",))
+    few = bytes_kept(lambda: [without([(f"X-{n}", "")], names) for n in range(1024)])
+    more = bytes_kept(lambda: [without([(f"Y-{n}" + 500 * "y", "")], names) for n in range(3000)])
+    more += bytes_kept(lambda: [without([(f"Z-{n}", "")], names) for n in range(3000)])
+    assert more < few / 2

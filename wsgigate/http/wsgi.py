@@ -348,16 +348,30 @@ def observe(
 _name_of = itemgetter(0)
 
 
+_MOST_OTHERS = 1024
+
+_LONGEST_OTHER = 40
+
+_others: dict[frozenset[str], set[str]] = {}
+"""By *names* of :func:`without` the spellings of other names that were seen; bounded."""
+
+
 def without(headers: Headers, names: frozenset[str]) -> Headers:
     """Return a copy of *headers* without the fields called *names*.
 
-    Fast path: usually none match.
+    Usually none is, and apps send the same names again and again: known ones need no lower case.
 
-    :param names: Field names in lower case.
+    :param names: Field names in lower case; few different sets, which are kept for ever.
     """
-    if names.isdisjoint(map(str.lower, map(_name_of, headers))):
+    others = _others.get(names)
+    if others is not None and others.issuperset(map(_name_of, headers)):
         return headers.copy()
-    return [field for field in headers if field[0].lower() not in names]
+    others = _others.setdefault(names, set())
+    kept = [field for field in headers if field[0].lower() not in names]
+    others.update(
+        name for name, _ in kept[: _MOST_OTHERS - len(others)] if len(name) <= _LONGEST_OTHER
+    )
+    return kept
 
 
 _NOT_OF_A_PREFLIGHT = (
