@@ -230,11 +230,11 @@ def _matches(hashed: str, password: str) -> bool:
 
 # Verification, with its bounds.
 
-WAIT = 2.0
-"""Maximum seconds that a request waits for a verification to begin."""
+WAITING = 2
+"""Maximum number of requests that wait, for each verification that may run.
 
-WAITING = 4
-"""Maximum number of waiting requests per verification at a time."""
+Each occupies a thread of the server, which other routes then lack.
+"""
 
 FILE_EVERY = 0.5
 """Seconds between two looks at the file."""
@@ -271,6 +271,7 @@ class Passwords:
     :param most: Maximum number of verifications at a time in this process.
     :param remember: Seconds for which a verified credential, and a wrong one, is remembered.
     :param size: Maximum number of verified credentials that are remembered.
+    :param patience: Maximum seconds that a request waits for its verification to begin.
     :param matches: Returns whether a hash is that of a password.
     :param clock: Returns monotonic seconds.
     """
@@ -282,6 +283,7 @@ class Passwords:
         most: int = 2,
         remember: float = 60.0,
         size: int = 10_000,
+        patience: float = 1.0,
         matches: Callable[[str, str], bool] = _matches,
         clock: Callable[[], float] = steady,
     ) -> None:
@@ -291,6 +293,7 @@ class Passwords:
         self._most = most
         self._remember = remember
         self._size = size
+        self._patience = patience
         self._matches = matches
         self._clock = clock
         self._key = secrets.token_bytes(32)
@@ -389,7 +392,9 @@ class Passwords:
                     raise Busy
                 self._waiting += 1
                 try:
-                    if not self._changed.wait_for(lambda: self._running < self._most, WAIT):
+                    if not self._changed.wait_for(
+                        lambda: self._running < self._most, self._patience
+                    ):
                         raise Busy
                 finally:
                     self._waiting -= 1
