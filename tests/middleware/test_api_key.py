@@ -199,6 +199,16 @@ def test_a_key_in_the_query_is_removed_from_every_form_of_the_url(
     assert key not in texts(backend.seen)
 
 
+@pytest.mark.parametrize("target", ["/orders?", "/orders?a=1&&b", "/orders"])
+def test_a_url_without_a_key_stays_as_it_is(
+    client: Callable[..., Client], backend: Backend, key: str, target: str
+) -> None:
+    raw = {"RAW_URI": target}
+    client(query="api_key").get(target, headers={"X-API-Key": key}, environ_overrides=raw)
+    assert backend.seen is not None
+    assert backend.seen["RAW_URI"] == target
+
+
 def test_two_keys_in_the_query_are_refused(client: Callable[..., Client], key: str) -> None:
     answer = client(query="api_key").get(f"/?api_key={key}&api_key={key}")
     assert answer.status_code == 401

@@ -223,9 +223,9 @@ class ApiKeyAuthenticator:
                 found += values
         if self._query is not None:
             for name in ("RAW_URI", "REQUEST_URI"):  # servers have the whole URL in one of these
-                path, mark, query = environ.get(name, "").partition("?")
-                if mark:
-                    rest = without_parameter(query, self._query)[0]
+                path, _, query = environ.get(name, "").partition("?")
+                rest, values = without_parameter(query, self._query)
+                if values:
                     environ[name] = f"{path}?{rest}" if rest else path
         return ",".join(found) if found else None
 
