@@ -90,7 +90,7 @@ def private_names(code: str) -> list[str]:
     tree = ast.parse(code)
     own, owners = defined(tree), aliases(tree)
     return [
-        f"line {node.lineno}: {name}"  # type: ignore[attr-defined]
+        f"line {getattr(node, 'lineno', 0)}: {name}"
         for node in ast.walk(tree)
         if not (isinstance(node, ast.Attribute) and is_of(owners, node) and node.attr in own)
         for name in filter(is_private, names_in(node))

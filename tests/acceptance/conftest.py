@@ -41,7 +41,7 @@ def _gateways(servers: Servers, folder: Path) -> Serve:
             return [*run, "--bind", f"127.0.0.1:{port}", "--workers", str(workers)]
 
         served = servers.start(command, folder / f"log{number}", home(folder) | (env or {}))
-        served.file = file  # type: ignore[attr-defined]
+        served.file = file
         return served
 
     return start

@@ -282,6 +282,12 @@ class Counted(requests.Session):
         self.closed += 1
 
 
+def current(sessions: Sessions) -> Counted:
+    session = sessions.current()
+    assert isinstance(session, Counted)
+    return session
+
+
 def in_child(check: Callable[[], object]) -> bool:
     """Return the result of *check* in a forked process."""
     pid = os.fork()
@@ -293,20 +299,20 @@ def in_child(check: Callable[[], object]) -> bool:
 def test_a_forked_process_has_its_own_session_and_does_not_close_its_parents() -> None:
     """Q09"""
     sessions = Sessions(Counted)
-    first: Any = sessions.current()
+    first = current(sessions)
     assert sessions.current() is first
 
     def child() -> bool:
         sessions.close()
-        untouched = first.closed == 0  # type: ignore[attr-defined]
-        second: Any = sessions.current()
+        untouched = first.closed == 0
+        second = current(sessions)
         sessions.close()
-        return untouched and second is not first and (first.closed, second.closed) == (0, 1)  # type: ignore[attr-defined]
+        return untouched and second is not first and (first.closed, second.closed) == (0, 1)
 
     assert in_child(child)
     assert sessions.current() is first
     sessions.close()
-    assert first.closed == 1  # type: ignore[attr-defined]
+    assert first.closed == 1
     assert sessions.current() is not first
     sessions.close()
 

@@ -132,8 +132,8 @@ def test_a_misconfigured_store_is_an_error_at_its_key(
 
 def test_a_relative_store_folder_is_relative_to_the_file(tmp_path: Path) -> None:
     path = str(tmp_path / "gateway.toml")
-    gateway = build(parse('[store]\nurl = "lmdb:data"\n'), path=path)
-    assert gateway.store.path == str(tmp_path / "data")  # type: ignore[attr-defined]
+    store: Any = build(parse('[store]\nurl = "lmdb:data"\n'), path=path).store
+    assert store.path == str(tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
@@ -151,10 +151,10 @@ def test_the_keys_in_a_redis_depend_on_the_gateways_name_and_not_on_its_file(
     tmp_path: Path,
 ) -> None:
     text = '[gateway]\nname = "shop"\n[store]\nurl = "redis://h"\n'
-    prefixes = {
-        build(parse(text), path=str(tmp_path / file)).store.prefix  # type: ignore[attr-defined]
-        for file in ("one.toml", "two.toml")
-    }
+    stores: list[Any] = [
+        build(parse(text), path=str(tmp_path / file)).store for file in ("one.toml", "two.toml")
+    ]
+    prefixes = {store.prefix for store in stores}
     assert prefixes == {"wsgigate:shop:"}
 
 
@@ -184,9 +184,10 @@ def test_two_files_never_share_a_store_by_accident(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: None
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    paths = {
-        build(parse(f'[gateway]\nname = "{name}"'), path=str(tmp_path / file)).store.path  # type: ignore[attr-defined]
+    stores: list[Any] = [
+        build(parse(f'[gateway]\nname = "{name}"'), path=str(tmp_path / file)).store
         for name in ("a", "b")
         for file in ("one.toml", "two.toml")
-    }
+    ]
+    paths = {store.path for store in stores}
     assert len(paths) == 4

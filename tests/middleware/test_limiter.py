@@ -61,7 +61,8 @@ def ask(app, address="192.0.2.1", **environ):
         sent = b"".join(body)
     finally:
         close_body(body)
-    return Answer(*begun, sent)  # type: ignore[call-arg]
+    status, headers = begun
+    return Answer(status, headers, sent)
 
 
 def test_a_caller_passes_as_often_as_its_quota_says_and_is_then_refused(store):

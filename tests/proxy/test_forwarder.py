@@ -28,6 +28,7 @@ from wsgigate.http.wsgi import (
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.testing.backend import Backend, Received, cut, reply
+from wsgigate.testing.fakes import Server
 
 Forward = Callable[..., ServiceClient]
 
@@ -473,7 +474,7 @@ def test_the_instance_and_the_reason_of_a_failure_are_logged(
     run_wsgi_app(forward(backend.url).application, environ)[0]
     builder = EnvironBuilder("/")
     environ = builder.get_environ()
-    forward(backend.url).application(environ, lambda *_: lambda _: None)  # type: ignore[arg-type]
+    forward(backend.url).application(environ, Server().start_response)
     assert environ[SERVICE] == "svc"
     assert environ[INSTANCE] == f"127.0.0.1:{backend.port}"
     assert environ[REASON] == ("RemoteDisconnected: Remote end closed connection without response")

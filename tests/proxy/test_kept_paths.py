@@ -31,7 +31,9 @@ from wsgigate.rules.routing import Route
 from wsgigate.testing.backend import Backend, reply
 from wsgigate.testing.fakes import Server
 
-ALL = dict.fromkeys(("encoded_slash", "encoded_backslash", "double_slash", "dot_segments"), "keep")
+ALL: dict[str, Any] = dict.fromkeys(
+    ("encoded_slash", "encoded_backslash", "double_slash", "dot_segments"), "keep"
+)
 
 
 def seen(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -210,7 +212,7 @@ def test_no_reading_leaves_the_added_prefix(
             "REQUEST_URI": path,
         }
         server = Server()
-        list(Dispatcher([Route("/s3", forwarder, **ALL)])(environ, server.start_response))  # type: ignore[arg-type]
+        list(Dispatcher([Route("/s3", forwarder, **ALL)])(environ, server.start_response))
         assert server.status[:3] == str(status)
         assert [each.target for each in backend.requests] == ([sent] if sent else [])
 
@@ -225,7 +227,7 @@ def test_a_mounted_gateway_keeps_the_path() -> None:
 
 def test_a_gateway_within_a_route_decides_by_its_own_routes() -> None:
     inner = Dispatcher([route("/s3", "inner")])
-    outer = [Route("/s3", inner, **ALL)]  # type: ignore[arg-type]
+    outer = [Route("/s3", inner, **ALL)]
     assert ask(outer, "/s3/a//b") == "inner /s3/a/b"
     environ = EnvironBuilder("/").get_environ() | {"PATH_INFO": "/s3/../x", "RAW_URI": "/s3/../x"}
     with pytest.raises(BadTarget):

@@ -164,13 +164,15 @@ class Departed:
 
 def body(*parts: Any, gone: bool = False, status: int = 200) -> tuple[Body, Response, list[Any]]:
     response, ended = Response(status, [], *parts), []
-    return Body(response, ended.append, Departed(gone)), response, ended  # type: ignore[arg-type]
+    watch: Any = Departed(gone)
+    return Body(response, ended.append, watch), response, ended
 
 
 def test_the_end_of_a_body_releases_everything_once() -> None:
     """R02"""
-    response, watch, ended = Response(200, [], b"a", b"b"), Departed(), []
-    made: Any = Body(response, ended.append, watch)  # type: ignore[arg-type]
+    response, ended = Response(200, [], b"a", b"b"), []
+    watch: Any = Departed()
+    made: Any = Body(response, ended.append, watch)
     made.promised = 2
     assert list(made) == [b"a", b"b"]
     made.close()

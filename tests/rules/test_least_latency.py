@@ -101,7 +101,7 @@ def test_faster_members_get_more_requests() -> None:
     fast, middling, slow = members = servers(3)
     policy.set_members(members)
     takes = {fast.name: 0.01, middling.name: 0.03, slow.name: 0.3}
-    counts = Counter()  # type: ignore[var-annotated]
+    counts: Counter[str] = Counter()
     under_way: list[tuple[float, Server]] = []
     for step in range(4_000):
         now = 1000 + step * 0.005

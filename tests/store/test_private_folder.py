@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+from typing import Any
 
 import pytest
 
@@ -87,9 +88,9 @@ def test_another_program_or_place_has_another_folder(home, monkeypatch):
 
 
 def test_a_plain_lmdb_url_is_a_private_folder(home):
-    store = open_store("lmdb:", owner="shop")
-    assert store.path == private_folder("shop")  # type: ignore[attr-defined]
-    store.check()  # type: ignore[attr-defined]
+    store: Any = open_store("lmdb:", owner="shop")
+    assert store.path == private_folder("shop")
+    store.check()
 
 
 @pytest.mark.parametrize("url", ["", "lmdb", "memory", "memory:x", "sqlite:/x", "LMDB:/x"])

@@ -21,7 +21,7 @@ from wsgigate.registry import Registry
 from wsgigate.rules.circuit import CircuitRules, Outcome
 from wsgigate.rules.health import CheckResult, Health, HealthCheck
 from wsgigate.rules.registry import Registered
-from wsgigate.store import COUNTERS, VITAL, StoreError
+from wsgigate.store import COUNTERS, VITAL, Store, StoreError
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.lmdb_environment import RETRY_EVERY, Environment
 from wsgigate.store.memory import MemoryStore
@@ -76,9 +76,9 @@ class Fleet:
 @pytest.fixture(params=["memory", "lmdb"])
 def store(request, folder, clock):
     if request.param == "memory":
-        made = MemoryStore(max_items=2000, clock=clock)
+        made: Store = MemoryStore(max_items=2000, clock=clock)
     else:
-        made = LmdbStore(folder, map_size=MEGABYTE, clock=clock)  # type: ignore[assignment]
+        made = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
     yield made
     made.close()
 

@@ -20,7 +20,12 @@ __all__ = ["Served", "Servers", "home"]
 
 
 class Served:
-    """A server in a session of its own; ``log`` is what it wrote."""
+    """A server in a session of its own; ``log`` is what it wrote.
+
+    :ivar file: The configuration of a gateway.
+    """
+
+    file: Path
 
     def __init__(self, command: list[str], port: int, log: Path, env: dict[str, str]) -> None:
         self.url = f"http://127.0.0.1:{port}"
