@@ -1,4 +1,4 @@
-"""``python -m benchmarks.identity``: what it costs to know, judge and pass on a verified caller.
+"""``python -m benchmarks.identity``: the cost of identities, authorization and tokens for services.
 
 Microseconds of processor time, the least of many rounds that alternate between the cases, as other
 work of the machine only adds. ``PyJWT signs`` is the library alone, beside the gateway's token that

@@ -43,7 +43,7 @@ GROUPS = ("groups", "cognito:groups")
 
 @dataclass(frozen=True, slots=True)
 class RequestFacts:
-    """What a policy is told of a request.
+    """The facts of a request, by which a policy decides.
 
     :param method: The method, in upper case.
     :param path: The canonical path, percent-encoded, as it is matched and forwarded.

@@ -6,8 +6,8 @@ verified by any library from the gateway's published keys.
 
 The keys are derived from a secret and the number of the current period. So all workers and machines
 with the secret have the same keys without sharing anything else, and none is ever stored. The keys
-of the previous, the current and the next period are published: a service that has cached the set
-for less than a period knows each key before the first token that it signs.
+of the previous, the current and the next period are published, so a service that caches the set for
+less than a period has each key before the first token that it signs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _CachedToken(NamedTuple):
 
 @checked
 class InternalTokens:
-    """Short-lived tokens (JWT, ES256) that tell services the verified caller.
+    """Short-lived tokens (JWT, ES256) that carry the verified caller to services.
 
     :param secret: The secret from which the keys are derived, at least 32 bytes, the same on all
         gateways. Several during its rotation: the first signs, the keys of all are published.
@@ -125,7 +125,7 @@ class InternalTokens:
         return f"Bearer {token}" if self.field.lower() == "authorization" else token
 
     def token(self, caller: VerifiedCaller, audience: str) -> str:
-        """Return a token that tells the service *audience* the *caller*.
+        """Return a token for the service *audience* that carries the *caller*.
 
         The requests of one caller share a token for half of its lifetime.
         """

@@ -22,7 +22,7 @@ WELL_KNOWN = "/.well-known/oauth-protected-resource"
 class ProtectedResource:
     """A resource that requires access tokens.
 
-    :param url: The URL by which clients know it, such as ``https://api.example.com/orders``.
+    :param url: The URL that clients use, such as ``https://api.example.com/orders``.
     :param authorization_servers: The issuers of the tokens that it accepts: URLs.
     :param scopes: The scopes that requests may require.
     :param name: A name for people.
