@@ -70,6 +70,25 @@ plans = {{ gold = "4/h" }}
         assert ask(client, gold[1]) == (429 if shared else 200), key
 
 
+def test_an_authorizer_decides_by_the_scopes_and_the_claims_of_a_key(site: ModuleType) -> None:
+    rules = """
+[[routes.middleware]]
+use = "authorizer"
+scopes = ["orders:write"]
+claims = { plan = "gold" }
+"""
+    client = Client(built(ADMIN_TABLE + APP + API_KEY + rules))
+    made = [
+        call(client, "", {"owner": "acme", "plan": plan, "scopes": scopes})["key"]
+        for plan, scopes in (
+            ("gold", ["orders:write"]),
+            ("gold", ["orders:read"]),
+            ("free", ["orders:write"]),
+        )
+    ]
+    assert [ask(client, key) for key in made] == [200, 403, 403]
+
+
 def test_a_rotated_key_does_not_get_a_new_quota(site: ModuleType) -> None:
     limit = '[[routes.middleware]]\nuse = "limiter"\nkey = "api-key"\nquota = "2/h"\n'
     client = Client(built(ADMIN_TABLE + APP + API_KEY + limit))
