@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from tests.support.certificates import make_certificate
+from tests.support.sockets import read_to_end
 from wsgigate.client.adapter import Sessions, gateway_session
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import FieldRules
@@ -86,7 +87,7 @@ class Gateway:
 
     def got(self) -> bytes:
         """Return all that the client has been sent through the tunnel."""
-        return b"".join(iter(lambda: self.client.recv(4096), b""))
+        return read_to_end(self.client)
 
     def close(self) -> None:
         for end in (self.client, self._served):

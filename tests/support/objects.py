@@ -50,7 +50,9 @@ def kept(*roots: object, but: Iterable[object] = ()) -> Iterator[object]:
 
 def part(kind: type[T], *roots: object) -> T:
     """Return the nearest object of *kind* that can be reached from *roots*."""
-    return next(each for each in kept(*roots) if isinstance(each, kind))
+    found = next((each for each in kept(*roots) if isinstance(each, kind)), None)
+    assert found is not None, f"it keeps no {kind.__name__}"
+    return found
 
 
 def texts_kept(*roots: object, but: Iterable[object] = ()) -> set[str]:

@@ -85,6 +85,8 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
     :cvar max_connections_per_client: Connections that one address may have open, or one /64 network
         of IPv6; None for any number. Those of a Unix socket have no address, and no limit.
     :cvar trusted_proxies: Addresses and networks without that limit.
+    :ivar at_work: The threads that handle an event.
+    :ivar waits: Since when a thread waits for the client of each connection, in monotonic seconds.
     """
 
     head_timeout = 10.0
@@ -96,8 +98,8 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._open: dict[ClientConnection, None] = {}
-        self.at_work: set[int] = set()  # threads that handle an event
-        self.waits: dict[ClientConnection, float] = {}  # since when a thread waits for its client
+        self.at_work: set[int] = set()
+        self.waits: dict[ClientConnection, float] = {}
         self._slow: SlowClients[ClientConnection] = SlowClients()
         self._next_scan = 0.0
         self._stop_at: float | None = None  # when a stopping worker accepts no further request

@@ -165,8 +165,7 @@ def test_expect_is_answered_and_goes_no_further(gate: Any) -> None:
         assert sock.recv(25) == b"HTTP/1.1 100 Continue\r\n\r\n"
         sock.sendall(b"abc")
         assert sock.recv(12) == b"HTTP/1.1 200"
-        while sock.recv(65536):
-            pass
+        read_to_end(sock)
     gate.settled(before, 1)
     request = gate.backend.requests[-1]
     assert request.value("Expect") is None
