@@ -17,7 +17,7 @@ from tests.servers.gate import GET, KEPT, Gate, Make, hello
 from tests.support.objects import part
 from wsgigate.servers.gunicorn_boot import OnceToken
 from wsgigate.servers.gunicorn_threads import IdleConnections
-from wsgigate.servers.gunicorn_worker import ClientConnections, GateWorker
+from wsgigate.servers.gunicorn_worker import ConnectionCounts, GateWorker
 
 
 def test_exactly_one_worker_takes_the_token() -> None:
@@ -407,10 +407,28 @@ def test_one_client_has_so_many_connections_and_no_more(make: Make) -> None:
         client.close()
     while gate.worker.connections():
         gate.step()
-    assert len(part(ClientConnections, gate.worker)) == 0
+    assert len(part(ConnectionCounts, gate.worker)) == 0
     assert gate.ask().endswith(b"ok")
 
 
 def test_the_limit_of_connections_does_not_apply_to_trusted_proxies(make: Make) -> None:
     for gate in (make(kind=limited(1, "127.0.0.0/8")), make(proxy_protocol="v1", kind=limited(1))):
         assert [gate.ask(client=gate.connect())[-2:] for _ in range(3)] == [b"ok"] * 3
+
+
+def test_a_trusted_proxy_that_leaves_gives_its_network_no_further_connection(make: Make) -> None:
+    gate = make(kind=limited(1, "2001:db8::1"))
+
+    def opened(host: str) -> socket.socket:
+        ours, client = socket.socketpair()
+        gate.clients.append(client)
+        gate.worker.opened(ours, (host, 4100, 0, 0), gate.listener)
+        return client
+
+    proxy = opened("2001:db8::1")
+    opened("2001:db8::2")
+    proxy.close()
+    gate.step()
+    assert gate.worker.connections() == 1
+    opened("2001:db8::3")  # of the same /64 network
+    assert gate.worker.connections() == 1

@@ -143,65 +143,44 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         )
         self._environ = self.environ() | {LEND_THREAD: self.tpool.lend}
         self._proxied = cfg.proxy_protocol
-        self._clients = ClientConnections(self.max_connections_per_client, self.trusted_proxies)
+        self._counts = ConnectionCounts(self.max_connections_per_client, self.trusted_proxies)
 
     # Connections.
 
     def opened(self, client: socket.socket, address: Any, listener: Any) -> None:
         """Add a connection that was accepted to the idle ones; it belongs to no thread yet."""
-        counted = ""
         may_proxy = self._proxied != "off" and self._may_proxy(address)
-        if self._clients.most and isinstance(address, tuple) and not may_proxy:
-            counted = address_key(address[0])
-            refused = self._clients.enter(counted, address[0])
-            if refused is not None:
-                if refused:
-                    self.log.warning(
-                        "Connections closed: ip=%s has %d (max_connections_per_client)",
-                        address[0],
-                        self._clients.most,
-                    )
-                client.close()
-                return
-        environ = self._environ.copy()
-        environ["gunicorn.socket"] = client
-        server = listener.getsockname()
-        if isinstance(address, tuple):
-            environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = address[0], str(address[1])
-            trusted = _ip_in_allow_list(
-                address[0], self.cfg.forwarded_allow_ips, self.cfg.forwarded_allow_networks()
-            )
-        else:
-            environ["REMOTE_ADDR"] = address.decode() if isinstance(address, bytes) else address
-            trusted = True
-        if isinstance(server, tuple):
-            environ["SERVER_NAME"], environ["SERVER_PORT"] = server[0], str(server[1])
+        counted = "" if may_proxy else self._count(address)
+        if counted is None:
+            client.close()
+            return
         kind = ClientConnection
         if self._tls:
             try:
-                client.setblocking(False)
-                client = ssl_context(self.cfg).wrap_socket(
-                    client,
-                    server_side=True,
-                    suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
-                    do_handshake_on_connect=False,
-                )
+                client = self._wrapped(client)
             except OSError as error:
                 # nothing was read yet, so either a file cannot be used, or the client has left
                 level = self.log.debug if error.errno in LOST else self.log.error
-                level("TLS failed with ip=%s: %s", environ["REMOTE_ADDR"], error)
+                level("TLS failed with ip=%s: %s", _host(address), error)
                 client.close()
-                self._clients.leave(counted)
+                self._counts.leave(counted)
                 return
-            environ["gunicorn.socket"] = client
             kind = TlsConnection
         elif client.gettimeout() is not None:
             client.setblocking(True)
+        server = listener.getsockname()
+        environ = self._environ.copy()
+        environ["gunicorn.socket"] = client
+        environ["REMOTE_ADDR"] = _host(address)
+        if isinstance(address, tuple):
+            environ["REMOTE_PORT"] = str(address[1])
+        if isinstance(server, tuple):
+            environ["SERVER_NAME"], environ["SERVER_PORT"] = server[0], str(server[1])
         connection = kind(
             client,
             address,
             environ,
-            self._trusted if trusted else self._plain,
+            self._trusted if self._is_trusted(address) else self._plain,
             self._rules,
             self._deadlines,
             waits=self.waits,
@@ -215,6 +194,47 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         self._open[connection] = None
         self.idle.add(connection)
         self.tpool.start()
+
+    def _count(self, address: Any) -> str | None:
+        """Count a connection; return the key that it counts for, None if it is one too many.
+
+        The key is empty for a connection without a limit, as that of a Unix socket.
+        """
+        counts = self._counts
+        if not counts.most or not isinstance(address, tuple) or address[0] in counts.exempt:
+            return ""
+        key = address_key(address[0])
+        refused = counts.enter(key)
+        if refused is None:
+            return key
+        if refused:
+            self.log.warning(
+                "Connections closed: ip=%s has %d (max_connections_per_client)",
+                address[0],
+                counts.most,
+            )
+        return None
+
+    def _wrapped(self, client: socket.socket) -> socket.socket:
+        """Return *client* wrapped for TLS; the handshake follows as it arrives.
+
+        :raises OSError: A file cannot be used, or the client has left.
+        """
+        client.setblocking(False)
+        wrapped: socket.socket = ssl_context(self.cfg).wrap_socket(
+            client,
+            server_side=True,
+            suppress_ragged_eofs=self.cfg.suppress_ragged_eofs,
+            do_handshake_on_connect=False,
+        )
+        return wrapped
+
+    def _is_trusted(self, address: Any) -> bool:
+        """Return whether gunicorn trusts the peer's fields for the scheme."""
+        cfg = self.cfg
+        return not isinstance(address, tuple) or _ip_in_allow_list(
+            address[0], cfg.forwarded_allow_ips, cfg.forwarded_allow_networks()
+        )
 
     def _watch_output(self, connection: ClientConnection) -> None:
         self.idle.add(connection, writable=True)
@@ -274,7 +294,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         """Return whether *conn* was open until now."""
         if self._open.pop(conn, conn) is not None:
             return False
-        self._clients.leave(conn.counted)
+        self._counts.leave(conn.counted)
         return True
 
     def expire(self, now: float) -> None:
@@ -412,24 +432,22 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
             self.defer(self.release, connection)
 
 
-class ClientConnections:
+class ConnectionCounts:
     """Counts the connections of each client address; those that linger do not count.
 
     :param most: The most that one may have; None for any number.
-    :param exempt: Addresses and networks that are not counted.
+    :param exempt: Addresses and networks that the caller does not count.
     """
 
     def __init__(self, most: int | None, exempt: Iterable[str]) -> None:
         self.most = most or 0
-        self._exempt = AddressList(exempt)
+        self.exempt = AddressList(exempt)
         self._lock = threading.Lock()
         self._open: dict[str, int] = {}
         self._refused: set[str] = set()  # since each had no connection: logged once
 
-    def enter(self, key: str, address: str) -> bool | None:
+    def enter(self, key: str) -> bool | None:
         """Count a connection; return None, or if it is one too many whether to log that."""
-        if address in self._exempt:
-            return None
         with self._lock:
             count = self._open.get(key, 0)
             if count < self.most:
@@ -454,3 +472,10 @@ class ClientConnections:
             else:
                 self._open.pop(key, None)
                 self._refused.discard(key)
+
+
+def _host(address: Any) -> str:
+    """Return a peer's address; that of a Unix socket is its path, or empty."""
+    if isinstance(address, tuple):
+        return str(address[0])
+    return address.decode() if isinstance(address, bytes) else str(address)
