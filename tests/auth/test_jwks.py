@@ -117,19 +117,37 @@ def test_a_new_key_reaches_every_worker_and_an_old_one_leaves_when_confirmed():
     assert fleet.names() == [names(NEW)] * 2
 
 
+def test_a_key_that_is_used_right_after_a_regular_attempt_is_found_at_once():
+    fleet = Fleet(2)
+    fleet.step()
+    fleet.endpoint.keys = (OLD, NEW)
+    fleet.clock.now += 1
+    worker = fleet.workers[1]
+    with pytest.raises(KeysUnavailable, match="an unknown key"):
+        worker.newer(worker.current)
+    worker.step()
+    fleet.step()
+    assert fleet.endpoint.fetches == 2
+    assert fleet.names() == [names(OLD, NEW)] * 2
+
+
 def test_an_unknown_key_id_brings_the_next_attempt_forward_to_the_end_of_the_cooldown():
     fleet = Fleet(2)
     fleet.step()
     worker = fleet.workers[1]
+    with pytest.raises(KeysUnavailable):
+        worker.newer(worker.current)
+    worker.step()
+    assert fleet.endpoint.fetches == 2
     fleet.endpoint.keys = (OLD, NEW)
     fleet.clock.now += 29
     assert worker.newer(worker.current) is None, "the issuer has just listed its keys"
     fleet.step()
-    assert fleet.endpoint.fetches == 1
+    assert fleet.endpoint.fetches == 2
     fleet.clock.now += 1
     fleet.step()
-    assert fleet.endpoint.fetches == 2
     fleet.step()
+    assert fleet.endpoint.fetches == 3
     assert fleet.names() == [names(OLD, NEW)] * 2
 
 

@@ -49,8 +49,15 @@ def test_a_key_is_dropped_when_a_second_answer_confirms_that_it_is_gone(known, f
 )
 def test_the_next_attempt_follows_cache_control_within_bounds(max_age, wait):
     record = after(JwksRecord(), JwksAnswer((A,), max_age=max_age))
-    assert (record.earliest, record.due) == (T + 30, T + wait)
+    assert (record.earliest, record.due) == (T, T + wait)
     assert (record.at, record.failures, record.error) == (T, 0, "")
+
+
+def test_an_attempt_for_an_unknown_key_postpones_the_next_one_of_its_kind():
+    asked = succeeded(JwksRecord(), JwksAnswer((A,)), T, refresh=600.0, cooldown=30.0, asked=True)
+    assert (asked.earliest, asked.due) == (T + 30, T + 600)
+    short = succeeded(JwksRecord(), JwksAnswer((A,)), T, refresh=10.0, cooldown=30.0)
+    assert (short.earliest, short.due) == (T, T + 30)
 
 
 def test_whether_a_key_is_gone_is_asked_a_cooldown_later():

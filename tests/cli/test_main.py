@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.files import BROKEN, SECRET, SHOP, Cli
 from tests.support.certificates import make_certificate
+from tests.support.issuer import FaultyIssuer
 from wsgigate import __version__
 
 
@@ -269,3 +270,25 @@ def test_a_reader_that_stops_reading_is_no_error(tmp_path: Path) -> None:
         running.stdout.close()
         assert running.stderr.read() == ""
     assert running.returncode == 141
+
+
+def test_check_warns_of_issuers_that_do_not_answer_and_offline_asks_none(cli: Cli) -> None:
+    with FaultyIssuer() as issuer:
+        issuer.mode = "error"
+        path = cli.file(
+            '[store]\nurl = "memory:"\n[[routes]]\npath = "/"\n'
+            'app = "wsgiref.simple_server:demo_app"\n'
+            f'middleware = [{{ use = "authenticator", issuer = "{issuer.url}" }}]\n'
+        )
+        code, out, err = cli("check", path)
+        assert code == 0
+        assert f"{path}: warning: routes[0].middleware[0]: the keys of {issuer.url} cannot" in err
+        asked = len(issuer.requests)
+        assert cli("check", "--offline", path) == (0, out, "")
+        assert len(issuer.requests) == asked > 0
+
+
+def test_check_offline_does_not_ask_a_store_on_another_machine(cli: Cli) -> None:
+    path = cli.file('[store]\nurl = "redis://127.0.0.1:1/0"\n[gateway]\nname = "shop"\n')
+    assert "warning: store.url" in cli("check", path)[2]
+    assert "store.url" not in cli("check", "--offline", path)[2]

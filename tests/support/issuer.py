@@ -82,7 +82,8 @@ class FaultyIssuer:
     """An issuer on loopback, with a discovery document and a JWK set; a context manager.
 
     :ivar mode: How its endpoints answer: ``good``, ``hang``, ``close``, ``error``, ``html``,
-        ``empty``, ``older`` (the first set it ever had), ``redirect``, ``huge``, ``enc``.
+        ``empty``, ``redirect``, ``huge``, ``enc``; ``older``, the first set it ever had from a
+        cache in front, or ``flapping``, that set at every second request.
     :ivar keys: The published keys; the last one signs.
     :ivar requests: The paths that were requested.
     """
@@ -143,6 +144,7 @@ class FaultyIssuer:
         return {
             "good": {"keys": keys},
             "older": {"keys": self._first},
+            "flapping": {"keys": self._first if self.fetches % 2 else keys},
             "empty": {"keys": []},
             "enc": {"keys": [{**key, "use": "enc"} for key in keys]},
         }.get(self.mode, {"keys": keys})
@@ -165,6 +167,8 @@ class FaultyIssuer:
                 body = json.dumps(document).encode()
                 status = 404 if document is None else 200
                 fields = dict(issuer.fields)
+                if mode == "older":
+                    fields["Age"] = "3600"
                 if mode == "error":
                     status = 500
                 if mode == "html":

@@ -55,7 +55,7 @@ class Gate:
 
     def __init__(self, **options):
         self.seen = []
-        if not {"public_key", "jwks", "jwks_file", "issuers"} & options.keys():
+        if not {"public_key", "jwks", "jwks_file", "issuers", "key_sources"} & options.keys():
             options.setdefault("algorithms", ["HS256"])
             options.setdefault("secret", SECRET)
         self.clock = options.setdefault("clock", Clock())

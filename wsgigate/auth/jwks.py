@@ -20,9 +20,9 @@ valid tokens accepted and requests fast:
    behind one name do not all change their keys at the same moment.
 5. **An unknown key id triggers one attempt per cooldown**, however many tokens have one. A few of
    these requests wait for it, for at most a second, as an issuer may have just replaced its keys,
-   and only while the endpoint is not known to be slow. The others get an answer at once: that the
-   token is invalid if the issuer has listed its keys within the last cooldown, else that it cannot
-   be checked.
+   and only while the endpoint is not known to be slow or failing. The others get an answer at
+   once: that the token is invalid if the issuer was asked for an unknown key within the last
+   cooldown and has listed its keys, else that it cannot be checked.
 
 A lock held during a fetch, or a result written without the swap, would break them. After a fork
 nothing is known until the store has been read again: the thread belongs to the parent.
@@ -301,6 +301,7 @@ class RemoteKeys:
         self._record = JwksRecord()
         self._fetched_at: float | None = None  # by the clock of this process
         self._looked_at = float("-inf")
+        self._closed_until = float("-inf")  # no attempt begins before, by the clock of this process
         self._wanted = False
         self._slow = False
         self._waiting = 0
@@ -308,7 +309,7 @@ class RemoteKeys:
     # For requests.
 
     def newer(self, seen: KeySet | None) -> KeySet | None:
-        """Return keys newer than *seen*; None if the issuer has listed its keys just now.
+        """Return keys newer than *seen*; None if the issuer has just listed its keys again.
 
         A few callers wait, for at most a second.
 
@@ -316,17 +317,19 @@ class RemoteKeys:
         """
         if self._is_news(seen):
             return self.current
-        self._wanted = True
-        if seen is not None and self._is_fresh():
-            return None
+        if seen is not None:
+            self._wanted = True
+            if self._just_asked():
+                return None
+        listed = self._record.at
         healthy = not (self._slow or self._failed)
         if self.start() or healthy or self._clock() - self._looked_at >= _GLANCE:
             self._wake.set()
         if healthy:
-            self._wait(seen)
+            self._wait(lambda: self._is_news(seen) or self._record.at != listed or self._failed)
         if self._is_news(seen):
             return self.current
-        if seen is not None and self._is_fresh():
+        if seen is not None and self._record.at != listed:
             return None
         why = self._record.error if self._failed else "they are being fetched"
         raise KeysUnavailable(
@@ -340,16 +343,14 @@ class RemoteKeys:
         current = self.current
         return current is not None and current is not seen
 
-    def _is_fresh(self) -> bool:
-        fetched = self._fetched_at
-        return fetched is not None and self._clock() - fetched < self._cooldown
+    def _just_asked(self) -> bool:
+        """Return whether the issuer has listed its keys for an unknown key id just now."""
+        record = self._record
+        return not (record.failures or record.claim) and self._clock() < self._closed_until
 
-    def _wait(self, seen: KeySet | None) -> None:
-        def known() -> bool:
-            return self._is_news(seen) or (seen is not None and self._is_fresh()) or self._failed
-
+    def _wait(self, known: Callable[[], bool]) -> None:
         with self._changed:
-            if seen is not None and self._waiting >= _WAITING:
+            if self.current is not None and self._waiting >= _WAITING:
                 return
             self._waiting += 1
             try:
@@ -446,8 +447,8 @@ class RemoteKeys:
         claim = encoded(started(record, now, secrets.token_hex(8)))
         if not self._value.swap(value, claim):
             return 0.1
-        self._wanted = False
-        return self._attempt(record, claim, now, stopping)
+        asked, self._wanted = self._wanted, False
+        return self._attempt(record, claim, now, asked, stopping)
 
     def _newer_than(self, record: JwksRecord, now: float) -> JwksRecord | None:
         """Return *record* with the keys of this worker, if it knows newer ones.
@@ -467,12 +468,20 @@ class RemoteKeys:
         record: JwksRecord,
         claim: bytes,
         now: float,
+        asked: bool,
         stopping: threading.Event | None,
     ) -> float:
         before = self._clock()
         try:
             answer = self._ask(stopping=stopping)
-            result = succeeded(record, answer, now, refresh=self._refresh, cooldown=self._cooldown)
+            result = succeeded(
+                record,
+                answer,
+                now,
+                refresh=self._refresh,
+                cooldown=self._cooldown,
+                asked=asked,
+            )
             if len(encoded(result)) > VALUE_BYTES:
                 result = failed(record, "its keys are too large", now, cooldown=self._cooldown)
         except Stopped:
@@ -503,6 +512,7 @@ class RemoteKeys:
             fetched = self._clock() - max(0.0, now - record.at)
         with self._changed:
             self.current, self._fetched_at = current, fetched
+            self._closed_until = self._clock() + record.earliest - now
             if not record.claim:
                 self._slow = False
             self._changed.notify_all()

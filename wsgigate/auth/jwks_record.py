@@ -61,7 +61,7 @@ class JwksRecord(NamedTuple):
         did not have.
     :ivar at: When they were fetched; None before.
     :ivar made: When that answer was made, by its fields.
-    :ivar earliest: No attempt begins before.
+    :ivar earliest: No attempt begins before, not even for an unknown key id.
     :ivar due: The next attempt begins then, unless an unknown key id makes it earlier.
     :ivar failures: Number of failures since the last good answer.
     :ivar error: Why the last attempt failed; empty if it did not.
@@ -116,9 +116,19 @@ def merged(known: Sequence[Jwk], found: Sequence[Jwk]) -> tuple[Jwk, ...]:
 
 
 def succeeded(
-    record: JwksRecord, answer: JwksAnswer, began: float, *, refresh: float, cooldown: float
+    record: JwksRecord,
+    answer: JwksAnswer,
+    began: float,
+    *,
+    refresh: float,
+    cooldown: float,
+    asked: bool = False,
 ) -> JwksRecord:
-    """Return *record* after the attempt that *began* then brought *answer*."""
+    """Return *record* after the attempt that *began* then brought *answer*.
+
+    :param asked: Whether an unknown key id triggered it. Only such an attempt postpones the next
+        one of its kind: a key that is used right after a regular attempt is found at once.
+    """
     if record.made is not None and answer.made is not None and answer.made < record.made - _SKEW:
         older = f"its answer is {record.made - answer.made:.0f} s older than the last one"
         return failed(record, older, began, cooldown=cooldown)
@@ -128,9 +138,10 @@ def succeeded(
         wait = min(refresh, max(answer.max_age, _SHORTEST))
     if any("gone" in key for key in keys):
         wait = cooldown  # ask again soon whether they are gone
-    earliest = began + cooldown
+    earliest = began + cooldown if asked else began
     error = answer.left_out[0] if answer.left_out else ""
-    return JwksRecord(keys, began, answer.made, earliest, max(earliest, began + wait), 0, error)
+    due = began + max(wait, cooldown)
+    return JwksRecord(keys, began, answer.made, earliest, due, 0, error)
 
 
 def failed(record: JwksRecord, why: str, began: float, *, cooldown: float) -> JwksRecord:

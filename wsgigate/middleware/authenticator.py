@@ -92,8 +92,9 @@ class Authenticator:
     The keys are *secret*, *public_key*, *jwks* or *jwks_file*. Without any of them, they are those
     that the discovery document of *issuer* names (OpenID Connect Discovery, RFC 8414). Keys are
     fetched in the background, by one worker for all that share the store, and the last good ones
-    are used for 24 hours. A token whose key is not known gets a 401 if the issuer has listed its
-    keys within *jwks_cooldown*; if its keys cannot be fetched, 503 with ``Retry-After``.
+    are used for 24 hours. An unknown key id makes the issuer be asked again, at most once in
+    *jwks_cooldown*: the token gets a 401 if the issuer does not list its key, and 503 with
+    ``Retry-After`` if the keys cannot be fetched.
 
     A verified token is cached by its hash until it expires or the keys of its issuer change. Each
     request gets a copy of the claims, which it may change.
