@@ -66,8 +66,11 @@ __all__ = ["FileKeys", "KeySource", "KeySources", "KeysUnavailable", "RemoteKeys
 
 _log = logging.getLogger("wsgigate.jwks")
 
-_POLL = 10.0
-"""Seconds after which a worker reads the store again."""
+_POLL = 2.0
+"""Seconds after which a worker reads the store again: another may have fetched newer keys."""
+
+_POLL_IN_FLIGHT = 0.1
+"""The same, while another worker fetches."""
 
 _GLANCE = 0.25
 """The least seconds after which unknown keys make a worker read the store again in an outage."""
@@ -443,10 +446,10 @@ class RemoteKeys:
         left = (record.earliest if self._wanted or mine else record.due) - now
         # a time beyond all pauses is of a clock that was set back
         if 0 < left <= self._refresh + IN_FLIGHT:
-            return min(left, 0.1 if self._waiting else _POLL)
+            return min(left, _POLL_IN_FLIGHT if record.claim else _POLL)
         claim = encoded(started(record, now, secrets.token_hex(8)))
         if not self._value.swap(value, claim):
-            return 0.1
+            return _POLL_IN_FLIGHT
         asked, self._wanted = self._wanted, False
         return self._attempt(record, claim, now, asked, stopping)
 
