@@ -56,8 +56,15 @@ def test_bytes_of_a_value_pass_unchanged(gate: Any) -> None:
     assert b"X-Raw: \xff\xe9\r\n" in request.head
 
 
-@pytest.mark.parametrize("sub", ["7\r\nX-Evil: 1", "7\x00", "€", "7" * 5000])
+@pytest.mark.parametrize("sub", ["7\r\nX-Evil: 1", "7\x00", "7\x85", " 7", "7" * 5000])
 def test_a_claim_that_is_no_field_value_is_not_forwarded(sub: str, gate: Any) -> None:
     """B11: the token is refused as a whole, or the request with it."""
     token = gate.mint(sub)
     gate.refused(gate.raw("/api/x", f"Authorization: Bearer {token}"), 401, 403)
+
+
+def test_a_claim_beyond_ascii_is_forwarded_as_utf_8(gate: Any) -> None:
+    """Also where a byte of it would be a line break as a character: U+00C5 has the byte 85."""
+    token = gate.mint("Å € 7")
+    request, _ = gate.passed(gate.raw("/api/x", f"Authorization: Bearer {token}"))
+    assert b"X-User-Id: \xc3\x85 \xe2\x82\xac 7\r\n" in request.head
