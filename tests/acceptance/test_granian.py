@@ -6,7 +6,6 @@ import http.client
 import json
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 import pytest
 import requests
 
+from tests.acceptance.events import TwoEvents
 from tests.acceptance.files import LOGGED_SERVICE
 from tests.support.sockets import read_to_end
 from tests.support.waiting import until
-from wsgigate.testing.backend import Backend, Received, cut, reply
+from wsgigate.testing.backend import Backend, cut, reply
 
 Serve = Callable[..., Any]
 
@@ -193,20 +193,12 @@ def test_a_response_without_a_length_that_is_cut_is_cut_where_granian_can(
 
 
 def test_events_arrive_as_they_are_sent(gateway: Any, backend: Backend) -> None:
-    seen = threading.Event()
-
-    def answer(connection: socket.socket, _request: Received) -> bool:
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n")
-        assert seen.wait(10)
-        connection.sendall(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
-        return True
-
-    backend.answers = [answer]
+    events = TwoEvents()
+    backend.answers = [events]
     with requests.get(f"{gateway.url}/svc", stream=True, timeout=20) as response:
         chunks = response.iter_content(None)
         assert next(chunks) == b"data: 1\n\n"
-        seen.set()
+        events.taken.set()
         assert next(chunks) == b"data: 2\n\n"
 
 

@@ -57,3 +57,14 @@ def pool_of(*urls: str, **options: Any) -> Watched:
     """Return a pool whose members are picked in their order, one after the other."""
     instances = [Instance(url) for url in urls]
     return Watched("svc", instances, **{"balance": "round-robin", "random": lambda: 0.0} | options)
+
+
+def picked(pool: Pool, times: int = 60) -> set[str]:
+    """Return the URLs of the instances that *pool* picks."""
+    urls = set()
+    for _ in range(times):
+        lease = pool.pick()
+        assert lease is not None
+        urls.add(lease.instance.url)
+        lease.release()
+    return urls

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
+from tests.proxy.clients import picked
 from tests.support.objects import hold_locks
 from wsgigate.discovery import Instance
 from wsgigate.proxy.forwarder import Forwarder
@@ -25,16 +26,6 @@ URLS = [f"http://127.0.0.1:{port}" for port in (3001, 3002, 3003)]
 
 def pool(*urls: str, **options: Any) -> Pool:
     return Pool("users", [Instance(url) for url in urls or URLS], **options)
-
-
-def picked(from_pool: Pool, times: int = 60) -> set[str]:
-    urls = set()
-    for _ in range(times):
-        lease = from_pool.pick()
-        assert lease is not None
-        urls.add(lease.instance.url)
-        lease.release()
-    return urls
 
 
 def test_a_forked_worker_counts_its_own_requests(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.proxy.clients import picked
 from wsgigate.discovery import Instance
 from wsgigate.proxy.pool import InstanceLease, Pool
 from wsgigate.rules.balance import POLICIES
@@ -52,16 +53,6 @@ def weights(users: Pool) -> dict[str, float]:
     for lease in leases.values():
         lease.release()
     return {url: lease.member.weight for url, lease in leases.items()}
-
-
-def picked(users: Pool, times: int = 60) -> set[str]:
-    urls = set()
-    for _ in range(times):
-        lease = users.pick()
-        assert lease is not None
-        urls.add(lease.instance.url)
-        lease.release()
-    return urls
 
 
 def test_added_instances_get_requests_and_removed_ones_none() -> None:

@@ -69,6 +69,7 @@ def _listening(port: int) -> set[str]:
 
 
 def read_listening(port: int) -> set[str]:
+    """Return the sockets of any process that listen on *port*, as the kernel lists them once."""
     found = set()
     for table in ("tcp", "tcp6"):
         try:

@@ -185,6 +185,7 @@ class TokenBucket:
             self.tick *= 10
         token = -(-quota.micros // self.tick)
         self.token = token
+        """Units of one token."""
         self._numbers = (quota.limit, token, self.tick, token * quota.limit)
 
     def take(

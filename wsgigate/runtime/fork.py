@@ -148,6 +148,7 @@ def tested() -> bool:
 
 
 def has_test_runner() -> bool:
+    """Return whether a test runner is at work in this process right now."""
     modules, environ = sys.modules, os.environ
     if "_pytest.config" in modules and (
         "PYTEST_VERSION" in environ or "PYTEST_CURRENT_TEST" in environ

@@ -64,6 +64,7 @@ class _Good(NamedTuple):
 
 
 last_valid: _Good | None = None
+"""The last valid configuration of this process; ``None`` before the first."""
 
 _started = time.time()
 

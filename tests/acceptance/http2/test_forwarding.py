@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.acceptance.events import TwoEvents
 from tests.acceptance.http2.gate import GATEWAY, Gate
 from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, cut, reply
@@ -51,20 +52,12 @@ def test_a_client_may_speak_http_1_1_as_well(gate: Gate) -> None:
 
 
 def test_a_response_comes_as_it_is_made(gate: Gate) -> None:
-    taken = threading.Event()
-
-    def events(connection: socket.socket, _request: Received) -> bool:
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
-        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n")
-        assert taken.wait(10)
-        connection.sendall(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
-        return True
-
+    events = TwoEvents()
     gate.backend.answers = [events]
     with gate.http() as http, http.stream("GET", "/svc") as response:
         blocks = response.iter_raw()
         assert next(blocks) == b"data: 1\n\n"
-        taken.set()
+        events.taken.set()
         assert b"".join(blocks) == b"data: 2\n\n"
 
 
