@@ -347,6 +347,17 @@ def test_j18_a_token_too_long_or_too_deep_costs_nothing(token):
     assert Gate().bearer(token) == INVALID
 
 
+@pytest.mark.parametrize(("levels", "status"), [(64, 200), (65, 401), (500, 401)])
+def test_j18_claims_are_at_most_64_levels_deep(levels, status):
+    for opening, closing in (("[", "]"), ('{"a":', "}")):
+        inner = opening * levels + ("1" if opening != "[" else "") + closing * levels
+        payload = f'{{"exp": {NOW + 60}, "x": {inner}}}'
+        gate = Gate()
+        assert gate.bearer(signed(payload))[0] == status
+        if status == 200:
+            assert gate.claims["x"] == json.loads(inner)
+
+
 def test_j18_a_token_of_8_kilobytes_is_read():
     size = 8192 - len(signed(claims(x="")))
     token = signed(claims(x="x" * (size * 3 // 4)))
