@@ -47,6 +47,9 @@ __all__ = [
 
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
+_USUAL = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
+"""Methods that need no such check."""
+
 
 class Fields(dict[str, str]):
     """Request fields as they are sent, with the exact request target.
@@ -119,7 +122,7 @@ def head_bytes(method: str, target: str, fields: Mapping[str, str]) -> bytes:
     ends = len(lines)  # exactly the line ends written here; more would come from a value
     if text.count("\n") != ends or text.count("\r") != ends or "\0" in text:
         raise InvalidHeader("a request field contains a line end or NUL")
-    if lines[0].count(" ") != 2 or not _METHOD.fullmatch(method):
+    if lines[0].count(" ") != 2 or not (method in _USUAL or _METHOD.fullmatch(method)):
         raise InvalidURL("the request has no valid method or target")
     return text.encode("latin-1")
 
