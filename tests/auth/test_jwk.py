@@ -184,6 +184,8 @@ SETS = [
         json.dumps({"keys": [RSA.jwk(), RSA.jwk(d="AQ")]}),
         r"jwks: keys\[1\] \(kid .RS256-0.\): a pri",
     ),
+    ({"keys": [OCT, RSA.jwk()]}, r"jwks: secrets \(oct\) and public keys in one set"),
+    ({"keys": [RSA.jwk(), RSA.jwk()]}, r"keys\[1\] .*: another key of the same kind has this kid"),
     ("-----BEGIN PUBLIC KEY-----", "this is PEM text: give it as public_key or public_key_file"),
     (7, "jwks: expected a JWK set as text or as a table, not int"),
 ]
@@ -196,7 +198,7 @@ def test_a_set_that_cannot_be_used_names_the_key_and_the_reason(text, why):
 
 
 def test_a_configured_set_may_have_other_keys_besides():
-    jwks = {"keys": [RSA.jwk(use="enc"), {"kty": "X"}, EC.jwk(), OKP.jwk(), OCT]}
+    jwks = {"keys": [RSA.jwk(use="enc"), {"kty": "X"}, EC.jwk(), OKP.jwk()]}
     assert [key.kid for key in VerificationKeys(["ES256"], jwks=jwks).set.keys] == [EC.kid]
     with pytest.raises(ValueError, match="does not fit RS256"):
         VerificationKeys(["RS256"], jwks={"keys": [EC.jwk()]})

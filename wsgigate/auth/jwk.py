@@ -4,10 +4,10 @@ Keys are validated when they are loaded: a weak key, or one that does not fit it
 verifies anything. The configuration alone chooses keys and algorithms, never the token: that is
 what algorithm confusion attacks abuse. A key has one kind, secret or public, whatever it is named.
 
-Sets of keys come from the configuration or from an issuer. A configured set with a weak or private
-key is an error, as the operator can correct it; such a key in the set of an issuer is left out and
-reported, as the other keys still serve. Keys for other purposes (encryption, unknown curves) are
-left out in both. This module and :mod:`.jwt` alone use a cryptographic library.
+Sets of keys come from the configuration or from an issuer. A configured set with a weak, private or
+ambiguous key is an error, as the operator can correct it; a weak or private key in the set of an
+issuer is left out and reported, as the other keys still serve. Keys for other purposes (encryption,
+unknown curves) are left out in both. This module and :mod:`.jwt` alone use a cryptographic library.
 """
 
 from __future__ import annotations
@@ -531,6 +531,11 @@ def configured_keys(
         found = read_jwks(jwks)
     except ValueError as error:
         raise ValueError(f"{setting}: {error}{_cure(jwks)}") from None
+    if len({jwk.get("kty") == "oct" for jwk in found}) > 1:
+        raise ValueError(
+            f"{setting}: secrets (oct) and public keys in one set; public keys are given to "
+            "others, so keep the secrets in a set of their own"
+        )
     keys: list[VerificationKey] = []
     others: list[str] = []
     for number, jwk in enumerate(found):
@@ -544,6 +549,11 @@ def configured_keys(
         except ValueError as error:
             raise ValueError(f"{setting}: {where}: {error}") from None
         usable = key.algorithms & names
+        if any(key.kid is not None and key.kid == k.kid and usable & k.algorithms for k in keys):
+            raise ValueError(
+                f"{setting}: {where}: another key of the same kind has this kid as well; "
+                "give each key a kid of its own"
+            )
         if usable:
             keys.append(key._replace(algorithms=usable))
         else:

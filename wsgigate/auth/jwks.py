@@ -513,6 +513,8 @@ class RemoteKeys:
         fetched = None
         if record.at is not None and current is not None:
             fetched = self._clock() - max(0.0, now - record.at)
+        if not (record.failures or record.claim):
+            self._failing.ended()  # another worker may have fetched them
         with self._changed:
             self.current, self._fetched_at = current, fetched
             self._closed_until = self._clock() + record.earliest - now
