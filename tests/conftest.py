@@ -1,4 +1,4 @@
-"""Fixtures of all tests."""
+"""The order of all tests, and their fixtures."""
 
 from __future__ import annotations
 
