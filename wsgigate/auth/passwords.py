@@ -316,10 +316,12 @@ class Passwords:
         known = self._known
         if known is None or now - known.read >= FILE_EVERY:
             version = self._file.look()
-            if known is None or version != known.version:
-                self._known = _Known(version, self._file.value or {}, now)
-            else:
-                known.read = now
+            with self._changed:  # what another thread has read at the same time is not lost
+                known = self._known
+                if known is None or version != known.version:
+                    self._known = _Known(version, self._file.value or {}, now)
+                else:
+                    known.read = now
 
     def remembered(self, given: Credentials) -> bool | None:
         """Return whether *given* is valid, if that is known; None if it must be verified.
@@ -354,18 +356,21 @@ class Passwords:
             hashed = known.users.get(given.user)
             valid = self._matches(hashed or self._dummy(known, given.user), given.password)
             valid = valid and hashed is not None
+            # remembered before the next verification may begin: it may be of the same credential
+            self._keep(known, mark, address, valid)
         finally:
             self._leave()
-        until = self._clock() + self._remember
+        return valid
+
+    def _keep(self, known: _Known, mark: bytes, address: str, valid: bool) -> None:
         kept, most = (known.valid, self._size) if valid else (known.wrong, _MOST_WRONG)
         if len(kept) >= most:
             kept.clear()
-        kept[mark] = until
+        kept[mark] = self._clock() + self._remember
         if valid:
             if len(known.seen) >= self._size:
                 known.seen.clear()
             known.seen.add((address, mark))
-        return valid
 
     def _recall(self, given: Credentials, mark: bytes) -> bool | None:
         known = self._known
