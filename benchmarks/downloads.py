@@ -178,7 +178,7 @@ def running(kind: str, folder: Path, *, most: int) -> Iterator[tuple[int, int, i
 
     :param most: How many downloads it is to hold.
     """
-    _allow_files(4 * most + 256)
+    allow_files(4 * most + 256)
     upstream, port = process.free_port(), process.free_port()
     file = folder / "gateway.toml"
     file.write_text(GATEWAY.format(threads=most + 8 if kind != "gevent" else 1, port=upstream))
@@ -228,7 +228,7 @@ def _ask(port: int, path: str) -> bytes:
         connection.close()
 
 
-def _allow_files(number: int) -> None:
+def allow_files(number: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < number:
         resource.setrlimit(

@@ -41,8 +41,16 @@ def available() -> bool:
     return shutil.which("wrk") is not None
 
 
-def drive(url: str, seconds: float, headers: Mapping[str, str], *, core: int, folder: Path) -> Load:
-    """Send requests to *url* over 16 connections for *seconds*, each as soon as it may.
+def drive(
+    url: str,
+    seconds: float,
+    headers: Mapping[str, str],
+    *,
+    core: int,
+    folder: Path,
+    connections: int = CONNECTIONS,
+) -> Load:
+    """Send requests to *url* over *connections* for *seconds*, each as soon as it may.
 
     :param core: The processor the load comes from.
     :param folder: For a file that is made once.
@@ -50,7 +58,7 @@ def drive(url: str, seconds: float, headers: Mapping[str, str], *, core: int, fo
     script = folder / "report.lua"
     if not script.exists():
         script.write_text(_REPORT)
-    command = ["taskset", "-c", str(core), "wrk", "-t1", f"-c{CONNECTIONS}"]
+    command = ["taskset", "-c", str(core), "wrk", "-t1", f"-c{connections}"]
     command += [f"-d{max(1, round(seconds))}s", "--timeout", "10s", "-s", str(script)]
     for name, value in headers.items():
         command += ["-H", f"{name}: {value}"]

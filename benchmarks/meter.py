@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["cores", "cpu_seconds", "peak_bytes", "resident_bytes"]
+__all__ = ["cores", "cpu_seconds", "peak_bytes", "proportional_bytes", "resident_bytes"]
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -50,12 +50,17 @@ def resident_bytes(pid: int) -> int:
     return _told(pid, "VmRSS")
 
 
-def _told(pid: int, what: str) -> int:
+def proportional_bytes(pid: int) -> int:
+    """Return the memory of *pid* and its children, pages they share counted once (Pss)."""
+    return _told(pid, "Pss", "smaps_rollup")
+
+
+def _told(pid: int, what: str, file: str = "status") -> int:
     total = 0
     for each in _tree(pid):
         try:
-            status = Path(f"/proc/{each}/status").read_text()
-            found = re.search(rf"{what}:\s+(\d+) kB", status)
+            status = Path(f"/proc/{each}/{file}").read_text()
+            found = re.search(rf"^{what}:\s+(\d+) kB", status, re.MULTILINE)
         except OSError:
             continue
         total += int(found[1]) * 1024 if found else 0
