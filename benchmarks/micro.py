@@ -33,13 +33,7 @@ from wsgigate.auth.jwt import mint
 from wsgigate.http.wsgi import IDENTITY
 from wsgigate.store.lmdb import LmdbStore
 
-__all__ = ["BUDGET", "ONE", "costs", "serve"]
-
-BUDGET = 40.0
-"""Microseconds that all middlewares of a full stack may take together."""
-
-ONE = 8.0
-"""Microseconds that one middleware may add, if it uses the store."""
+__all__ = ["costs", "serve"]
 
 SECRET = "only for measuring, and thirty-two bytes long"
 _TOKEN = mint(SECRET, "HS256", "7")

@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 __all__ = ["Bar", "draw"]
 
-_ROW, _BAR, _LABEL, _PLOT, _TOP = 30, 18, 290, 380, 58
+_ROW, _BAR, _LABEL, _PLOT, _TOP = 30, 18, 350, 380, 58
 _WIDTH = _LABEL + _PLOT + 250
 
 _STYLE = """

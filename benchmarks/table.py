@@ -9,13 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.bout import Bout
-from benchmarks.contenders import CONTENDERS, TARGETS
-from benchmarks.micro import BUDGET, ONE
+from benchmarks.changes import Change, Comparison
+from benchmarks.contenders import CONTENDERS
 from benchmarks.picture import Bar
+from benchmarks.targets import Reached, reached
 
 __all__ = [
     "aligned",
     "bars",
+    "calls_table",
+    "changes_table",
     "document",
     "median",
     "micro_table",
@@ -24,6 +27,7 @@ __all__ = [
     "trimmed",
 ]
 
+_TITLES = {contender.name: contender.title for contender in CONTENDERS}
 _COLUMNS = ("CPU µs/request", "requests/s", "p50 ms", "p99 ms", "errors", "peak MiB")
 
 
@@ -67,31 +71,73 @@ def server_table(found: Mapping[str, Bout]) -> str:
     return aligned(rows)
 
 
-def _targets(found: Mapping[str, Bout]) -> list[tuple[str, str, float, float, float]]:
-    """Return the targets with results: name, base, wanted, by processor time, by clock."""
-    return [
-        (name, base, times, found[base].cpu / found[name].cpu, found[name].rate / found[base].rate)
-        for name, base, times in TARGETS
-        if name in found and base in found
-    ]
-
-
-def target_table(found: Mapping[str, Bout]) -> str:
-    """Return the target ratios, each by processor time and by the clock."""
-    titles = {contender.name: contender.title for contender in CONTENDERS}
-    rows = [("how many times as fast", "wanted", "by CPU", "by clock")]
-    for name, base, times, by_cpu, by_clock in _targets(found):
-        what = f"{titles[name]} : {titles[base]}"
-        rows.append((what, f"{times:.2f}", f"{by_cpu:.2f}", f"{by_clock:.2f}"))
-    return aligned(rows) if len(rows) > 1 else ""
+def target_table(figures: Sequence[Reached]) -> str:
+    """Return the table of the figures to reach; empty if none was measured."""
+    if all(figure.reached is None for figure in figures):
+        return ""
+    rows = [("figures to reach", "wanted", "reached", "met")]
+    for what, wanted, value, met in figures:
+        result = ("not measured", "") if value is None else (f"{value:.2f}", "yes" if met else "no")
+        rows.append((what, wanted, *result))
+    return aligned(rows)
 
 
 def micro_table(costs: Mapping[str, float]) -> str:
     """Return the table of what each middleware costs."""
     rows = [("one middleware around nothing", "µs/request")]
-    rows += [(name, f"{cost:.1f}") for name, cost in costs.items()]
-    goals = f"(to be reached: {ONE:.0f} µs for the Limiter, {BUDGET:.0f} µs for the full stack)"
-    return f"{aligned(rows)}\n{goals}"
+    return aligned([*rows, *((name, f"{cost:.1f}") for name, cost in costs.items())])
+
+
+def calls_table(calls: Mapping[str, float]) -> str:
+    """Return the table of the Python calls of each kind of request."""
+    rows = [("one request inside the gateway", "Python calls")]
+    return aligned([*rows, *((name, f"{count:.1f}") for name, count in calls.items())])
+
+
+def changes_table(comparison: Comparison) -> str:
+    """Return the tables of what changed against the recorded run; empty if nothing is in both."""
+    parts = []
+    if comparison.servers:
+        rows = [("against the recorded run", *_CHANGES)]
+        for control in (True, False):
+            group = [change for change in comparison.servers if change.control is control]
+            if group:
+                title = "(without wsgigate)" if control else "(wsgigate)"
+                rows.append((title, *[""] * len(_CHANGES)))
+                rows += [_change_row(change) for change in group]
+        parts.append(aligned(rows))
+        if comparison.machine is None:
+            parts[-1] += "\n(no row without wsgigate is in both runs: the machine is not known)"
+        else:
+            parts[-1] += (
+                f"\n(this machine takes {comparison.machine:.2f} times the recorded run's time, by"
+                " the median of the rows without wsgigate)"
+            )
+    for unit, changes in (
+        ("one middleware, µs", comparison.middlewares),
+        ("one request, Python calls", comparison.calls),
+    ):
+        if changes:
+            rows = [(f"against the recorded run: {unit}", *_CHANGES)]
+            parts.append(aligned([*rows, *map(_change_row, changes)]))
+    if parts and comparison.notes:
+        parts[0] += "".join(f"\n({note})" for note in comparison.notes)
+    return "\n\n".join(parts)
+
+
+_CHANGES = ("recorded", "now", "ratio", "beside the machine", "noise", "")
+
+
+def _change_row(change: Change) -> tuple[str, ...]:
+    return (
+        _TITLES.get(change.name, change.name),
+        f"{change.recorded:,.1f}",
+        f"{change.now:,.1f}",
+        f"{change.ratio:.2f}",
+        "" if change.control else f"{change.adjusted:.2f}",
+        f"{change.noise:.2f}",
+        change.verdict,
+    )
 
 
 def bars(found: Mapping[str, Bout]) -> list[Bar]:
@@ -101,7 +147,7 @@ def bars(found: Mapping[str, Bout]) -> list[Bar]:
             contender.title,
             1e6 / found[contender.name].cpu,
             f"p50 {found[contender.name].p50:.1f} ms, p99 {found[contender.name].p99:.1f} ms",
-            contender.title.startswith("wsgigate"),
+            not contender.control,
         )
         for contender in CONTENDERS
         if contender.name in found
@@ -113,24 +159,27 @@ def document(
     rounds: Mapping[str, Sequence[Bout]],
     found: Mapping[str, Bout],
     costs: Mapping[str, float],
+    calls: Mapping[str, float],
     settings: Mapping[str, Any],
+    load_before: float,
 ) -> dict[str, Any]:
-    """Return all of it for a JSON file."""
+    """Return all of it for a JSON file.
+
+    :param load_before: The load average of the machine before the run.
+    """
     return {
         "machine": {
             "system": platform.platform(),
             "python": platform.python_version(),
             "processors": os.cpu_count(),
-            "load_before": os.getloadavg()[1],
+            "load_before": load_before,
         },
         "settings": dict(settings),
         "servers": {
             name: {**bout._asdict(), "rounds": [each._asdict() for each in rounds[name]]}
             for name, bout in found.items()
         },
-        "targets": [
-            {"name": name, "base": base, "wanted": times, "by_cpu": cpu, "by_clock": clock}
-            for name, base, times, cpu, clock in _targets(found)
-        ],
+        "targets": [figure._asdict() for figure in reached(found, costs)],
         "middlewares": dict(costs),
+        "calls": dict(calls),
     }

@@ -12,8 +12,9 @@ import pytest
 
 from benchmarks import decisions, table
 from benchmarks.bout import Bout
-from benchmarks.contenders import CONTENDERS, TARGETS
+from benchmarks.contenders import CONTENDERS
 from benchmarks.picture import Bar, draw
+from benchmarks.targets import TARGETS, reached
 from wsgigate.store.lmdb import LmdbStore
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def test_a_quick_run_tells_of_every_middleware():
         timeout=60,
         check=True,
     )
-    told = [line.rsplit(None, 1)[0] for line in done.stdout.splitlines()[2:-1]]
+    told = [line.rsplit(None, 1)[0] for line in done.stdout.splitlines()[2:]]
     assert told[0] == "Guard"
     assert {"Logger", "Limiter", "Authenticator", "full stack"} <= set(told)
 
@@ -39,14 +40,61 @@ FOUND = {
 }
 
 
-def test_every_target_is_told_by_processor_time_and_by_the_clock():
-    lines = table.target_table(FOUND).splitlines()
+COSTS = {"full stack": 35.0, "Limiter": 8.01}
+
+
+def test_names_and_titles_of_contenders_are_unique():
+    assert len({each.name for each in CONTENDERS}) == len(CONTENDERS)
+    assert len({each.title for each in CONTENDERS}) == len(CONTENDERS)
+
+
+def test_a_row_is_a_control_exactly_if_nothing_of_wsgigate_serves_in_it():
+    ours = {each.title for each in CONTENDERS if not each.control}
+    assert ours == {
+        each.title for each in CONTENDERS if each.title.startswith(("wsgigate ", "GateWorker,"))
+    }
+
+
+def test_every_figure_to_reach_is_reported_with_what_was_reached():
+    lines = table.target_table(reached(FOUND, COSTS)).splitlines()
     assert len(lines) == 2 + len(TARGETS)
-    assert lines[2].split()[-3:] == ["1.00", "0.50", "1.00"]
+    assert [line.split()[-1] for line in lines if line.startswith("µs, ")] == ["yes", "no"]
 
 
-def test_a_target_that_lacks_one_side_is_left_out():
-    assert table.target_table({"nginx": FOUND["nginx"]}) == ""
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [
+        ({"gunicorn": 33.0, "gthread": 100.0}, (0.33, True)),
+        ({"gunicorn": 34.0, "gthread": 100.0}, (0.34, False)),
+        ({"gunicorn-full": 100.0, "gthread": 100.0}, (1.0, True)),
+        ({"gunicorn-full": 20.0, "naive": 100.0}, (5.0, True)),
+        ({"gunicorn-full": 25.0, "naive": 100.0}, (4.0, False)),
+        ({"gunicorn-full": 100.0, "granian-full": 160.0, "envoy": 80.0}, (0.8, True)),
+        ({"gunicorn-full": 160.0, "granian-full": 100.0, "envoy": 80.0}, (0.8, True)),
+        ({"granian-full": 160.0, "envoy": 80.0}, (0.5, False)),
+        ({"gunicorn-bare": 100.0, "nginx": 20.0}, (0.2, True)),
+    ],
+)
+def test_a_ratio_is_of_processor_time_and_of_the_better_server(cpu, expected):
+    found = {name: FOUND["nginx"]._replace(cpu=time) for name, time in cpu.items()}
+    [figure] = [
+        each
+        for each in reached(found, {})
+        if each.reached is not None and not each.what.startswith("p99")
+    ]
+    assert (figure.reached, figure.met) == (pytest.approx(expected[0]), expected[1])
+
+
+def test_the_99th_percentile_is_compared_with_the_median_of_the_same_server():
+    found = {"granian-full": FOUND["nginx"]._replace(p50=2.0, p99=6.0)}
+    [figure] = [each for each in reached(found, {}) if each.reached is not None]
+    assert (figure.wanted, figure.reached, figure.met) == ("at most 2.5", 3.0, False)
+
+
+def test_a_figure_to_reach_that_lacks_one_side_is_reported_as_not_measured():
+    assert table.target_table(reached({"nginx": FOUND["nginx"]}, {})) == ""
+    lines = table.target_table(reached({}, {"Limiter": 7.0})).splitlines()[2:]
+    assert sum(line.endswith("not measured") for line in lines) == len(TARGETS) - 1
 
 
 def test_medians_are_of_each_figure_and_errors_of_all_rounds():
