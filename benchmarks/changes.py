@@ -27,16 +27,18 @@ class Change(NamedTuple):
     recorded: float
     now: float
     ratio: float
-    adjusted: float
-    """The ratio, divided by the machine's."""
+    adjusted: float | None
+    """The ratio, divided by the machine's; None if that is not known."""
     noise: float
     """The factor by which it differs without a cause; 1 for a figure that is exact."""
     control: bool = False
 
     @property
     def verdict(self) -> str:
-        """``faster`` or ``slower``; empty if it is a control or did not change."""
-        if self.control or max(self.adjusted, 1 / self.adjusted) <= self.noise:
+        """``faster`` or ``slower``; empty for a control, if unchanged, or if not adjusted."""
+        if self.control or self.adjusted is None:
+            return ""
+        if max(self.adjusted, 1 / self.adjusted) <= self.noise:
             return ""
         return "faster" if self.adjusted < 1 else "slower"
 
@@ -93,19 +95,24 @@ def compare(
         rounds = max(_spread(before[name]), _spread(after[name]))
         noise = rounds if control else max(rounds, uncertain)
         times = before[name]["cpu"], after[name]["cpu"]
-        servers.append(_change(name, *times, factor, noise=noise, control=control))
+        servers.append(_change(name, *times, machine, noise=noise, control=control))
     servers.sort(key=lambda change: not change.control)
     return Comparison(
         machine,
         servers,
-        _group(recorded, now, "middlewares", factor, noise=max(_LEAST, uncertain)),
+        _group(recorded, now, "middlewares", machine, noise=max(_LEAST, uncertain)),
         _group(recorded, now, "calls", 1.0, noise=1.0),
         _notes(recorded, now),
     )
 
 
 def _group(
-    recorded: Mapping[str, Any], now: Mapping[str, Any], key: str, machine: float, *, noise: float
+    recorded: Mapping[str, Any],
+    now: Mapping[str, Any],
+    key: str,
+    machine: float | None,
+    *,
+    noise: float,
 ) -> list[Change]:
     before, after = recorded.get(key, {}), now.get(key, {})
     return [
@@ -116,10 +123,17 @@ def _group(
 
 
 def _change(
-    name: str, before: float, after: float, machine: float, *, noise: float, control: bool = False
+    name: str,
+    before: float,
+    after: float,
+    machine: float | None,
+    *,
+    noise: float,
+    control: bool = False,
 ) -> Change:
     ratio = after / before
-    return Change(name, before, after, ratio, ratio / machine, noise, control)
+    adjusted = None if machine is None else ratio / machine
+    return Change(name, before, after, ratio, adjusted, noise, control)
 
 
 def _spread(server: Mapping[str, Any]) -> float:

@@ -134,7 +134,7 @@ def _change_row(change: Change) -> tuple[str, ...]:
         f"{change.recorded:,.1f}",
         f"{change.now:,.1f}",
         f"{change.ratio:.2f}",
-        "" if change.control else f"{change.adjusted:.2f}",
+        "" if change.control or change.adjusted is None else f"{change.adjusted:.2f}",
         f"{change.noise:.2f}",
         change.verdict,
     )

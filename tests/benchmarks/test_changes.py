@@ -76,6 +76,13 @@ def test_calls_are_exact_and_no_machine_changes_them():
     assert [change.adjusted for change in found.middlewares] == [1.0]
 
 
+def test_a_row_without_a_control_is_called_neither_faster_nor_slower():
+    before, now = document({"gunicorn-full": 300.0}), document({"gunicorn-full": 30.0})
+    found = compare(before, now, CONTROLS)
+    assert [(row.ratio, row.adjusted, row.verdict) for row in found.servers] == [(0.1, None, "")]
+    assert table.changes_table(found).endswith("the machine is not known)")
+
+
 def test_only_what_is_in_both_runs_is_compared():
     found = compare({}, document(BEFORE), CONTROLS)
     assert found.machine is None
