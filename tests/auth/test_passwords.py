@@ -28,7 +28,10 @@ from wsgigate.auth.passwords import (
 from wsgigate.testing import FakeClock
 
 QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-HASH = QUICK.hash("secret")
+# of "secret"; always the same, as it is in the names of tests
+HASH = (
+    "$argon2id$v=19$m=8,t=1,p=1$a7a43sa2IDTmRXdeoPOdHQ$g16u3frO7BKmlBTSIizs86I+cWKK/L4VbvtC8ESh6uI"
+)
 ANN = Credentials("ann", "secret")
 
 
