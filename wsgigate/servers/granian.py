@@ -434,7 +434,8 @@ def _server(config: Config, path: str, reload: bool) -> Granian:
         workers=gateway.workers or fork.processors(),
         log_level=LogLevels(gateway.log_level or "info"),
         blocking_threads=gateway.threads,
-        backpressure=1024,
+        # what is accepted at a time: the requests of all threads, and as many that wait
+        backpressure=max(1024, 2 * gateway.threads),
         http1_settings=HTTP1Settings(
             header_read_timeout=math.ceil((gateway.head_timeout or HEAD_TIMEOUT) * 1000),
             keep_alive=gateway.keep_alive > 0,
