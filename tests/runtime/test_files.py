@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,3 +176,40 @@ def test_a_change_by_this_process_is_read_at_the_next_look(path: Path, lines: Li
     file.forget()
     file.look()
     assert file.value == ["two"]
+
+
+def test_a_slow_thread_does_not_put_older_content_in_place_of_newer(path: Path) -> None:
+    def slow(data: bytes) -> tuple[bytes, list[str]]:
+        if data == b"old":
+            path.with_suffix(".new").write_bytes(b"newer")
+            path.with_suffix(".new").replace(path)
+            other.start()
+            other.join(0.05)  # another thread reads the file meanwhile, or waits
+        return data, []
+
+    write(path, "old")
+    log = logging.getLogger("wsgigate.words")
+    file = ReloadedFile(str(path), slow, what="the list of words", logger=log)
+    other = threading.Thread(target=file.look)
+    file.look()
+    other.join(10)
+    assert not other.is_alive()
+    assert file.value == b"newer"
+
+
+def test_threads_that_wait_for_the_same_content_do_not_parse_it_again(path: Path) -> None:
+    def slow(data: bytes) -> tuple[bytes, list[str]]:
+        parsed.append(data)
+        if not other.ident:
+            other.start()
+            other.join(0.05)
+        return data, []
+
+    write(path, "words")
+    parsed: list[bytes] = []
+    log = logging.getLogger("wsgigate.words")
+    file = ReloadedFile(str(path), slow, what="the list of words", logger=log)
+    other = threading.Thread(target=file.look)
+    file.look()
+    other.join(10)
+    assert parsed == [b"words"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
+from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import steady, wall
 from wsgigate.runtime.logs import FailureLog
 
@@ -63,6 +65,8 @@ class ReloadedFile(Generic[T]):
         self._largest = largest
         self._absent = absent
         self._now = now
+        self._lock: threading.Lock
+        fork.renewed(self, _lock="Lock")
         self._version: object = None
         self._invalid: tuple[object, str] | None = None
         self._trouble = FailureLog(
@@ -78,7 +82,8 @@ class ReloadedFile(Generic[T]):
         try:
             status = os.stat(self.path)
         except FileNotFoundError:
-            return self._missing()
+            with self._lock:
+                return self._missing()
         except OSError as error:
             return self._failed(error.strerror or str(error))
         seen = _signature(status)
@@ -91,7 +96,8 @@ class ReloadedFile(Generic[T]):
                 return self._version
         if self._invalid is not None and self._invalid[0] == seen:
             return self._failed(self._invalid[1])  # without reading the same content again
-        return self._load()
+        with self._lock:  # a slow thread must not put older content in place of newer
+            return self._load()
 
     def forget(self) -> None:
         """Read the file again at the next look, as this process has changed it."""
@@ -109,6 +115,8 @@ class ReloadedFile(Generic[T]):
         try:
             with open(self.path, "rb") as file:
                 seen = _signature(os.fstat(file.fileno()))
+                if self.value is not None and seen == self._version:
+                    return seen  # another thread has just read it
                 data = file.read(self._largest + 1)
         except OSError as error:
             return self._failed(error.strerror or str(error))
