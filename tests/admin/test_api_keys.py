@@ -171,6 +171,7 @@ def test_an_unknown_id_is_404(keys: ApiKeys, path: str) -> None:
         ("", {"owner": "a", "expires": True}, "expires"),
         ("", {"owner": "a", "key": "wg_"}, "key"),
         ("/ID/rotate", {"overlap": -1}, "overlap"),
+        ("/ID/rotate", {"overlap": 1e300}, "overlap"),
         ("/ID/rotate", {"owner": "b"}, "owner"),
         ("/ID/revoke", {"owner": "b"}, "owner"),
     ],

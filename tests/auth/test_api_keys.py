@@ -189,6 +189,8 @@ def test_a_rotation_that_would_keep_too_many_keys_is_an_error() -> None:
         (RECORD, -1, "overlap"),
         (RECORD, float("nan"), "overlap"),
         (RECORD, float("inf"), "overlap"),
+        (RECORD, 1.4e11, "overlap"),
+        (RECORD, 1e300, "overlap"),
     ],
 )
 def test_a_key_without_a_future_is_not_rotated(

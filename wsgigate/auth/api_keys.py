@@ -118,6 +118,9 @@ def new_id(random: Callable[[int], str] = secrets.token_hex) -> str:
 MOST_SECRETS = 5
 """Maximum number of keys of one record that are valid at a time, during rotations."""
 
+_LONGEST_OVERLAP = 10 * 365 * 86_400.0
+"""A later end could not be read from the record again, so that no key of it would be valid."""
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OWNER = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
 _NAME = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,200}")
@@ -239,11 +242,11 @@ def rotated(record: KeyRecord, digest: str, now: float, overlap: float) -> KeyRe
     A present key that ends earlier still does.
 
     :param digest: The digest of the new key.
-    :raises ValueError: *record* is revoked or expired, *overlap* is negative, or too many older
-        keys are still valid.
+    :raises ValueError: *record* is revoked or expired, *overlap* is negative or longer than ten
+        years, or too many older keys are still valid.
     """
-    if not (isinstance(overlap, (int, float)) and math.isfinite(overlap) and overlap >= 0):
-        raise ValueError(f"overlap: 0 or more seconds, not {overlap!r}")
+    if not (isinstance(overlap, (int, float)) and 0 <= overlap <= _LONGEST_OVERLAP):
+        raise ValueError(f"overlap: 0 seconds to ten years, not {overlap!r}")
     if record.revoked is not None or (record.expires is not None and now >= record.expires):
         raise ValueError("id: the key is revoked or has expired; create a new one")
     end = now + overlap
