@@ -284,6 +284,22 @@ def test_tokens_and_keys_can_be_used_side_by_side(
     assert backend.seen[IDENTITY].subject == "acme"
 
 
+def test_an_optional_authenticator_inside_keeps_the_caller_of_a_key(
+    backend: Backend, keys: ApiKeys, key: str
+) -> None:
+    inner = Authenticator(backend, algorithms=["HS256"], secret=SECRET, required=False)
+    both = Client(ApiKeyAuthenticator(inner, keys, required=False))
+    assert both.get("/", headers={"X-API-Key": key}).status_code == 200
+    assert backend.seen is not None
+    assert backend.seen[IDENTITY].subject == "acme"
+    token = {"Authorization": f"Bearer {mint(SECRET, 'HS256', 'ann')}"}
+    assert both.get("/", headers={"X-API-Key": key, **token}).status_code == 200
+    assert backend.seen[IDENTITY].subject == "ann"
+    inner = Authenticator(backend, algorithms=["HS256"], secret=SECRET)
+    both = Client(ApiKeyAuthenticator(inner, keys))
+    assert both.get("/", headers={"X-API-Key": key}).status_code == 401, "both are required"
+
+
 def test_scopes_are_required(client: Callable[..., Client], key: str) -> None:
     headers = {"X-API-Key": key}
     assert client(scopes=["orders:read"]).get("/", headers=headers).status_code == 200

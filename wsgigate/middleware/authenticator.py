@@ -95,6 +95,9 @@ class Authenticator:
     *jwks_cooldown*: the token gets a 401 if the issuer does not list its key, and 503 with
     ``Retry-After`` if the keys cannot be fetched.
 
+    An optional middleware keeps the identity of an authenticator around it, by another credential
+    than a token, if a request has no token.
+
     A verified token is cached by its hash until it expires or the keys of its issuer change. Each
     request gets a copy of the claims, which it may change.
 
@@ -261,6 +264,7 @@ class Authenticator:
         missing = answer(401, "Access token required!")
         self._missing = missing
         self._refuse = refuse
+        self._required = required
         self._without_token = self._no_token if required else app
         self._invalid = answer(invalid_token_status, "Invalid or expired token!", "invalid_token")
         self._insufficient = answer(403, "Insufficient scope.", "insufficient_scope", self._scopes)
@@ -269,7 +273,8 @@ class Authenticator:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(CLAIMS, None)
-        environ.pop(IDENTITY, None)
+        if IDENTITY in environ and (self._required or not _of_other_kind(environ[IDENTITY])):
+            del environ[IDENTITY]
         if self._exempt is not None and self._exempt(environ):
             return self.app(environ, start_response)
         value: str | None = environ.get("HTTP_AUTHORIZATION")
@@ -380,6 +385,11 @@ class Authenticator:
             found.source,
             found.keys,
         )
+
+
+def _of_other_kind(caller: object) -> bool:
+    """Return whether *caller* is an identity that was verified by another credential."""
+    return isinstance(caller, Identity) and caller.scheme != "bearer"
 
 
 _DEEPEST = 64
