@@ -24,10 +24,17 @@ OLD, NEW, NEWER = (signing_key("ES256", number) for number in range(3))
 class Clock:
     """The time of the store and of the workers."""
 
+    meanwhile: Callable[[], object] | None = None
+    """What another thread does when the time is read."""
+
     def __init__(self) -> None:
         self.now = 1_000_000.0
 
     def __call__(self) -> float:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+            self.meanwhile = meanwhile
         return self.now
 
 
@@ -237,6 +244,50 @@ def test_a_worker_that_was_suspended_during_its_attempt_overwrites_nothing_newer
     assert fleet.endpoint.fetches == 2
     slow.step()
     assert fleet.names() == [names(NEW)] * 2
+
+
+def asked_for_a_new_key():
+    """Return a fleet of which one worker has just fetched NEW, and the other only knows of that."""
+    fleet = Fleet(2)
+    asker, other = fleet.workers
+    fleet.step()
+    fleet.clock.now += 1
+    with pytest.raises(KeysUnavailable):
+        asker.newer(asker.current)
+    fleet.endpoint.keys = (OLD, NEW)
+    fleet.endpoint.during = other.step
+    asker.step()
+    assert fleet.names() == [names(OLD, NEW), names(OLD)]
+    return fleet, other
+
+
+def test_a_token_of_a_new_key_is_not_invalid_while_the_keys_are_being_replaced():
+    fleet, worker = asked_for_a_new_key()
+    old, found = worker.current, []
+
+    def request():
+        try:
+            found.append(worker.newer(old))
+        except KeysUnavailable:
+            found.append("try again")
+
+    fleet.clock.meanwhile = request
+    worker.step()
+    fleet.clock.meanwhile = None
+    request()
+    assert None not in found
+    assert found[0] == "try again"
+    assert found[-1] is worker.current
+    assert fleet.names()[1] == names(OLD, NEW)
+
+
+def test_keys_that_are_replaced_during_the_look_for_newer_ones_are_found():
+    fleet, worker = asked_for_a_new_key()
+    fleet.clock.meanwhile = worker.step
+    found = worker.newer(worker.current)
+    fleet.clock.meanwhile = None
+    assert found is not None
+    assert sorted(found.names) == names(OLD, NEW)
 
 
 def test_only_one_attempt_is_in_flight():

@@ -304,7 +304,7 @@ class RemoteKeys:
         self._record = JwksRecord()
         self._fetched_at: float | None = None  # by the clock of this process
         self._looked_at = float("-inf")
-        self._closed_until = float("-inf")  # no attempt begins before, by the clock of this process
+        self._asked_until = float("-inf")  # not asked again for an unknown key id before
         self._wanted = False
         self._slow = False
         self._waiting = 0
@@ -318,21 +318,23 @@ class RemoteKeys:
 
         :raises KeysUnavailable: The keys, or whether there are newer ones, are not known.
         """
+        # before the keys, which _adopt replaces first: so "not listed" is never said of older keys
+        just_asked, listed = self._clock() < self._asked_until, self._record.at
         if self._is_news(seen):
             return self.current
         if seen is not None:
             self._wanted = True
-            if self._just_asked():
+            if just_asked:
                 return None
-        listed = self._record.at
         healthy = not (self._slow or self._failed)
         if self.start() or healthy or self._clock() - self._looked_at >= _GLANCE:
             self._wake.set()
         if healthy:
             self._wait(lambda: self._is_news(seen) or self._record.at != listed or self._failed)
+        listed_again = self._record.at != listed
         if self._is_news(seen):
             return self.current
-        if seen is not None and self._record.at != listed:
+        if seen is not None and listed_again:
             return None
         why = self._record.error if self._failed else "they are being fetched"
         raise KeysUnavailable(
@@ -345,11 +347,6 @@ class RemoteKeys:
     def _is_news(self, seen: KeySet | None) -> bool:
         current = self.current
         return current is not None and current is not seen
-
-    def _just_asked(self) -> bool:
-        """Return whether the issuer has listed its keys for an unknown key id just now."""
-        record = self._record
-        return not (record.failures or record.claim) and self._clock() < self._closed_until
 
     def _wait(self, known: Callable[[], bool]) -> None:
         with self._changed:
@@ -504,20 +501,22 @@ class RemoteKeys:
 
     def _adopt(self, record: JwksRecord, now: float) -> None:
         """Use the keys of *record* from now on."""
-        before, self._record = self._record, record
         current = self.current
         if not record.known(now):
             current = None
-        elif current is None or record.keys != before.keys:
+        elif current is None or record.keys != self._record.keys:
             current = KeySet(_key_of(record.keys))
         fetched = None
         if record.at is not None and current is not None:
             fetched = self._clock() - max(0.0, now - record.at)
+        asked_until = float("-inf")
         if not (record.failures or record.claim):
             self._failing.ended()  # another worker may have fetched them
+            asked_until = self._clock() + record.earliest - now
         with self._changed:
-            self.current, self._fetched_at = current, fetched
-            self._closed_until = self._clock() + record.earliest - now
+            self.current, self._fetched_at = current, fetched  # first: see newer()
+            self._asked_until = asked_until
+            self._record = record
             if not record.claim:
                 self._slow = False
             self._changed.notify_all()
