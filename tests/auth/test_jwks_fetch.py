@@ -32,6 +32,7 @@ def test_a_set_is_fetched_from_its_url():
     assert [key["kid"] for key in answer.keys] == [KEY.kid]
     assert backend.requests[0].target == "/keys?tenant=7"
     assert backend.requests[0].value("Accept") == "application/jwk-set+json, application/json"
+    assert backend.requests[0].value("Accept-Encoding") == "identity"
 
 
 def test_an_issuer_is_discovered():

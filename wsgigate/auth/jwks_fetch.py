@@ -157,7 +157,11 @@ def _get(
         f"{parts.scheme.lower()}://{parts.netloc}", lambda: context_for(ca or True), check=check
     )
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    fields = {"Accept": "application/jwk-set+json, application/json", "User-Agent": "wsgigate"}
+    fields = {
+        "Accept": "application/jwk-set+json, application/json",
+        "Accept-Encoding": "identity",  # without it, any coding is acceptable (RFC 9110, 12.5.3)
+        "User-Agent": "wsgigate",
+    }
     try:
         with client.send("GET", target, fields, timeout=TIMEOUT, stopping=stopping) as reply:
             if reply.status in (404, 410):
