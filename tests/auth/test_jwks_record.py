@@ -78,6 +78,21 @@ def test_an_older_answer_replaces_nothing():
         assert after(record, JwksAnswer((A, B), made=made), T + 30).keys == (A, B)
 
 
+def test_an_older_answer_with_the_known_keys_confirms_them():
+    """The caches of a content delivery network have answers of different ages."""
+    record = after(JwksRecord(), JwksAnswer((A, B), made=T))
+    again = after(record, JwksAnswer((B, A), made=T - 3600), T + 600)
+    assert (again.keys, again.at, again.failures) == ((A, B), T + 600, 0)
+    assert again.made == T
+    assert after(again, JwksAnswer((A,), made=T - 3600), T + 1200).failures == 1
+
+
+def test_an_older_answer_does_not_confirm_that_a_key_is_gone():
+    record = after(after(JwksRecord(), JwksAnswer((A, B), made=T)), JwksAnswer((B,), made=T + 600))
+    older = after(record, JwksAnswer((B,), made=T), T + 660)
+    assert (older.keys, older.failures) == (record.keys, 1)
+
+
 def test_failures_keep_the_keys_and_wait_for_the_cooldown():
     record = after(JwksRecord(), JwksAnswer((A,)))
     for number in range(1, 4):

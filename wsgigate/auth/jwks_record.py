@@ -129,10 +129,12 @@ def succeeded(
     :param asked: Whether an unknown key id triggered it. Only such an attempt postpones the next
         one of its kind: a key that is used right after a regular attempt is found at once.
     """
-    if record.made is not None and answer.made is not None and answer.made < record.made - _SKEW:
-        older = f"its answer is {record.made - answer.made:.0f} s older than the last one"
+    keys, made = merged(record.keys, answer.keys), answer.made
+    if _same(record.keys, answer.keys):  # in any order: tokens that were verified stay verified
+        keys, made = record.keys, max(filter(None, (record.made, made)), default=None)
+    elif record.made is not None and made is not None and made < record.made - _SKEW:
+        older = f"its answer is {record.made - made:.0f} s older than the last one"
         return failed(record, older, began, cooldown=cooldown)
-    keys = merged(record.keys, answer.keys)
     wait = refresh
     if answer.max_age is not None:
         wait = min(refresh, max(answer.max_age, _SHORTEST))
@@ -141,7 +143,15 @@ def succeeded(
     earliest = began + cooldown if asked else began
     error = answer.left_out[0] if answer.left_out else ""
     due = began + max(wait, cooldown)
-    return JwksRecord(keys, began, answer.made, earliest, due, 0, error)
+    return JwksRecord(keys, began, made, earliest, due, 0, error)
+
+
+def _same(known: Sequence[Jwk], found: Sequence[Jwk]) -> bool:
+    """Return whether an answer has all known keys and no other; its age is of no consequence then.
+
+    The caches of a content delivery network have answers of different ages.
+    """
+    return all(key in found for key in known) and all(key in known for key in found)
 
 
 def failed(record: JwksRecord, why: str, began: float, *, cooldown: float) -> JwksRecord:
