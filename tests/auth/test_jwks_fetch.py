@@ -217,6 +217,10 @@ def test_keys_may_be_fetched_from(url):
         ("ftp://id.example.com/keys", "must begin with https://"),
         ("https://", "expected a URL such as"),
         ("https://user:secret@id.example.com/", "without a user"),
+        ("https://user:secret@id.example.com:99999/", "is not a URL"),
+        ("https://user:secret@secret@id.example.com/#a", "without a user"),
+        ("https://user:secret/secret?secret@id.example.com/", "is not a URL"),
+        ("http://id.example.com/keys?token=secret", "must begin with https://"),
         ("https://id.example.com/#keys", "expected a URL such as"),
         ("https://id.example.com/a b", "expected a URL such as"),
         ("https://id.example.com/\r\nX: y", "expected a URL such as"),
@@ -228,3 +232,4 @@ def test_keys_may_not_be_fetched_from(url, why):
     with pytest.raises(ValueError, match=r"^jwks: ") as found:
         check_url(url, "jwks")
     assert why in str(found.value)
+    assert "secret" not in str(found.value)

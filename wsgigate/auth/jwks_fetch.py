@@ -50,19 +50,25 @@ def check_url(url: str, setting: str) -> None:
         _ = parts.port
         host = parts.hostname or ""
     except ValueError:
-        raise ValueError(f"{setting}: {url!r} is not a URL") from None
+        raise ValueError(f"{setting}: {_without_secrets(url)} is not a URL") from None
     if not host or not re.fullmatch(r"[!-~]+", url) or "@" in parts.netloc or parts.fragment:
         raise ValueError(
             f'{setting}: expected a URL such as "https://id.example.com/keys", without a user, '
-            f"spaces and a fragment, not {url!r}"
+            f"spaces and a fragment, not {_without_secrets(url)}"
         )
     if parts.scheme.lower() != "https" and not (
         parts.scheme.lower() == "http" and _is_loopback(host)
     ):
         raise ValueError(
-            f"{setting}: {url!r} must begin with https://: whoever can change the keys on the way "
-            "can sign tokens; http is allowed for this machine only"
+            f"{setting}: {_without_secrets(url)} must begin with https://: whoever can change the "
+            "keys on the way can sign tokens; http is allowed for this machine only"
         )
+
+
+def _without_secrets(url: str) -> str:
+    """Return *url* for an error message, without a password and without the values of a query."""
+    shown = re.sub(r"//.*@", "//...@", url, flags=re.DOTALL)
+    return repr(re.sub(r"\?.*", "?...", shown, flags=re.DOTALL))
 
 
 def _is_loopback(host: str) -> bool:
