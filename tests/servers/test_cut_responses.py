@@ -183,3 +183,21 @@ def test_a_list_of_one_chunk_has_a_length_over_http_1_0_too(make: Make) -> None:
     client = serve(make(streams(lambda environ: [b"all"])), GET)
     head, _, body = read_to_end(client).partition(b"\r\n\r\n")
     assert (body, b"\r\nContent-Length: 3" in head) == (b"all", True)
+
+
+def test_a_file_that_is_shorter_than_the_length_of_its_response_cuts_it(
+    make: Make, tmp_path: Path
+) -> None:
+    """The next response on the connection would be read as the rest of this one."""
+    (tmp_path / "file").write_bytes(b"0123456789")
+
+    def app(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Length", "100")])
+        wrapped: Iterable[bytes] = environ["wsgi.file_wrapper"]((tmp_path / "file").open("rb"))
+        return wrapped
+
+    gate = make(app)
+    client = serve(gate, GET.replace(b"1.0", b"1.1"))
+    assert len(gate.worker.idle) == 0
+    head, _, body = read_to_end(client).partition(b"\r\n\r\n")
+    assert (b"\r\nContent-Length: 100" in head, body) == (True, b"0123456789")

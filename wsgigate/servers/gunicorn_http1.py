@@ -176,11 +176,12 @@ class Http1Worker(LoopWorker):
             count = max(0, os.fstat(number).st_size - offset)
         except (AttributeError, OSError, ValueError):
             return False
-        if response.length is not None:
+        if response.length is not None:  # that of a shorter file: finish() below cuts the response
             count = min(count, response.length)
-        elif not response.chunked:
+        elif response.chunked:
+            response.set_length(count)
+        else:
             return False
-        response.set_length(count)
         response.begin()
         if not response.body_forbidden:
             connection.send_file(body.filelike, offset, count)
