@@ -92,6 +92,25 @@ def test_a_connection_that_is_given_up_is_ended_by_the_thread_that_serves_it(pee
     assert peer.sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == ABANDONED
 
 
+def test_nothing_is_sent_in_the_place_of_what_was_given_up(peer: Peer) -> None:
+    """A client would take chunks that end without some in between for a complete response."""
+
+    class Late(bytes):
+        """Its sender has begun when the connection is given up, and then its client reads."""
+
+        def __len__(self) -> int:
+            peer.ours.give_up()
+            while select.select([peer.client], [], [], 0)[0]:
+                peer.client.recv(1 << 20)
+            return super().__len__()
+
+    filled(peer)
+    peer.ours.serving = True
+    with pytest.raises(ClientStalled):
+        peer.ours.send(Late(b"0\r\n\r\n"))
+    assert not select.select([peer.client], [], [], 0)[0]
+
+
 def test_a_sender_waits_above_the_backlog_and_the_order_is_kept(peer: Peer) -> None:
     filled(peer)
     got: list[bytes] = []

@@ -470,10 +470,10 @@ class ClientConnection:
         while True:
             with self._lock:
                 self._flush()
-                if self._owed_bytes <= most and not self._broken:
+                if self._owed_bytes <= most:
                     return
                 left = self.timeout - time.monotonic()
-            if left <= 0 or self._broken:
+            if left <= 0:
                 self.abandon()
                 raise ClientStalled("the client did not read the response in time")
             self.wait(select.POLLOUT, left)
@@ -492,6 +492,7 @@ class ClientConnection:
 
         :returns: Whether nothing is owed any longer, and the caller must do what follows: see
             :attr:`keeps`. None if nothing is owed, and a thread is still serving the request.
+        :raises OSError: The connection is broken, or was given up.
         """
         with self._lock:
             self._flush()
@@ -501,6 +502,8 @@ class ClientConnection:
             return None if self.keeps is None else True
 
     def _flush(self) -> None:
+        if self._broken:
+            raise ClientStalled("the client did not read the response in time")
         owed = self._owed
         before = self._owed_bytes
         while owed:
@@ -532,8 +535,7 @@ class ClientConnection:
             if self._owed:  # a response that was cut must not look like a complete one
                 self.abandon()
             self._broken = True
-            self._owed.clear()
-            self._owed_bytes = 0
+            self._owed.clear()  # not _owed_bytes: nothing may be sent in the place of what is lost
             self.flushing = False
             return self.serving
 
