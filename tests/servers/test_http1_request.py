@@ -150,6 +150,20 @@ def test_a_proxy_may_say_where_the_app_is_mounted() -> None:
     _, environ = parse("SCRIPT_NAME: /app", first="GET /app/x HTTP/1.1", parser=trusted)
     assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == ("/app", "/x")
     assert status_of("SCRIPT_NAME: /app", first="GET /x HTTP/1.1", parser=trusted) == 500
+    twice = ["SCRIPT_NAME: /app", "SCRIPT_NAME: /app"]
+    assert status_of(*twice, first="GET /app/x HTTP/1.1", parser=trusted) == 400
+
+
+def test_a_client_of_that_proxy_may_not() -> None:
+    """A proxy drops names with an underscore, and forwards Script-Name as any other field."""
+    for forwarder in ("SCRIPT_NAME", "*"):
+        trusted = HeadParser(HeadRules(), forwarders=frozenset({forwarder}))
+        lines = ["Script-Name: /app"]
+        _, environ = parse(*lines, first="GET /app/x HTTP/1.1", parser=trusted)
+        assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == ("", "/app/x")
+        lines += ["SCRIPT_NAME: /app/x"]
+        _, environ = parse(*lines, first="GET /app/x HTTP/1.1", parser=trusted)
+        assert (environ["SCRIPT_NAME"], environ["PATH_INFO"]) == ("/app/x", "")
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ _KNOWN_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 
 _USUAL_METHOD = re.compile(r"[^a-z#]{3,20}")
 
-_SINGLE = frozenset(("HTTP_HOST", "CONTENT_TYPE", "CONTENT_LENGTH"))
+_SINGLE = frozenset(("HTTP_HOST", "CONTENT_TYPE", "CONTENT_LENGTH", "SCRIPT_NAME"))
 """Fields that must not be repeated (RFC 9110 section 5.3): two readers may choose differently."""
 
 _FRAMING = frozenset(("CONTENT_TYPE", "CONTENT_LENGTH", "TRANSFER_ENCODING"))
@@ -257,9 +257,11 @@ class HeadParser:
             path, query = parts.path, parts.query
             if target.startswith("//"):
                 path = path[1:]
-        mount = environ.get("HTTP_SCRIPT_NAME") if self._forwarders else None
+        mount = environ.get("SCRIPT_NAME")
         if mount is None:
             mount = self._rules.script_name
+        else:
+            environ["HTTP_SCRIPT_NAME"] = mount
         if mount:
             if not path.startswith(mount):
                 raise BadRequest(
@@ -277,10 +279,13 @@ class HeadParser:
         if not is_token(name):
             raise BadRequest(_BAD_HEAD, "a malformed field name")
         upper = name.upper()
-        if "_" in name and upper not in self._forwarders and "*" not in self._forwarders:
-            if self._rules.header_map == "refuse":
+        if "_" in name:
+            if upper in self._forwarders or "*" in self._forwarders:
+                if upper == "SCRIPT_NAME":  # not Script-Name: the proxy forwards that of a client
+                    return upper
+            elif self._rules.header_map == "refuse":
                 raise BadRequest(_BAD_HEAD, "a field name with an underscore")
-            if self._rules.header_map == "drop":
+            elif self._rules.header_map == "drop":
                 return ""
         key = upper.replace("-", "_")
         if key in _FRAMING and "_" in name:
