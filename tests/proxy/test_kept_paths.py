@@ -14,6 +14,7 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.test import EnvironBuilder
 
 from wsgigate.client.adapter import Sessions
+from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.discovery import Instance
 from wsgigate.http.target import (
     BadTarget,
@@ -24,10 +25,12 @@ from wsgigate.http.target import (
     target_of,
 )
 from wsgigate.http.wsgi import REASON, ROUTE
+from wsgigate.middleware.api_key import ApiKeyAuthenticator
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.rules.routing import Route
+from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.backend import Backend, reply
 from wsgigate.testing.fakes import Server
 
@@ -223,6 +226,16 @@ def test_a_mounted_gateway_keeps_the_path() -> None:
     environ = EnvironBuilder("/gate/s3/a//b").get_environ()
     environ |= {"RAW_URI": "/gate/s3/a//b", "REQUEST_URI": "/gate/s3/a//b"}
     assert b"".join(outer(environ, Server().start_response)) == b"kept /s3/a//b"
+
+
+@pytest.mark.parametrize("path", ["/s3/a//b", "/s3/./b", "/s3/a%5Cb", "/s3/a%2Fb"])
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_middleware_of_the_route_may_rewrite_the_query(path: str, raw: bool) -> None:
+    keys = ApiKeys(MemoryStore())
+    guarded = ApiKeyAuthenticator(seen, keys, query="key")
+    routes = [Route("/s3", guarded, name="kept", **ALL)]
+    kept = path if raw else path_info(path).replace("\\", "%5C")
+    assert ask(routes, f"{path}?a=1&key={keys.create('acme').key}", raw) == f"kept {kept}?a=1"
 
 
 def test_a_gateway_within_a_route_decides_by_its_own_routes() -> None:

@@ -324,9 +324,17 @@ def kept_target_of(environ: WSGIEnvironment) -> Target:
         source, kept = environ[KEPT_TARGET]
         if source == environ[_SOURCE]:
             return kept  # type: ignore[no-any-return]
+        if _without_query(source) == _without_query(environ[_SOURCE]):
+            keep_target(environ, kept.path)  # the query was rewritten, which the route ignores
+            return environ[KEPT_TARGET][1]  # type: ignore[no-any-return]
     if isinstance(target, OddTarget) and target.refused:
         raise BadTarget(target.refused)
     return target
+
+
+def _without_query(source: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    raw, mount, below, _, host = source
+    return raw and raw.partition("?")[0], mount, below, host
 
 
 def any_target_of(environ: WSGIEnvironment) -> Target:
