@@ -85,6 +85,13 @@ def test_several_issuers_in_the_file_each_with_keys_of_its_own(tmp_path: Path) -
     [
         ('jwks = "http://id.example.com/keys"', "jwks", "must begin with https://"),
         ('jwks = "not json"', "jwks", "a JWK set that is not strict JSON"),
+        ('jwks = "keys/jwks.json"', "jwks", "; give a file as jwks_file, and a URL with https://"),
+        ('issuer = "id.example.com"', "issuer", "is not a URL; give it as the tokens have it"),
+        (
+            'issuer = "https://a.example/.well-known/openid-configuration"',
+            "issuer",
+            "is the discovery document; give the issuer that it names, such as 'https://a.example'",
+        ),
         ('issuer = "http://id.example.com"', "issuer", "must begin with https://"),
         ('jwks_file = "missing.json"', "jwks_file", "missing.json cannot be read: No such file"),
         ('issuer = "https://a.example", ca = "missing"', "ca", "cannot load CA certificates from"),

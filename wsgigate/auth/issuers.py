@@ -14,6 +14,7 @@ decided by that issuer alone, the algorithm, the key, and the claims, among them
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
@@ -143,6 +144,8 @@ class TokenIssuer:
             self.algorithms = frozenset(_asymmetric(algorithms))
             setting, where = ("issuer", str(issuer)) if url is None else ("jwks", url)
             check_url(where, setting)
+            if discovered:
+                _check_is_no_document(where)
             if ca is not None:
                 _check_authorities(ca)
             if key_sources is None:
@@ -168,7 +171,7 @@ class TokenIssuer:
             self.source = source
             return
         if algorithms is None and jwks is None:
-            raise ValueError(_no_keys(names))
+            raise ValueError(_no_keys(names, issuer))
         keys = VerificationKeys(algorithms, secret=secret, public_key=public_key, jwks=jwks)
         self.algorithms = frozenset(name for name in ALGORITHMS if name in keys)
         self.source = StaticKeys(keys.set)
@@ -205,10 +208,27 @@ class TokenIssuer:
         if keys is not None and keys.verify(algorithm, compact.signed, compact.signature, kid):
             return keys
         if keys is not None and keys.lacks(kid):
-            keys = source.newer(keys)
-            if keys is not None and keys.verify(algorithm, compact.signed, compact.signature, kid):
-                return keys
+            newer = source.newer(keys)
+            if newer is not None:
+                keys = newer
+                if keys.verify(algorithm, compact.signed, compact.signature, kid):
+                    return keys
+        if kid is not None and keys is not None and keys.lacks(kid) and not keys.lacks(None):
+            raise TokenRejected(f"the issuer has no key with the id (kid) {shown(kid)}")
         raise TokenRejected("the signature does not match any key")
+
+
+_HOST = re.compile(r"(localhost|[^/:]+\.[^/:.]+)(:[0-9]+)?(/|$)", re.IGNORECASE)
+_DOCUMENTS = ("/.well-known/openid-configuration", "/.well-known/oauth-authorization-server")
+
+
+def _check_is_no_document(issuer: str) -> None:
+    for document in _DOCUMENTS:
+        if issuer.endswith(document):
+            raise ValueError(
+                f"issuer: {issuer!r} is the discovery document; give the issuer that it names, "
+                f"such as {issuer.removesuffix(document)!r}"
+            )
 
 
 def _is_url(text: str) -> bool:
@@ -236,8 +256,13 @@ def _asymmetric(algorithms: Sequence[str] | None) -> Sequence[str]:
     return names
 
 
-def _no_keys(names: Sequence[str]) -> str:
+def _no_keys(names: Sequence[str], issuer: str | None) -> str:
     if not names:
+        if issuer is not None and _HOST.match(issuer):
+            return (
+                f"issuer: {issuer!r} is not a URL; give it as the tokens have it in iss, such as "
+                f"{'https://' + issuer!r}, or give the keys, such as jwks or jwks_file"
+            )
         return (
             "algorithms: required with a secret or a public_key; other keys are given as jwks, "
             'jwks_file or an issuer such as "https://id.example.com"'
@@ -286,7 +311,7 @@ class Issuers:
         iss = claims.get("iss")
         issuer = self._by_name.get(iss) if isinstance(iss, str) else None
         if issuer is None:
-            raise TokenRejected(f"issued by {shown(iss)}")
+            raise TokenRejected(f"issued by {shown(iss)}, which is none of the issuers")
         return issuer.check(compact, now, claims)
 
 

@@ -568,4 +568,6 @@ def _cure(jwks: KeyText | Jwk) -> str:
     text = jwks.encode("utf-8", "replace") if isinstance(jwks, str) else jwks
     if isinstance(text, bytes) and b"-----BEGIN" in text:
         return "; this is PEM text: give it as public_key or public_key_file"
+    if isinstance(text, bytes) and re.fullmatch(rb"[^\s{}\[\]]+\.[a-z]+", text):
+        return "; give a file as jwks_file, and a URL with https://"
     return ""

@@ -523,9 +523,11 @@ class RemoteKeys:
 
     def _log_result(self, before: JwksRecord, after: JwksRecord) -> None:
         if after.failures:
+            known = "those known stay in use" if self.current else "its tokens get a 503"
             self._failing.failed(
-                "The keys of %r cannot be fetched, and those known stay in use: %s",
+                "The keys of %r cannot be fetched, and %s: %s",
                 self.name,
+                known,
                 one_line(after.error),
             )
             return

@@ -60,8 +60,9 @@ def check_url(url: str, setting: str) -> None:
         parts.scheme.lower() == "http" and _is_loopback(host)
     ):
         raise ValueError(
-            f"{setting}: {_without_secrets(url)} must begin with https://: whoever can change the "
-            "keys on the way can sign tokens; http is allowed for this machine only"
+            f"{setting}: {_without_secrets(url)} must begin with https://, as an attacker who "
+            "changes the keys on the way can sign tokens; http is allowed for this machine only. "
+            "Keys that cannot be fetched by https can be given as jwks_file"
         )
 
 

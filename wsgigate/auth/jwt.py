@@ -144,6 +144,7 @@ class ClaimRules:
         if names is not None and not names:
             raise ValueError("audience: an empty list would reject every token")
         self.audience = frozenset(_text("audience", name) for name in names or ())
+        self._audiences = " or ".join(repr(name) for name in sorted(self.audience))
         if not (_is_number(leeway) and leeway >= 0):
             raise ValueError(f"leeway: seconds, 0 or more, not {leeway!r}")
         self.leeway = float(leeway)
@@ -234,14 +235,17 @@ class ClaimRules:
 
     def _check_names(self, claims: Mapping[str, Any]) -> None:
         if self.issuer is not None and claims.get("iss") != self.issuer:
-            raise TokenRejected(f"issued by {shown(claims.get('iss'))}")
+            raise TokenRejected(f"issued by {shown(claims.get('iss'))}, not by {self.issuer!r}")
         if self.audience or "aud" in claims:
             aud = claims.get("aud")
+            if aud is None and self.audience:
+                raise TokenRejected(f"no audience (aud), which must be {self._audiences}")
             names = [aud] if isinstance(aud, str) else aud
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise TokenRejected(f"aud is {shown(aud)}")
             if self.audience.isdisjoint(names):
-                raise TokenRejected(f"for the audience {shown(aud)}")
+                wanted = f"not {self._audiences}" if self.audience else "and none is configured"
+                raise TokenRejected(f"for the audience {shown(aud)}, {wanted}")
         if "sub" in claims:
             sub = claims["sub"]
             if not isinstance(sub, str) or not sub or _CONTROL.search(sub):
