@@ -181,7 +181,7 @@ def passwords(file: Path, clock: FakeClock, argon: Counting) -> Passwords:
 
 
 def check(passwords: Passwords, given: Credentials, address: str = "192.0.2.7") -> bool:
-    known = passwords.remembered(given)
+    known = passwords.remembered(given, address)
     return passwords.verify(given, address) if known is None else known
 
 
@@ -203,6 +203,17 @@ def test_right_and_wrong_credentials_are_verified_once_a_minute(
     clock.advance(60)
     assert check(passwords, ANN)
     assert len(argon.hashes) == 3
+
+
+def test_another_address_must_ask_but_costs_no_verification(
+    passwords: Passwords, argon: Counting
+) -> None:
+    assert check(passwords, ANN)
+    assert passwords.remembered(ANN, "192.0.2.7")
+    assert passwords.remembered(ANN, "192.0.2.8") is None
+    assert passwords.verify(ANN, "192.0.2.8")
+    assert passwords.remembered(ANN, "192.0.2.8")
+    assert len(argon.hashes) == 1
 
 
 def test_an_unknown_user_costs_what_a_known_one_costs(file: Path, clock: FakeClock) -> None:

@@ -150,6 +150,19 @@ def test_an_address_with_too_many_wrong_passwords_waits_in_every_worker(
     assert one.get("/", headers=fields(), environ_overrides=elsewhere).status_code == 200
 
 
+def test_a_throttled_address_cannot_guess_the_password_of_a_user_who_is_active_elsewhere(
+    client: Callable[..., Client],
+) -> None:
+    guarded = client(max_failures=3)
+    elsewhere = {"REMOTE_ADDR": "198.51.100.1"}
+    assert guarded.get("/", headers=fields(), environ_overrides=elsewhere).status_code == 200
+    for number in range(3):
+        assert guarded.get("/", headers=fields(password=f"{number}")).status_code == 401
+    assert guarded.get("/", headers=fields(password="3")).status_code == 429
+    assert guarded.get("/", headers=fields()).status_code == 429
+    assert guarded.get("/", headers=fields(), environ_overrides=elsewhere).status_code == 200
+
+
 def test_users_of_an_address_who_have_logged_in_are_not_locked_out(
     client: Callable[..., Client],
 ) -> None:

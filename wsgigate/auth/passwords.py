@@ -13,6 +13,8 @@ expensive thing that a client can cause. Rules that must hold:
 3. An unknown user costs as much as a known one with a wrong password: a hash with the parameters of
    some user of the file is verified, or the time of a response would tell which users exist.
 4. Whatever is remembered ends when the file of users changes.
+5. What is remembered does not let an address guess on that has sent too many wrong ones: it passes
+   at once only at an address that has sent it before.
 """
 
 from __future__ import annotations
@@ -323,13 +325,20 @@ class Passwords:
                 else:
                     known.read = now
 
-    def remembered(self, given: Credentials) -> bool | None:
+    def remembered(self, given: Credentials, address: str) -> bool | None:
         """Return whether *given* is valid, if that is known; None if it must be verified.
+
+        A valid one is known for the addresses that have sent it: another address may be guessing.
 
         :raises UnreadableFile: The file cannot be read or parsed, and never was.
         """
         self.look()
-        return self._recall(given, self._mark(given))
+        mark = self._mark(given)
+        recalled = self._recall(mark)
+        known = self._known
+        if recalled and (known is None or (address, mark) not in known.seen):
+            return None
+        return recalled
 
     def seen(self, given: Credentials, address: str) -> bool:
         """Return whether *given* was valid when *address* sent it, since the file last changed."""
@@ -339,6 +348,8 @@ class Passwords:
     def verify(self, given: Credentials, address: str) -> bool:
         """Return whether *given* is valid; takes a fifth of a second of processor time.
 
+        It takes none if *given* is remembered, which tells *address* whether its guess was right.
+
         :param address: The address of the client.
         :raises Busy: Too many are being verified.
         :raises UnreadableFile: The file cannot be read or parsed, and never was.
@@ -347,32 +358,33 @@ class Passwords:
         known = self._known
         assert known is not None  # noqa: S101
         mark = self._mark(given)
-        self._enter()
-        try:
-            # another request may have verified the same one while this one waited
-            recalled = self._recall(given, mark)
-            if recalled is not None:
-                return recalled
-            hashed = known.users.get(given.user)
-            valid = self._matches(hashed or self._dummy(known, given.user), given.password)
-            valid = valid and hashed is not None
-            # remembered before the next verification may begin: it may be of the same credential
-            self._keep(known, mark, address, valid)
-        finally:
-            self._leave()
-        return valid
-
-    def _keep(self, known: _Known, mark: bytes, address: str, valid: bool) -> None:
-        kept, most = (known.valid, self._size) if valid else (known.wrong, _MOST_WRONG)
-        if len(kept) >= most:
-            kept.clear()
-        kept[mark] = self._clock() + self._remember
+        valid = self._recall(mark)
+        if valid is None:
+            self._enter()
+            try:
+                # another request may have verified the same one while this one waited
+                valid = self._recall(mark)
+                if valid is None:
+                    hashed = known.users.get(given.user)
+                    valid = self._matches(hashed or self._dummy(known, given.user), given.password)
+                    valid = valid and hashed is not None
+                    # before the next verification may begin: it may be of the same credential
+                    self._keep(known, mark, valid)
+            finally:
+                self._leave()
         if valid:
             if len(known.seen) >= self._size:
                 known.seen.clear()
             known.seen.add((address, mark))
+        return valid
 
-    def _recall(self, given: Credentials, mark: bytes) -> bool | None:
+    def _keep(self, known: _Known, mark: bytes, valid: bool) -> None:
+        kept, most = (known.valid, self._size) if valid else (known.wrong, _MOST_WRONG)
+        if len(kept) >= most:
+            kept.clear()
+        kept[mark] = self._clock() + self._remember
+
+    def _recall(self, mark: bytes) -> bool | None:
         known = self._known
         if known is None:
             return None

@@ -163,9 +163,9 @@ class BasicAuthenticator:
     ) -> tuple[WSGIApplication, str] | None:
         """Return the response to a request with these credentials, and why; None to let it pass."""
         try:
-            valid = self._passwords.remembered(given)
+            address = client_address(environ)[:_LONGEST_ADDRESS]
+            valid = self._passwords.remembered(given, address)
             if valid is None:
-                address = client_address(environ)[:_LONGEST_ADDRESS]
                 wait = self._failures.wait(address)
                 # Also for a valid credential, or its status would tell a correct guess from the
                 # others; except for one that this very address has used before.
