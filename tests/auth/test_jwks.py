@@ -422,6 +422,20 @@ def test_a_start_while_the_endpoint_fails_does_not_wait_for_it(sources):
         keys.newer(None)
 
 
+@pytest.mark.parametrize("fails", ["https://a.example.com", "https://b.example.com"])
+def test_a_failure_of_one_of_two_urls_of_an_issuer_is_reported(sources, fails):
+    def ask(url, **_):
+        if url == fails:
+            raise FetchFailed("it answered 500")
+        return JwksAnswer((OLD.jwk(),))
+
+    made = sources(ask)
+    for url in ("https://a.example.com", "https://b.example.com"):
+        made.remote(url, issuer="shop").step()
+    assert made.probe() == {"shop": "it answered 500"}
+    assert made.status() == {"shop": {"keys": 0, "age": None, "error": "it answered 500"}}
+
+
 def test_the_first_token_starts_the_thread_and_waits_for_the_keys(sources):
     keys: Any = sources(Endpoint(OLD)).remote("https://id.example.com")
     assert sorted(keys.newer(None).names) == names(OLD)

@@ -643,17 +643,24 @@ class KeySources:
             source.stop(max(0.0, until - real()))
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """Return the status of each issuer, by its name."""
+        """Return the status of each issuer, by its name; of equal names, one with an error."""
         found: dict[str, dict[str, Any]] = {}
         sources: list[RemoteKeys | FileKeys] = [*self._remote.values(), *self._files]
         for source in sources:
-            found.setdefault(source.name, source.status())
+            status = source.status()
+            if "error" in status and "error" not in found.get(source.name, {}):
+                found[source.name] = status
+            found.setdefault(source.name, status)
         return found
 
     def probe(self) -> dict[str, str]:
         """Fetch all keys once; return why that fails, by the name of the issuer."""
-        troubles = {source.name: source.probe() for source in self._remote.values()}
-        return {name: why for name, why in troubles.items() if why}
+        troubles: dict[str, str] = {}
+        for source in self._remote.values():  # several may have one name
+            why = source.probe()
+            if why:
+                troubles.setdefault(source.name, why)
+        return troubles
 
     def close(self) -> None:
         """Stop the threads, and close the store unless it was passed in as an object."""
