@@ -149,4 +149,7 @@ def test_an_invalid_setting_raises_an_error_that_names_it(options, words):
 def test_a_leeway_longer_than_denials_are_kept_is_refused(denied):
     with pytest.raises(ValueError, match="leeway: at most 86400 s with a deny_list, not 86401"):
         Gate(deny_list=denied, leeway=86401)
+    issuer = {"issuer": "i", "algorithms": ["HS256"], "secret": "s" * 32, "leeway": 86401}
+    with pytest.raises(ValueError, match="leeway: at most 86400 s with a deny_list, not 86401"):
+        Gate(deny_list=denied, issuers=[issuer])
     assert Gate(leeway=86401).bearer(signed(GOOD)) == (200, "")

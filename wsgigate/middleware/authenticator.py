@@ -237,8 +237,9 @@ class Authenticator:
         else:
             _check_alone(options)
             self._issuers = issuers_of(issuers, make)
-        if deny_list is not None and self._issuers.leeway > GRACE:
-            raise ValueError(f"leeway: at most {GRACE:g} s with a deny_list, not {leeway!r}")
+        longest = self._issuers.leeway
+        if deny_list is not None and longest > GRACE:
+            raise ValueError(f"leeway: at most {GRACE:g} s with a deny_list, not {longest:g}")
         self._deny_list = deny_list
         self._allows_on_error = on_store_error == "allow"
         effect = "passed unchecked" if self._allows_on_error else "were rejected"
