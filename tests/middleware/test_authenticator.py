@@ -68,6 +68,15 @@ def test_without_required_no_token_passes_but_a_bad_one_does_not():
     assert gate.claims == GOOD
 
 
+@pytest.mark.parametrize("value", ["secret/with+base64==", "Token=secret", "Bearer:secret"])
+def test_a_credential_in_place_of_a_scheme_is_not_logged(value):
+    gate = Gate()
+    assert gate.ask(value) == INVALID
+    assert gate.reason == (
+        "bad token: the Authorization field is malformed or has more than one value"
+    )
+
+
 def test_d05_two_authorization_fields_are_refused():
     gate, good = Gate(), signed(GOOD)
     for evil in ("Bearer evil", good, "Basic x"):

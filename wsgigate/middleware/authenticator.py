@@ -38,7 +38,7 @@ from wsgigate.auth.jwt import (
     read_compact,
 )
 from wsgigate.coordination.denylist import GRACE, DenyList, TokenIdentity, identity
-from wsgigate.http.bodies import InvalidJson, shown
+from wsgigate.http.bodies import InvalidJson
 from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.wsgi import CLAIMS, IDENTITY, is_preflight
@@ -352,7 +352,8 @@ class Authenticator:
         if scheme != "Bearer" and scheme.lower() != "bearer":
             if _OTHER_SCHEME.fullmatch(value):
                 return None
-            raise TokenRejected(f"the Authorization field has more than one value: {shown(scheme)}")
+            # not shown: what stands in place of a scheme may be a secret
+            raise TokenRejected("the Authorization field is malformed or has more than one value")
         if len(token) > MAX_LENGTH:
             raise TokenRejected(f"a token of {len(token)} characters")
         now = self._clock()
