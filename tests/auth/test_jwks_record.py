@@ -145,6 +145,9 @@ def test_a_record_survives_the_store():
         json.dumps({"keys": [7]}).encode(),
         json.dumps({"at": "now"}).encode(),
         b'{"due": Infinity}',
+        b'{"failures": null}',
+        b'{"error": 7}',
+        b'{"claim": []}',
     ],
 )
 def test_a_value_that_is_none_of_ours_counts_as_empty(value):

@@ -94,7 +94,9 @@ def decoded(value: bytes | None) -> JwksRecord:
     try:
         record = JwksRecord(**json.loads(value))
         times = (record.at or 0.0, record.made or 0.0, record.earliest, record.due)
-        if all(isinstance(key, dict) for key in record.keys) and max(times) < math.inf:
+        texts = isinstance(record.error, str) and isinstance(record.claim, str)
+        counted = texts and isinstance(record.failures, int)
+        if counted and all(isinstance(key, dict) for key in record.keys) and max(times) < math.inf:
             return record._replace(keys=tuple(record.keys))
     except (ValueError, TypeError):
         pass
