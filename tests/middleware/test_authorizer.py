@@ -253,6 +253,7 @@ METHODS = ("GET", "HEAD", "DELETE", "POST")
         ({"rules": [{"name": "a"}, {"name": "a"}]}, r"rules\[1\].name: 'a' is the name of"),
         ({"realm": 'a"b'}, "realm: printable ASCII"),
         ({"resource_metadata": "/metadata"}, "resource_metadata: expected a URL"),
+        ({"resource_metadata": "https://[::1"}, "resource_metadata: expected a URL"),
         ({"resource_metadata": 'https://a/"'}, "resource_metadata: expected a URL"),
         ({"policy": "a:b"}, "policy: expected a function"),
         ({"observe": "no", "roles": 7}, "roles"),

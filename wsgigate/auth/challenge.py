@@ -68,7 +68,10 @@ def check_resource_metadata(url: str | None) -> None:
     """
     if url is None:
         return
-    parts = urlsplit(url) if isinstance(url, str) and _QUOTED.fullmatch(url) else None
+    try:
+        parts = urlsplit(url) if isinstance(url, str) and _QUOTED.fullmatch(url) else None
+    except ValueError:  # such as a bracket that is not closed
+        parts = None
     if parts is None or parts.scheme not in ("https", "http") or not parts.netloc or " " in url:
         raise ValueError(
             f"resource_metadata: expected a URL such as "
