@@ -86,6 +86,8 @@ def test_several_issuers_in_the_file_each_with_keys_of_its_own(tmp_path: Path) -
         ('jwks = "http://id.example.com/keys"', "jwks", "must begin with https://"),
         ('jwks = "not json"', "jwks", "a JWK set that is not strict JSON"),
         ('jwks = "keys/jwks.json"', "jwks", "; give a file as jwks_file, and a URL with https://"),
+        ('jwks_uri = "https://a.example/keys"', "jwks_uri", 'did you mean "jwks"?'),
+        ('secret_path = "key"', "secret_path", 'did you mean "secret_file"?'),
         ('issuer = "id.example.com"', "issuer", "is not a URL; give it as the tokens have it"),
         (
             'issuer = "https://a.example/.well-known/openid-configuration"',

@@ -324,12 +324,20 @@ class ListOf(Kind[tuple[T, ...]]):
         if isinstance(value, FromEnvironment):
             value = [FromEnvironment(part.strip()) for part in value.split(",") if part.strip()]
         if not isinstance(value, list):
-            return self._wrong(value, path, errors)
+            errors.add(path, f"expected {self.expected}, got {shown(value)}{self._cure(value)}")
+            return self.blank()
         if len(value) < self._least:
             errors.add(path, f"expected {self.expected}, got an empty list")
             return None
         items = [self.item.read(item, at(path, n), errors) for n, item in enumerate(value)]
         return tuple(item for item in items if item is not None)
+
+    def _cure(self, text: object) -> str:
+        """Return the list that *text* was probably meant as."""
+        if not isinstance(text, str) or not isinstance(self.item, (Text, Enumeration)):
+            return ""
+        words = text.replace(",", " ").split()
+        return f"; give [{', '.join(map(shown, words))}]" if 0 < len(words) < 10 else ""
 
     def schema(self, definitions: dict[str, Schema]) -> Schema:
         schema: Schema = {"type": "array", "items": self.item.schema(definitions)}
@@ -607,7 +615,10 @@ def suggestion(word: str, known: list[str]) -> str:
     """Return ``; did you mean "..."?`` with the nearest of *known*, or an empty string."""
     plain = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", word).replace("-", "_").lower()
     spelled = {name.replace("-", "_").lower(): name for name in known}
-    near = get_close_matches(plain, spelled, n=1, cutoff=0.6)
+    # A secret_path is the secret_file rather than the secret, and jwks_url is jwks.
+    renamed = re.sub(r"_path$", "_file", plain), re.sub(r"_ur[il]$", "", plain)
+    near = [name for name in renamed if name != plain and name in spelled]
+    near = near or get_close_matches(plain, spelled, n=1, cutoff=0.6)
     return f"; did you mean {shown(spelled[near[0]])}?" if near else ""
 
 
