@@ -13,6 +13,7 @@ import pytest
 
 from wsgigate.auth.api_keys import digest_of, new_key
 from wsgigate.coordination.api_keys import ApiKeys, KeyRejected, UnreadableKeys, read_file
+from wsgigate.runtime.files import LARGEST
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
 
@@ -242,3 +243,14 @@ def test_the_last_use_is_in_the_store_not_in_the_file(file: Path, clock: FakeClo
     keys = ApiKeys(MemoryStore(), file=str(file), clock=clock)
     assert valid(keys)
     assert file.read_bytes() == before
+
+
+def test_no_file_is_written_that_the_workers_would_not_read(file: Path, clock: FakeClock) -> None:
+    scopes = [f"{number:0200}" for number in range(100)]
+    write(file, *(entry(f"{n}", id=f"acme-{n}", scopes=scopes) for n in range(805)))
+    before = file.read_bytes()
+    assert len(before) < LARGEST
+    with pytest.raises(ValueError, match=r"^file: .* remove the entries"):
+        keys_of(file, clock).create("acme", scopes=scopes)
+    assert file.read_bytes() == before
+    assert os.listdir(file.parent) == [file.name]

@@ -64,7 +64,7 @@ from wsgigate.auth.throttle import Guesses, GuessRules
 from wsgigate.http.wsgi import client_address
 from wsgigate.rules.arguments import Pattern, checked
 from wsgigate.runtime.clocks import steady, wall
-from wsgigate.runtime.files import ReloadedFile, UnreadableFile
+from wsgigate.runtime.files import LARGEST, ReloadedFile, UnreadableFile
 from wsgigate.runtime.logs import RepeatLog, one_line
 from wsgigate.runtime.threads import BackgroundQueue
 from wsgigate.store import Change, Store, StoreError, update
@@ -345,12 +345,18 @@ class _FileRecords:
         made = make(by_id.get(id_))
         by_id[id_] = made
         document = {"keys": [document_of(record) for record in by_id.values()]}
-        _replace(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n", status)
+        written = (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+        if len(written) > LARGEST:  # the workers would go on with what they have read before
+            raise ValueError(
+                f"file: {path} would be larger than {LARGEST >> 20} MiB; remove the entries of "
+                "revoked and expired keys, or keep the keys in the store"
+            )
+        _replace(path, written, status)
         return made
 
 
-def _replace(path: str, text: str, old: os.stat_result | None) -> None:
-    """Write *text* to a new file, and rename it to *path*: readers see the old or the new one.
+def _replace(path: str, content: bytes, old: os.stat_result | None) -> None:
+    """Write *content* to a new file, and rename it to *path*: readers see the old or the new one.
 
     :param old: The file that is replaced, whose owner and mode the new one gets. Without one it is
         readable for its owner, which is that of the folder if this process may give it away.
@@ -359,8 +365,8 @@ def _replace(path: str, text: str, old: os.stat_result | None) -> None:
     draft = f"{path}.{secrets.token_hex(8)}.new"
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
             owner = os.stat(folder) if old is None else old
             if (owner.st_uid, owner.st_gid) != (os.geteuid(), os.getegid()):

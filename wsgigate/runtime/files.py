@@ -12,9 +12,12 @@ from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import steady, wall
 from wsgigate.runtime.logs import FailureLog
 
-__all__ = ["ReloadedFile", "UnreadableFile"]
+__all__ = ["LARGEST", "ReloadedFile", "UnreadableFile"]
 
 T = TypeVar("T")
+
+LARGEST = 16 * 1024 * 1024
+"""The largest file that is read by default, in bytes."""
 
 SETTLES = 0.1
 """Seconds for which a file that is written in place must be unchanged: it may be incomplete."""
@@ -52,7 +55,7 @@ class ReloadedFile(Generic[T]):
         *,
         what: str,
         logger: logging.Logger,
-        largest: int = 16 * 1024 * 1024,
+        largest: int = LARGEST,
         absent: T | None = None,
         clock: Callable[[], float] = steady,
         now: Callable[[], float] = wall,
