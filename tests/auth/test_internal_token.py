@@ -11,6 +11,7 @@ import pytest
 from tests.support.tokens import NOW, Clock
 from wsgigate import Identity
 from wsgigate.auth.internal_token import InternalTokens
+from wsgigate.auth.jwt import ClaimRules
 
 SECRET = "0123456789abcdef0123456789abcdef"
 OTHER = "fedcba9876543210fedcba9876543210"
@@ -49,9 +50,17 @@ def test_a_service_reads_the_caller_from_the_token() -> None:
         "sub": "ann",
         "client_id": "shop",
         "scope": "read write",
-        "iat": NOW,
+        "iat": NOW - 5,
         "exp": NOW + 60,
     }
+
+
+@pytest.mark.parametrize("behind", [0, 0.05, 1.5, 5])
+def test_a_service_whose_clock_is_behind_accepts_a_token_without_leeway(behind: float) -> None:
+    tokens = InternalTokens(secret=SECRET, clock=Clock())
+    rules = ClaimRules(audience="orders", leeway=0)
+    claims = verified(tokens, tokens.token(ANN, "orders"))
+    assert rules.check(claims, NOW - behind) == NOW + 60
 
 
 def test_a_token_is_for_one_service() -> None:

@@ -50,6 +50,11 @@ _SHORTEST = 5.0
 """Least lifetime in seconds, for a token of a caller whose own token has expired just now."""
 
 
+_SKEW = 5.0
+"""Seconds by which ``iat`` is in the past: libraries reject a token that was issued in the future,
+and the clock of a service may be behind."""
+
+
 class _SigningKey(NamedTuple):
     private: EllipticCurvePrivateKey
     jwk: dict[str, str]
@@ -144,7 +149,7 @@ class InternalTokens:
         payload: dict[str, Any] = {
             "iss": self._issuer,
             "aud": audience,
-            "iat": int(now),
+            "iat": int(now - _SKEW),
             "exp": int(until),
             "jti": uuid4().hex,
         }
