@@ -159,6 +159,9 @@ def test_secrets_rotate_with_the_keys_of_both_published() -> None:
     assert verified(both, old.token(ANN, "orders"))["sub"] == "ann"
     assert verified(new, both.token(ANN, "orders"))["sub"] == "ann"
     assert len(kids(both)) == 6
+    prepared = InternalTokens(secret=[SECRET, OTHER], clock=Clock())  # before the new one signs
+    assert verified(prepared, both.token(ANN, "orders"))["sub"] == "ann"
+    assert verified(old, prepared.token(ANN, "orders"))["sub"] == "ann"
 
 
 @pytest.mark.parametrize(

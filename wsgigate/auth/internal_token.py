@@ -71,7 +71,8 @@ class InternalTokens:
     """Short-lived tokens (JWT, ES256) that carry the verified caller to services.
 
     :param secret: The secret from which the keys are derived, at least 32 bytes, the same on all
-        gateways. Several during its rotation: the first signs, the keys of all are published.
+        gateways. Several during its rotation: the first signs, the keys of all are published. So
+        add a new one at the end, and put it first once services have read the keys again.
     :param issuer: The ``iss`` of the tokens.
     :param lifetime: The lifetime of a token, in seconds. It ends with the caller's own token.
     :param rotate_every: The period of a key, in seconds.
