@@ -37,6 +37,7 @@ def test_routes_prints_a_table_of_all_routes(cli: Cli) -> None:
                 "parameter    id = a b",
                 "middlewares  client-address, request-id, limiter (100 per 15 minutes), "
                 "authenticator",
+                "requires     scopes users",
                 "service      users",
                 "upstream     GET http://127.0.0.1:3001/v1/users/a%20b?x=%31",
                 "upstream     GET http://127.0.0.1:3002/v1/users/a%20b?x=%31",
@@ -138,6 +139,54 @@ def test_explain_prints_all_limits(cli: Cli) -> None:
         "limiter (9 per second, 90 per hour; big: 99 per second, 1 per calendar day; "
         "only observed), concurrency-limiter (7 at a time)"
     ) in out
+
+
+AUTHORIZER = """
+[services.orders]
+instances = ["http://127.0.0.1:3001"]
+
+[[routes]]
+path = "/orders"
+service = "orders"
+
+[[routes.middleware]]
+use = "authenticator"
+algorithms = ["HS256"]
+secret = "a secret that is long enough for HS256"
+scopes = ["api"]
+
+[[routes.middleware]]
+use = "authorizer"
+roles = ["clerk", "manager"]
+rules = [
+  { name = "read", methods = ["GET"], scopes = ["orders:read"] },
+  { paths = ["/orders/refunds/*"], methods = ["GET", "POST"], claims = { "org.id" = 7 } },
+]
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "code", "required"),
+    [
+        ("HEAD", "/orders/7", 0, ["scopes orders:read   (rule read)"]),
+        (
+            "GET",
+            "/orders/refunds/7",
+            0,
+            ["scopes orders:read   (rule read)", "claims org.id   (a rule)"],
+        ),
+        ("POST", "/orders/refunds", 0, ["claims org.id   (a rule)"]),
+        ("PUT", "/orders/7", 1, []),
+    ],
+)
+def test_explain_prints_what_the_caller_needs(
+    cli: Cli, method: str, url: str, code: int, required: list[str]
+) -> None:
+    found, out, _ = cli("explain", cli.file(AUTHORIZER), method, url)
+    assert found == code
+    lines = [line[13:] for line in out.splitlines() if line.startswith("requires")]
+    assert lines == ["scopes api", "one of the roles clerk, manager", *required]
+    assert ("403: no rule of the authorizer allows PUT here" in out) == bool(code)
 
 
 def test_explain_reports_hosts_that_are_not_served(cli: Cli) -> None:

@@ -26,6 +26,7 @@ from wsgigate.config.model import Config, GatewayTable
 from wsgigate.config.model import schema as schema_of_file
 from wsgigate.config.tables import Arguments, Table
 from wsgigate.discovery import Instance
+from wsgigate.http.caller import matching
 from wsgigate.http.problem import Refusal
 from wsgigate.http.target import BadTarget, any_target_of, kept_target_of
 from wsgigate.proxy.bulkhead import ThreadShareRules
@@ -357,6 +358,9 @@ def _explained(environ: dict[str, Any], built: BuiltGateway, config: Config) -> 
         _line("parameter", f"{name} = {value}")
     inside = [_named(each) for each in entry.table.middleware] if entry else []
     _line("middlewares", ", ".join([*outside, *inside]))
+    for each in (*config.middleware, *(entry.table.middleware if entry else ())):
+        if code := _required(each, environ):
+            return code
     if entry is None:
         _line("app", "the gateway itself")
         return 0
@@ -425,6 +429,43 @@ def _named(entry: Middleware) -> str:
     if entry.use == "concurrency-limiter":
         return f"{entry.use} ({options['limit']} at a time{watched})"
     return entry.use
+
+
+def _required(entry: Middleware, environ: dict[str, Any]) -> int:
+    """Print what the caller of a request needs; return 1 if no rule allows the request."""
+    if entry.use not in ("api-key", "authenticator", "authorizer"):
+        return 0
+    options = entry.options or {}
+    rules = [rule for rule in options.get("rules", ()) if _is_for(rule, environ)]
+    for needed in (options, *rules):
+        texts = [
+            f"{called} {', '.join(needed[key])}"
+            for key, called in _NEEDS.items()
+            if needed.get(key)
+        ]
+        if texts:
+            _line("requires", "; ".join(texts) + ("" if needed is options else _name_of(needed)))
+    passes = options.get("observe") or options.get("exempt")
+    if options.get("rules") and not rules and not passes:
+        return _refused(403, f"no rule of the authorizer allows {environ['REQUEST_METHOD']} here")
+    return 0
+
+
+_NEEDS = {
+    "scopes": "scopes",
+    "roles": "one of the roles",
+    "groups": "one of the groups",
+    "claims": "claims",
+}
+
+
+def _is_for(rule: Arguments, environ: dict[str, Any]) -> bool:
+    paths, methods = rule.get("paths", ()), rule.get("methods", ())
+    return not (paths or methods) or bool(matching(paths=paths, methods=methods)(environ))
+
+
+def _name_of(rule: Arguments) -> str:
+    return f"   (rule {rule['name']})" if rule.get("name") else "   (a rule)"
 
 
 def _refused(status: int, reason: str) -> int:

@@ -208,8 +208,9 @@ ROUTES = "List the routes: what they match, their middlewares, and their service
 
 EXPLAIN = """\
 Show how a request would be handled, without sending one: its path as the gateway parses it, the
-route that matches, the middlewares in order, and the request to the service. The exit code is 1 if
-the request would be rejected: no route, a wrong method, a malformed path."""
+route that matches, the middlewares in order, the scopes, roles, groups and claims that the caller
+needs, and the request to the service. The exit code is 1 if the request would be rejected: no
+route, a wrong method, a malformed path, no rule that allows it."""
 
 MINT = """\
 Print a signed token (JWT) for testing, as the gateway's authenticator accepts it."""
