@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -220,13 +221,16 @@ def _named(rules: Sequence[AuthorizationRule | Mapping[str, Any]]) -> dict[str, 
     return named
 
 
+_ARGUMENTS = frozenset(inspect.signature(AuthorizationRule).parameters)
+
+
 def _rule(given: object, where: str) -> AuthorizationRule:
     if not isinstance(given, Mapping):
         raise ValueError(f"{where}: expected an AuthorizationRule or a table, not {given!r}")
+    unknown = [name for name in given if name not in _ARGUMENTS]
+    if unknown:
+        raise ValueError(f"{where}: {unknown[0]!r} is not an argument of a rule")
     try:
         return AuthorizationRule(**given)
-    except TypeError as error:
-        unknown = str(error).rpartition("'")[0].rpartition("'")[2]
-        raise ValueError(f"{where}: {unknown!r} is not an argument of a rule") from None
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from None
