@@ -205,6 +205,29 @@ def test_the_entry_is_written_before_the_mark(time):
     assert written == ["deny/token", "deny"]
 
 
+def test_a_denial_during_a_read_of_the_mark_applies_at_once(time, clock):
+    class Denying(MemoryStore):
+        """A store that denies the token while another thread has the earlier mark in its hands."""
+
+        during = None
+
+        def get(self, key):
+            found = super().get(key)
+            during, self.during = self.during, None
+            if during is not None:
+                during()
+            return found
+
+    store = Denying(clock=time)
+    denied = DenyList(store, staleness=1.0, clock=clock)
+    denied.deny_jti("another", END)
+    assert denied.why_denied(ANN) == ""
+    clock.advance(1.0)
+    store.during = lambda: denied.deny_token(TOKEN)
+    assert denied.why_denied(ANN) == ""
+    assert denied.why_denied(ANN) == "the token was denied"
+
+
 def test_a_failing_store_raises_once_the_cached_copy_is_too_old(store, clock):
     denied = DenyList(store, clock=clock)
     denied.why_denied(ANN)

@@ -251,7 +251,9 @@ class DenyList:
         now = self._clock()
         known = self._known
         if known is None or now - known.read >= self._staleness:
-            known = self._known = self._read(known, now)
+            before, known = known, self._read(known, now)
+            if self._known is before:  # else this worker has denied a token meanwhile
+                self._known = known
         if token.token in known.good:
             return ""
         for entry, reason in entries_of(token):
