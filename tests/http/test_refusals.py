@@ -118,6 +118,24 @@ def test_a_flood_of_rejections_is_logged_as_one_warning_per_minute(
     assert caplog.text == ""
 
 
+def test_each_kind_of_reason_has_its_own_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """A request without a token does not hide why a token is rejected; values make no kinds."""
+    reasons = ["no token", *(f"for the audience 'a{n}', not 'b'" for n in range(3)), "no token"]
+    with caplog.at_level(logging.INFO, "wsgigate.refusals"):
+        for reason in reasons:
+            problem.refused(new_environ(), "Authenticator", reason)
+    levels = [each.levelname for each in caplog.records]
+    assert levels == ["WARNING", "WARNING", "INFO", "INFO", "INFO"]
+
+
+def test_kinds_of_reasons_that_clients_choose_are_few(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "wsgigate.refusals"):
+        for number in range(99):
+            problem.refused(new_environ(), "Limiter", f"{'x' * number} is over the quota")
+    levels = [each.levelname for each in caplog.records]
+    assert levels == ["WARNING"] * 9 + ["INFO"] * 90
+
+
 def test_inside_a_logger_only_the_access_log_has_a_rejection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

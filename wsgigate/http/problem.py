@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -182,13 +183,18 @@ def answer_with(problem: Problem) -> WSGIApplication:
 
 # The log of rejections: by the access log, or here without a Logger around. Otherwise a middleware
 # that is used alone would reject requests without a trace. Each rejection is one record: a WARNING,
-# or INFO within a minute after a WARNING of the same middleware, so that a flood of rejections is
-# not a flood of warnings.
+# or INFO within a minute after a WARNING of the same middleware and kind of reason, so that a flood
+# of rejections is not a flood of warnings, and requests without a token do not hide why tokens are
+# rejected. The kind is the reason up to the first value in it; clients may choose values, so the
+# kinds of each middleware are limited, and all further ones count as one.
 
 _log = logging.getLogger("wsgigate.refusals")
 
-rejection_logs: dict[str, ThrottledLog] = {}
-"""Counts the rejections of each middleware, by its name, between two warnings."""
+rejection_logs: dict[str, dict[str, ThrottledLog]] = {}
+"""Counts the rejections of each middleware, by its name and kind, between two warnings."""
+
+_MOST_KINDS = 8
+_KIND = re.compile(r"[^'\"0-9\[{]{,60}")
 
 
 def refused(environ: WSGIEnvironment, by: str, reason: str) -> None:
@@ -200,9 +206,14 @@ def refused(environ: WSGIEnvironment, by: str, reason: str) -> None:
     environ[REASON] = reason
     if LOGGED in environ:
         return
-    warnings = rejection_logs.get(by)
+    kinds = rejection_logs.setdefault(by, {})
+    found = _KIND.match(reason)
+    kind = found.group() if found else ""
+    if kind not in kinds and len(kinds) >= _MOST_KINDS:
+        kind = ""
+    warnings = kinds.get(kind)
     if warnings is None:
-        warnings = rejection_logs.setdefault(by, ThrottledLog(_log.warning, "", real))
+        warnings = kinds.setdefault(kind, ThrottledLog(_log.warning, "", real))
     count = warnings.due()
     level = logging.WARNING if count else logging.INFO
     if not _log.isEnabledFor(level):
