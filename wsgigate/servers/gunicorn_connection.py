@@ -20,7 +20,8 @@ occupies no thread, and an event is not held back until the next one. Beyond it 
 waits. Four rules make this safe:
 
 - ``_owed`` is changed under ``_lock`` only, which is never held while waiting. A sender that sees
-  it empty may send without the lock: only a sender makes it non-empty, and there is one at a time.
+  no ``_owed_bytes`` may send without the lock: only a sender adds some, and there is one at a time.
+  What is given up stays in that number: nothing may be sent in its place.
 - ``flushing`` is true from when a sender has the connection watched for output until a thread finds
   that nothing is owed any longer. So at most one thread at a time is called to flush it.
 - The last to let go of the connection ends it, as the lock decides: :meth:`leave` returns whether
@@ -31,9 +32,10 @@ waits. Four rules make this safe:
 Deadlines are times of the monotonic clock in ``timeout``, which the worker's loop enforces for a
 connection that no thread has, and :meth:`advance` for one that sends drops: a head must be complete
 ``head_timeout`` seconds after its first byte; a body must not stall for ``idle_timeout`` seconds,
-and earns one more second in all per ``body_rate`` bytes; each 64 KiB of a response must be read
-within ``idle_timeout`` seconds. A client that misses the last has its connection reset
-(``SO_LINGER`` 0), which discards what the system has buffered.
+and earns one more second in all per ``body_rate`` bytes; a response of which a part is owed must
+not stall for ``idle_timeout`` seconds either: in that time the client must read enough that the
+system takes more. One that does not has its connection reset (``SO_LINGER`` 0), which discards what
+the system has buffered.
 
 A client must never take a response that was cut for a complete one. It cannot where the response is
 chunked or has a length. The end of another one, such as to a client of HTTP/1.0, is the end of the
@@ -95,7 +97,7 @@ BACKLOG = 262144
 """Bytes of a response that may be kept for a client that does not read them."""
 
 SLICE = 65536
-"""Bytes of a response that the client must read within the idle timeout."""
+"""The most bytes of one read or write, and of a longer response that are kept."""
 
 GRACE = 1.0
 """Seconds for which an idle connection is kept beyond the ``Keep-Alive`` timeout it announced."""
@@ -535,7 +537,7 @@ class ClientConnection:
             if self._owed:  # a response that was cut must not look like a complete one
                 self.abandon()
             self._broken = True
-            self._owed.clear()  # not _owed_bytes: nothing may be sent in the place of what is lost
+            self._owed.clear()  # but not _owed_bytes
             self.flushing = False
             return self.serving
 
