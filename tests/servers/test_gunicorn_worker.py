@@ -213,6 +213,21 @@ def test_one_that_is_never_read_is_reset(make: Make) -> None:
         list(iter(lambda: client.recv(1 << 16), b""))
 
 
+def test_one_that_is_given_up_while_the_app_ends_it_is_followed_by_no_request(make: Make) -> None:
+    class Slow(list[bytes]):
+        def close(self) -> None:
+            gate.worker.expire(connection.timeout + 1)
+
+    gate = make(lambda environ, start_response: Slow(large(environ, start_response)))
+    client = gate.connect()
+    [connection] = gate.worker.idle
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32768)
+    client.sendall(GET.replace(b"/ ", b"/?250000 ") * 2)
+    gate.step()
+    assert gate.worker.connections() == 0
+
+
 @pytest.mark.parametrize(("length", "version"), [(True, b"1.1"), (False, b"1.1"), (True, b"1.0")])
 def test_a_file_is_sent(length: bool, version: bytes, make: Make, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"0123456789" * 1000)

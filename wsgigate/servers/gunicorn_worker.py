@@ -419,15 +419,18 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
             self._after(connection, bool(connection.keeps))
 
     def _after(self, connection: ClientConnection, keep: bool) -> None:
-        """Wait for the next request of *connection*, or close it."""
-        if keep:
+        """Wait for the next request of *connection*, or close it.
+
+        One that was given up is closed in any case: no response could be sent to a next request.
+        """
+        if connection.abandoned:
+            self.abort(connection)
+        elif keep:
             connection.rest()
             self.idle.add(connection, writable=connection.has_read_ahead())
             # after it was added: a worker that begins to stop later finds it there
             if not self.alive:
                 self.defer(self._cap_idle)
-        elif connection.abandoned:
-            self.abort(connection)
         else:
             self.defer(self.release, connection)
 
