@@ -208,11 +208,14 @@ def check_installed() -> None:
 def hash_password(password: str) -> str:
     """Return an argon2id hash of *password*, with the parameters of RFC 9106 section 4.
 
-    :raises ValueError: *password* is empty or too long, or argon2-cffi is not installed.
+    :raises ValueError: *password* is empty, too long, or has control characters, or argon2-cffi is
+        not installed.
     """
     check_installed()
     if not 1 <= len(password.encode("utf-8", "surrogatepass")) <= LONGEST_PASSWORD:
         raise ValueError(f"password: 1 to {LONGEST_PASSWORD} bytes")
+    if _CONTROL.search(password):  # no request could have it
+        raise ValueError("password: control characters are not allowed (RFC 7617 section 2)")
     from argon2 import PasswordHasher
 
     return PasswordHasher().hash(password)

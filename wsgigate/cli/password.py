@@ -23,6 +23,8 @@ def password(arguments: argparse.Namespace) -> int:
         else:
             given = sys.stdin.readline(65536).rstrip("\r\n")
         print(f"{arguments.user}:{hash_password(given)}")
+    except EOFError:
+        return failed("no password was given")
     except ValueError as error:
         return failed(error)
     return 0
