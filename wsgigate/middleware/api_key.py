@@ -105,7 +105,10 @@ class ApiKeyAuthenticator:
         refuse: Refuse = answer_with,
     ) -> None:
         if not isinstance(keys, ApiKeys):
-            raise ValueError(f"keys: expected ApiKeys, not {type(keys).__name__}")
+            raise ValueError(
+                'keys: expected ApiKeys, such as ApiKeys(file="keys.json") or ApiKeys("redis://..."), '
+                f"not {type(keys).__name__}"
+            )
         if not is_token(header):
             raise ValueError(f"header: the name of a field, such as X-API-Key, not {header!r}")
         if header.lower() in ("authorization", "cookie"):
