@@ -106,7 +106,7 @@ class ApiKeyAuthenticator:
     ) -> None:
         if not isinstance(keys, ApiKeys):
             raise ValueError(
-                'keys: expected ApiKeys, such as ApiKeys(file="keys.json") or ApiKeys("redis://..."), '
+                'keys: expected ApiKeys, such as ApiKeys(file="keys.json"), '
                 f"not {type(keys).__name__}"
             )
         if not is_token(header):
