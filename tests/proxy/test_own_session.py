@@ -14,6 +14,7 @@ from werkzeug.test import Client
 
 from tests.proxy.conftest import client_of
 from tests.support.certificates import make_certificate
+from tests.support.interpreter import run_alone
 from wsgigate.client.adapter import Sessions
 from wsgigate.proxy.attempts import Resilience
 from wsgigate.rules.retry import RetryRules
@@ -108,3 +109,36 @@ def test_certificates_are_verified(tmp_path: Path, through: Through) -> None:
     with Backend(tls=wrap) as backend:
         assert through(backend.url, verify=str(certificate)).get("/").data == b"ok"
         assert through(backend.url).get("/").json["error"] == "Certificate verification failed"
+
+
+FORKED = """
+import ctypes, os, sys
+import requests
+from wsgigate.client.adapter import Sessions, Timeout
+from wsgigate.proxy.attempts import Sender
+from wsgigate.proxy.disconnect import UNWATCHED
+
+class Own(requests.adapters.BaseAdapter):
+    def send(self, *arguments, **options):
+        return self
+
+def session():
+    made = requests.Session()
+    made.mount("http://", Own())
+    return made
+
+sender = Sender(Sessions(session), Timeout(1, 1, 1), True, None)
+request = requests.Request("GET", "http://a.test").prepare()
+request.origin = "http://a.test"
+first = sender.send(request, UNWATCHED)
+child = ctypes.PyDLL(None).fork()
+if not child:
+    os._exit(sender.send(request, UNWATCHED) is first)
+same = sender.send(request, UNWATCHED) is first
+sys.exit(not same or os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
+"""
+
+
+def test_a_process_forked_without_pythons_hooks_sends_over_no_connection_of_its_parent() -> None:
+    """The parent has sent a request to the same instance before it forked."""
+    run_alone(FORKED)

@@ -221,6 +221,7 @@ class Sender:
         if watch is not UNWATCHED:
             request.headers.on_socket = watch.set_upstream  # type: ignore[attr-defined]
         try:
+            fork.notice_fork()  # two processes on one connection receive each other's responses
             adapter = self._sessions.adapters.get(request.origin)
             return (adapter or self._sessions.adapter(request.origin)).send(
                 request,
