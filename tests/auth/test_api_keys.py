@@ -169,7 +169,14 @@ def test_a_rotation_keeps_everything_but_the_key_and_bounds_the_old_one() -> Non
     assert after == replace(RECORD, secrets=(Secret(B), Secret(A, NOW + 60)))
     again = rotated(after, C, NOW + 30, 3600)
     assert again.secrets == (Secret(C), Secret(B, NOW + 3630), Secret(A, NOW + 60))
+    soon = rotated(after, C, NOW + 30, 10)
+    assert soon.secrets == (Secret(C), Secret(B, NOW + 40), Secret(A, NOW + 40))
     assert rotated(after, C, NOW + 60, 0).secrets == (Secret(C),)
+
+
+def test_a_rotation_without_an_overlap_keeps_what_earlier_ones_have_promised() -> None:
+    after = rotated(rotated(RECORD, B, NOW, 7 * 86_400), C, NOW + 10, None)
+    assert after.secrets == (Secret(C), Secret(B, NOW + 86_410), Secret(A, NOW + 7 * 86_400))
 
 
 def test_a_rotation_that_would_keep_too_many_keys_is_an_error() -> None:

@@ -89,7 +89,7 @@ def api_key_routes(
         body = _members(request, ("overlap",)) if request.has_body() else {}
         overlap = _duration(body, "overlap")
         try:
-            issued = keys.rotate(id) if overlap is None else keys.rotate(id, overlap=overlap)
+            issued = keys.rotate(id, overlap=overlap)
         except UnknownRecord:
             return Problem(404, "API key not found!")
         except ValueError as error:

@@ -118,6 +118,7 @@ def new_id(random: Callable[[int], str] = secrets.token_hex) -> str:
 MOST_SECRETS = 5
 """Maximum number of keys of one record that are valid at a time, during rotations."""
 
+_OVERLAP = 86_400.0
 _LONGEST_OVERLAP = 10 * 365 * 86_400.0
 """A later end could not be read from the record again, so that no key of it would be valid."""
 
@@ -236,22 +237,27 @@ def revoked(record: KeyRecord, now: float) -> KeyRecord:
     return record if record.revoked is not None else replace(record, revoked=now)
 
 
-def rotated(record: KeyRecord, digest: str, now: float, overlap: float) -> KeyRecord:
+def rotated(record: KeyRecord, digest: str, now: float, overlap: float | None) -> KeyRecord:
     """Return *record* with a new key, and the present ones valid for *overlap* more seconds.
 
     A present key that ends earlier still does.
 
     :param digest: The digest of the new key.
+    :param overlap: Seconds; None ends the newest of the present ones after a day, and the others as
+        earlier rotations have promised.
     :raises ValueError: *record* is revoked or expired, *overlap* is negative or longer than ten
         years, or too many older keys are still valid.
     """
-    if not (isinstance(overlap, (int, float)) and 0 <= overlap <= _LONGEST_OVERLAP):
+    if overlap is not None and not (
+        isinstance(overlap, (int, float)) and 0 <= overlap <= _LONGEST_OVERLAP
+    ):
         raise ValueError(f"overlap: 0 seconds to ten years, not {overlap!r}")
     if record.revoked is not None or (record.expires is not None and now >= record.expires):
         raise ValueError("id: the key is revoked or has expired; create a new one")
-    end = now + overlap
+    end = now + (_OVERLAP if overlap is None else overlap)
+    latest = math.inf if overlap is None else end
     older = [
-        Secret(each.sha256, end if each.until is None else min(each.until, end))
+        Secret(each.sha256, end if each.until is None else min(each.until, latest))
         for each in record.secrets
     ]
     live = [each for each in older if each.until is not None and now < each.until]

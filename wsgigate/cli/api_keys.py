@@ -70,7 +70,9 @@ def _create(found: ApiKeys, arguments: argparse.Namespace) -> None:
 
 
 def _rotate(found: ApiKeys, arguments: argparse.Namespace) -> None:
-    issued = found.rotate(arguments.id, overlap=_duration("--overlap", arguments.overlap))
+    given = arguments.overlap
+    overlap = None if given is None else _duration("--overlap", given)
+    issued = found.rotate(arguments.id, overlap=overlap)
     _print(arguments, issued.record, issued.key)
 
 

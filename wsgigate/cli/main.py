@@ -466,8 +466,8 @@ def _keys(parser: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "--overlap",
                 metavar="TIME",
-                default="1d",
-                help="the time for which the old key stays valid (default: 1d)",
+                help="the time for which the old key stays valid, and older ones at most "
+                "(default: 1d, and older ones as long as earlier rotations said)",
             )
         action.add_argument("--json", action="store_true", help="print JSON")
 

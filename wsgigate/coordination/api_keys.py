@@ -630,10 +630,11 @@ class ApiKeys:
         now = self._now()
         return self._change(id_, lambda old: revoked(_existing(old), now))
 
-    def rotate(self, id_: str, *, overlap: float = 86_400.0) -> IssuedKey:
+    def rotate(self, id_: str, *, overlap: float | None = None) -> IssuedKey:
         """Replace the key with this id by a new one, with the same id, owner, plan and scopes.
 
-        :param overlap: Seconds for which the replaced key stays valid.
+        :param overlap: Seconds for which the replaced key stays valid, and the ones that earlier
+            rotations replaced at most. Default: a day, and as long as those rotations said.
         :raises UnknownRecord: There is no such key.
         :raises ValueError: It is revoked or has expired, or *overlap* is invalid.
         :raises StoreError: The keys cannot be written.
