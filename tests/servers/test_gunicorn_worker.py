@@ -18,6 +18,7 @@ from tests.support.objects import part
 from wsgigate.servers.gunicorn_boot import OnceToken
 from wsgigate.servers.gunicorn_threads import IdleConnections
 from wsgigate.servers.gunicorn_worker import ConnectionCounts, GateWorker
+from wsgigate.servers.http1_request import PREFACE
 
 
 def test_exactly_one_worker_takes_the_token() -> None:
@@ -447,3 +448,19 @@ def test_a_trusted_proxy_that_leaves_gives_its_network_no_further_connection(mak
     assert gate.worker.connections() == 1
     opened("2001:db8::3")  # of the same /64 network
     assert gate.worker.connections() == 1
+
+
+def test_a_connection_whose_first_bytes_break_http2_ends_alone(make: Make) -> None:
+    class Broken(GateWorker):
+        def begin_http2(self, conn: Any) -> Any:
+            raise ValueError("a bug")
+
+    settings = {"http2_cleartext": "prior-knowledge", "forwarded_allow_ips": "127.0.0.1"}
+    gate = make(kind=Broken, http_protocols="h2,h1", **settings)
+    client = gate.connect()
+    client.sendall(PREFACE)
+    gate.step()
+    gate.loop()
+    assert (client.recv(1), gate.worker.connections()) == (b"", 0)
+    assert gate.log.lines == ["HTTP/2 connection error"]
+    assert gate.ask().endswith(b"ok")

@@ -98,6 +98,10 @@ class Http2Worker(LoopWorker):
             self.log.debug("HTTP/2 connection lost: %s", error)
             self.abort(conn)
             return
+        except Exception:  # as in _read_http2: no client may end the loop
+            self.log.exception("HTTP/2 connection error")
+            self.abort(conn)
+            return
         self._http2[conn] = None
         if self._drained_at is not None:
             conn.http2.drain(self._drained_at)
