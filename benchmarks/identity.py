@@ -7,13 +7,13 @@ is signed; requests of one caller share a token for half of its lifetime.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 
+from benchmarks.meter import least_costs
 from benchmarks.table import aligned
 from wsgigate import AuthorizationRule, Identity, InternalTokens
 from wsgigate.auth.authorization import ALLOW, Authorization, PolicyDecision, RequestFacts
@@ -68,15 +68,7 @@ def costs(*, calls: int = 200, rounds: int = 50) -> dict[str, float]:
     :param calls: The calls of a case in each round.
     :param rounds: The number of rounds; the least counts.
     """
-    cases = _cases()
-    least = dict.fromkeys(cases, float("inf"))
-    for _ in range(rounds):
-        for name, call in cases.items():
-            began = time.process_time()
-            for _ in range(calls):
-                call()
-            least[name] = min(least[name], (time.process_time() - began) / calls * 1e6)
-    return least
+    return least_costs(_cases(), calls=calls, rounds=rounds)
 
 
 if __name__ == "__main__":

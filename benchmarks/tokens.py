@@ -16,6 +16,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from benchmarks.meter import least_costs
 from benchmarks.table import aligned
 from wsgigate import Authenticator, DenyList
 from wsgigate.auth.jwks import KeySources
@@ -82,14 +83,7 @@ def costs(*, calls: int = 200, rounds: int = 50) -> dict[str, float]:
     :param calls: The calls of a case in each round.
     :param rounds: The number of rounds; the least counts.
     """
-    cases = _cases()
-    least = dict.fromkeys(cases, float("inf"))
-    for _ in range(rounds):
-        for name, call in cases.items():
-            began = time.process_time()
-            for _ in range(calls):
-                call()
-            least[name] = min(least[name], (time.process_time() - began) / calls * 1e6)
+    least = least_costs(_cases(), calls=calls, rounds=rounds)
     bare = least.pop("")
     return {name: cost - bare for name, cost in least.items()}
 

@@ -4,8 +4,8 @@ A key has GitHub's form: a prefix, ``_``, 30 random base62 characters, and 6 cha
 CRC32 of these. The prefix and the form let secret scanners find a key that was published by
 accident; the checksum rejects junk before anything is looked up.
 
-A record holds no key, only SHA-256 digests of keys: 30 random characters have 178 bits, so nobody
-finds a key by its digest, and a slow password hash would protect nothing. A record has several
+A record holds no key, only SHA-256 digests of keys: 30 random characters have 178 bits, so a key
+cannot be found by its digest, and a slow password hash would protect nothing. A record has several
 digests during a rotation: the newest key, and older ones until their overlap ends.
 """
 

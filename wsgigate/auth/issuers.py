@@ -13,6 +13,7 @@ decided by that issuer alone, the algorithm, the key, and the claims, among them
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,7 @@ from wsgigate.rules.arguments import OneOf, Range, Seconds, Trait, checked
 from wsgigate.runtime.clocks import steady
 from wsgigate.runtime.tls import context_for
 
-__all__ = ["Issuers", "SecretText", "Signed", "TokenIssuer", "issuers_of"]
+__all__ = ["ISSUER_OPTIONS", "Issuers", "SecretText", "Signed", "TokenIssuer", "issuers_of"]
 
 SecretText: TypeAlias = Annotated[KeyText, Trait.SECRET]
 
@@ -336,22 +337,20 @@ def issuers_of(
             continue
         if not isinstance(each, Mapping):
             raise ValueError(f"issuers[{number}]: expected a table, not {shown(each)}")
+        unknown = [name for name in each if name not in ISSUER_OPTIONS]
+        if unknown:
+            known = ", ".join(name for name in ISSUER_OPTIONS if name not in each)
+            raise ValueError(f"issuers[{number}]: {unknown[0]!r} is not an option; known: {known}")
         try:
             made.append(make(**each))
-        except TypeError:
-            known = [name for name in ISSUER_OPTIONS if name not in each]
-            unknown = next((name for name in each if name not in ISSUER_OPTIONS), "")
-            raise ValueError(
-                f"issuers[{number}]: {unknown!r} is not an option; known: {', '.join(known)}"
-            ) from None
         except ValueError as error:
             raise ValueError(f"issuers[{number}].{error}") from None
     return Issuers(made)
 
 
-ISSUER_OPTIONS = (
-    *("issuer", "algorithms", "secret", "public_key", "jwks", "jwks_file", "ca"),
-    *("jwks_refresh", "jwks_cooldown", "audience", "leeway", "max_lifetime", "max_age", "typ"),
-    *("required_claims", "also_accept"),
-)
-"""The options of one issuer."""
+ISSUER_OPTIONS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(TokenIssuer).parameters.items()
+    if name != "key_sources"
+}
+"""The options of one issuer by name, with their defaults."""

@@ -474,7 +474,7 @@ def _asymmetric_key(jwk: Jwk) -> tuple[Any, set[str]]:
     kty, crv = jwk.get("kty"), jwk.get("crv")
     if any(name in jwk for name in _PRIVATE):
         raise ValueError(
-            "a private key; the gateway needs only the public part, and whoever can read the set "
+            "a private key; the gateway needs only the public part, and all who can read the set "
             "can sign tokens: replace the key"
         )
     try:

@@ -5,7 +5,6 @@ The middleware verifies the token and puts its claims into ``environ`` for the a
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from wsgigate.auth.challenge import (
 from wsgigate.auth.claims import RequiredClaims
 from wsgigate.auth.identity import Identity
 from wsgigate.auth.issuers import (
+    ISSUER_OPTIONS,
     Issuers,
     SecretText,
     TokenIssuer,
@@ -448,12 +448,7 @@ class TokenCache:
             self._young[name] = verified
 
 
-_DEFAULTS = {
-    name: parameter.default for name, parameter in inspect.signature(TokenIssuer).parameters.items()
-}
-
-
 def _check_alone(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
-        if value != _DEFAULTS[name]:
+        if value != ISSUER_OPTIONS[name]:
             raise ValueError(f"{name}: with issuers, give it in each of them")
