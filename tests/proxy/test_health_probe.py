@@ -260,7 +260,11 @@ def test_a_forked_process_closes_its_copies_of_the_parents_sockets(prober: Probe
     with Backend(hang) as backend:
         prober.probe("shop", Instance(backend.url), CHECK, lambda outcome: None)
         assert asked.wait(10)
-        # a selector, a pair of sockets that wake it, and the check's, while its thread waits
+        # once a later check has ended, the thread is done with the steps of the first
+        ended = threading.Event()
+        prober.probe("shop", Instance("http://127.0.0.1:1"), CHECK, lambda outcome: ended.set())
+        assert ended.wait(10)
+        # a selector, a pair of sockets that wake it, and the check's
         held = until(lambda: numbers if len(numbers := open_files(prober)) == 4 else None)
         child = os.fork()
         if child == 0:
