@@ -56,7 +56,9 @@ MIDDLEWARES: dict[str, Callable[[Any], Any]] = {
     "concurrency": lambda app: ConcurrencyLimiter(app, 1000, store=MemoryStore()),
     "cors": lambda app: Cors(app, origins=[ORIGIN]),
     "fallback": lambda app: Fallback(app, Problem(503)),
-    "faults": lambda app: Faults(app, FaultRules(abort_percent=1e-9), enabled=True),
+    "faults": lambda app: Faults(
+        app, FaultRules(abort_percent=1), enabled=True, random=lambda: 0.5
+    ),
     "guard": Guard,
     "limiter": lambda app: Limiter(app, "1000 per minute", store=MemoryStore()),
     "logger": lambda app: Logger(app, stream=io.StringIO()),

@@ -79,7 +79,11 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ("concurrency", lambda app: ConcurrencyLimiter(app, 1000, store=MemoryStore()), False),
     ("cors", lambda app: Cors(app, origins=["https://app.example.com"]), True),
     ("fallback", lambda app: Fallback(app, Problem(503)), True),
-    ("faults", lambda app: Faults(app, FaultRules(abort_percent=0.001), enabled=True), True),
+    (
+        "faults",
+        lambda app: Faults(app, FaultRules(abort_percent=1), enabled=True, random=lambda: 0.5),
+        True,
+    ),
     ("guard", Guard, False),
     ("limiter", lambda app: Limiter(app, "10000 per minute", store=MemoryStore()), True),
     ("logger", lambda app: Logger(app, stream=io.StringIO()), False),
