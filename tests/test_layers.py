@@ -62,6 +62,7 @@ BELOW["__init__"] = set(BELOW) - {"servers", "server_check", "testing", "units"}
 
 BELOW["cli"] = set(BELOW) - {"testing"}
 BELOW["__main__"] = {"cli"}
+BELOW["flask"] = {"http"}
 
 DRIVERS = {
     "lmdb": {"store/lmdb_environment.py"},
@@ -79,9 +80,9 @@ DRIVERS = {
     "yaml": {"config/yaml.py"},
     "h2": {"servers"},
     "pytest": {"testing/pytest_plugin.py"},
-    "werkzeug": {"frameworks/flask.py"},
+    "werkzeug": {"flask"},
     "django": {"frameworks/django.py"},
-    "flask": {"frameworks/flask.py"},
+    "flask": {"flask"},
 }
 """The folders and files that may import another package."""
 

@@ -11,7 +11,7 @@ import pytest
 from werkzeug.test import Client
 
 from wsgigate import Authenticator, ConcurrencyLimiter, Cors, Limiter, Problem
-from wsgigate.frameworks.flask import render_refusals
+from wsgigate.flask import render_refusals
 from wsgigate.http.wsgi import CLAIMS, is_preflight
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.fakes import Server, new_environ

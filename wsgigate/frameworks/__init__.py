@@ -1,1 +1,1 @@
-"""What joins the middlewares to Flask and Django; each module needs its framework."""
+"""What joins the middlewares to Django; each module needs its framework."""

@@ -8,7 +8,7 @@ from werkzeug.exceptions import TooManyRequests
 from werkzeug.test import Client
 
 from wsgigate import Authenticator, Dispatcher, Limiter, Problem, Route
-from wsgigate.frameworks.flask import Refused, render_refusals
+from wsgigate.flask import Refused, render_refusals
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.fakes import Server, new_environ
 
