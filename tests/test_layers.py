@@ -38,7 +38,6 @@ BELOW: dict[str, set[str]] = {
     },
     "proxy": {"client", "coordination", "discovery", "http", "rules", "runtime"},
     "middleware": {"auth", "coordination", "http", "rules", "runtime", "store", "units"},
-    "frameworks": {"http"},
     "admin": {"auth", "coordination", "discovery", "http", "rules", "store", "units"},
     "gateway": {
         "auth",
@@ -63,6 +62,8 @@ BELOW["__init__"] = set(BELOW) - {"servers", "server_check", "testing", "units"}
 BELOW["cli"] = set(BELOW) - {"testing"}
 BELOW["__main__"] = {"cli"}
 BELOW["flask"] = {"http"}
+BELOW["django"] = set(BELOW) - {"__main__", "flask", "registration", "servers", "testing"}
+"""It builds a gateway from Django's settings, and its commands are those of the command line."""
 
 DRIVERS = {
     "lmdb": {"store/lmdb_environment.py"},
@@ -81,7 +82,7 @@ DRIVERS = {
     "h2": {"servers"},
     "pytest": {"testing/pytest_plugin.py"},
     "werkzeug": {"flask"},
-    "django": {"frameworks/django.py"},
+    "django": {"django"},
     "flask": {"flask"},
 }
 """The folders and files that may import another package."""

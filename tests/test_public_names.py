@@ -20,7 +20,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-LAZY = ["wsgigate", "wsgigate.testing"]
+LAZY = ["wsgigate", "wsgigate.django", "wsgigate.testing"]
 """The packages whose names are imported at their first use."""
 
 

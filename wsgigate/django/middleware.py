@@ -46,7 +46,7 @@ class GateMiddleware:
     dotted path of a class or a function that takes the app, such an object itself, or a pair of one
     and its options::
 
-        MIDDLEWARE = ["wsgigate.frameworks.django.GateMiddleware", ...]
+        MIDDLEWARE = ["wsgigate.django.GateMiddleware", ...]
         WSGIGATE = [
             "wsgigate.RequestId",
             ("wsgigate.Limiter", {"quota": "100 per 15 minutes"}),
@@ -71,7 +71,7 @@ class GateMiddleware:
         environ = getattr(request, "environ", None)
         if environ is None:
             raise ImproperlyConfigured(
-                "wsgigate.frameworks.django.GateMiddleware is for WSGI; this request came by ASGI. "
+                "wsgigate.django.GateMiddleware is for WSGI; this request came by ASGI. "
                 "Serve the project under a WSGI server, or remove the entry from MIDDLEWARE"
             )
         environ[REQUEST] = request, environ["wsgi.input"]

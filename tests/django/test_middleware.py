@@ -21,7 +21,7 @@ from django.urls import path
 
 from wsgigate import Authenticator, BodyLimit, ConcurrencyLimiter, Limiter, Logger, Problem
 from wsgigate.auth.jwt import mint
-from wsgigate.frameworks.django import GateMiddleware, render_refusals
+from wsgigate.django import GateMiddleware, render_refusals
 from wsgigate.http.wsgi import CLAIMS
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.fakes import Server, new_environ

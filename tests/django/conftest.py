@@ -25,7 +25,7 @@ def project() -> Iterator[Callable[..., None]]:
             options = {
                 "ROOT_URLCONF": urls,
                 "ALLOWED_HOSTS": ["*"],
-                "MIDDLEWARE": ["wsgigate.frameworks.django.GateMiddleware"],
+                "MIDDLEWARE": ["wsgigate.django.GateMiddleware"],
                 **options,
             }
             stack.enter_context(override_settings(**options))

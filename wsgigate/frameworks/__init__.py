@@ -1,1 +1,0 @@
-"""What joins the middlewares to Django; each module needs its framework."""
