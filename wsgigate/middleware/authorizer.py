@@ -5,26 +5,21 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.auth.access import AccessCheck
 from wsgigate.auth.authorization import (
     GROUPS,
     ROLES,
     Authorization,
     AuthorizationRule,
     Policy,
-    PolicyFailed,
-    RequestFacts,
 )
-from wsgigate.auth.challenge import bearer_challenge, check_realm, check_resource_metadata
 from wsgigate.auth.claims import RequiredClaims
-from wsgigate.auth.identity import Identity
 from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
-from wsgigate.http.target import BadTarget, target_of
-from wsgigate.http.wsgi import IDENTITY, PARAMS, REASON, ROUTE, RULE, is_preflight, peer
+from wsgigate.http.wsgi import REASON, RULE, is_preflight
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime.clocks import wall
 from wsgigate.runtime.logs import ThrottledLog
@@ -96,29 +91,27 @@ class Authorizer:
         refuse: Refuse = answer_with,
         clock: Callable[[], float] = wall,
     ) -> None:
-        check_realm(realm)
-        check_resource_metadata(resource_metadata)
         always = AuthorizationRule(
             scopes=scopes, roles=roles, groups=groups, claims=claims, policy=policy
         )
         self.app = app
-        self._authorization = Authorization(
-            _named(rules),
-            (name, always),
-            roles_from=roles_from,
-            groups_from=groups_from,
+        self._check = AccessCheck(
+            Authorization(
+                _named(rules), (name, always), roles_from=roles_from, groups_from=groups_from
+            ),
+            realm=realm,
+            resource_metadata=resource_metadata,
+            clock=clock,
         )
         self._exempt = exempt_of(exempt)
         self._passes_preflights = not preflights
         self._observes = observe
-        self._challenge = partial(bearer_challenge, realm, resource_metadata=resource_metadata)
         self._refuse = refuse
         self._observed = ThrottledLog(
             _log.warning,
             "%s requests would have been rejected since the last such message, the last one as %s",
             clock,
         )
-        self._failures = ThrottledLog(_log.error, "", clock)  # only counts, for the traceback
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(RULE, None)
@@ -126,52 +119,15 @@ class Authorizer:
             return self.app(environ, start_response)
         if "HTTP_ORIGIN" in environ and self._passes_preflights and is_preflight(environ):
             return self.app(environ, start_response)
-        identity = environ.get(IDENTITY)
-        if not isinstance(identity, Identity):
-            return self._anonymous(environ, start_response)
-        try:
-            decision = self._authorization.decide(identity, environ, _facts)
-        except PolicyFailed as error:
-            return self._failed(error, environ, start_response)
-        except BadTarget as error:
-            problem = Problem(400, "Malformed request target.")
-            return self._reject(problem, str(error), environ, start_response)
-        environ[RULE] = decision.rule
-        if decision.allowed:
+        refusal = self._check.refusal(environ)
+        if refusal is None:
             return self.app(environ, start_response)
-        headers: tuple[tuple[str, str], ...] = ()
-        detail = "You are not allowed to do this."
-        if decision.scopes:
-            detail = "Insufficient scope."
-            if identity.scheme == "bearer":
-                headers = (self._challenge(error="insufficient_scope", scope=decision.scopes),)
-        problem = Problem(403, detail, headers=headers)
-        reason = f"{decision.rule}: {decision.reason}"
-        return self._reject(problem, reason, environ, start_response)
+        return self._reject(refusal.problem, str(refusal), environ, start_response)
 
     @property
     def observed(self) -> int:
         """Number of requests that would have been rejected without *observe*."""
         return self._observed.total
-
-    def _anonymous(
-        self, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        challenge = self._challenge(scope=self._authorization.required_scopes(environ))
-        problem = Problem(401, "Authentication required!", headers=(challenge,))
-        return self._reject(problem, "no verified caller", environ, start_response)
-
-    def _failed(
-        self, error: PolicyFailed, environ: WSGIEnvironment, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        environ[RULE] = error.rule
-        count = self._failures.due()
-        if count:
-            _log.error(
-                "%s decisions failed since the last such message: %s", count, error, exc_info=error
-            )
-        problem = Problem(500, "The request could not be authorized.")
-        return self._reject(problem, str(error), environ, start_response)
 
     def _reject(
         self,
@@ -186,24 +142,6 @@ class Authorizer:
             return self.app(environ, start_response)
         refused(environ, "Authorizer", reason)
         return self._refuse(problem)(environ, start_response)
-
-
-def _facts(environ: WSGIEnvironment) -> RequestFacts:
-    """Return the facts about a request.
-
-    :raises BadTarget: The request target is ambiguous.
-    """
-    target = target_of(environ)
-    return RequestFacts(
-        method=environ["REQUEST_METHOD"].upper(),
-        path=target.path,
-        query=target.query,
-        host=target.host,
-        route=environ.get(ROUTE),
-        params=environ.get(PARAMS) or {},
-        client=peer(environ),
-        environ=environ,
-    )
 
 
 def _named(rules: Sequence[AuthorizationRule | Mapping[str, Any]]) -> dict[str, AuthorizationRule]:
