@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, NamedTuple, TypeAlias
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.caller import (
@@ -26,15 +26,22 @@ from wsgigate.http.limits import (
     LimitFields,
     Terms,
 )
-from wsgigate.http.problem import Problem, Refuse, answer_with, refused
-from wsgigate.http.wsgi import address_key, client_address, is_preflight, peer
+from wsgigate.http.problem import Problem, Refuse, answer_with, refused, status_line
+from wsgigate.http.wsgi import (
+    ExcInfo,
+    Headers,
+    address_key,
+    client_address,
+    is_preflight,
+    peer,
+)
 from wsgigate.rules.algorithms import ALGORITHMS, LimitPolicy, QuotaSpec
 from wsgigate.rules.arguments import OneOf, checked
 from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.store import Store, StoreError, removed
 from wsgigate.store.open import OpenedStore, resettable
 
-__all__ = ["Limiter"]
+__all__ = ["LimitOutcome", "LimitedViews", "Limiter", "ViewLimit"]
 
 Chosen: TypeAlias = Callable[[WSGIEnvironment], QuotaSpec | None]
 
@@ -320,6 +327,79 @@ class Limiter(CallerLimit):
                 headers=tuple(self._fields.policies(counted.terms)),
             )
         return self._refuse(problem)(environ, start_response)
+
+
+# Limits of single views. The frameworks' decorators count by a Limiter around an app that does
+# nothing, and give its fields to the view's response: there is one way to count.
+
+
+class LimitOutcome(NamedTuple):
+    """What a limit decided about one request.
+
+    :ivar problem: The response to a request over its quota; None if the request may pass.
+    :ivar fields: The fields for the response of the view, such as ``RateLimit``.
+    """
+
+    problem: Problem | None
+    fields: Headers
+
+
+class LimitedViews:
+    """The views of one application, in place of the app that a :class:`Limiter` wraps.
+
+    Their limits share a namespace, and so a store. Use one object for each application.
+
+    :param import_name: The module that identifies the application, as that of a Flask app.
+    """
+
+    def __init__(self, import_name: str) -> None:
+        self.import_name = import_name
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        return ()
+
+
+class ViewLimit:
+    """A limit of one view, exact across workers.
+
+    :param views: The views of the application.
+    :param quota: The quota, as for a :class:`Limiter`.
+    :param options: Further arguments of the :class:`Limiter`, except *refuse*.
+    :raises ValueError: An argument is invalid; the message names it.
+    """
+
+    def __init__(self, views: WSGIApplication, quota: QuotaSpec | Chosen, **options: Any) -> None:
+        self.limiter = Limiter(views, quota, refuse=_noted, **options)
+
+    def count(self, environ: WSGIEnvironment) -> LimitOutcome:
+        """Count the request of *environ* and return the decision.
+
+        :raises MisconfiguredStore: The store is unusable until its configuration changes.
+        """
+        fields: Headers = []
+
+        def started(status: str, headers: Headers, exc_info: ExcInfo | None = None) -> Any:
+            fields[:] = headers
+            return fields.append
+
+        environ.pop(_REFUSED, None)
+        self.limiter(environ, started)
+        return LimitOutcome(environ.pop(_REFUSED, None), fields)
+
+
+_REFUSED = "wsgigate.limiter.refused"
+
+
+def _noted(problem: Problem) -> WSGIApplication:
+    """Return an app that notes *problem* for :meth:`ViewLimit.count`, with the limit's fields."""
+
+    def note(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ[_REFUSED] = problem
+        start_response(status_line(problem.status), list(problem.headers))
+        return ()
+
+    return note
 
 
 class _CompiledQuotas(LimitPolicy):
