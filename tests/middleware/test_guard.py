@@ -236,3 +236,12 @@ def test_the_response_can_be_replaced(caplog):
     server = Server().serve(Guard(raises_at_the_first_chunk(Boom()), refuse=page))
     assert (server.status, server.chunks) == ("500 Oops", [b"<h1>", b"Gateway error occurred"])
     assert closed[0].closed == 1
+
+
+def test_an_exception_that_is_meant_for_the_server_is_raised_again():
+    def app(environ, start_response):
+        environ["wsgigate.propagate"] = True
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Server().serve(Guard(app), new_environ())

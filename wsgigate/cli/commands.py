@@ -180,6 +180,8 @@ def _row(entry: RouteEntry, built: BuiltGateway) -> tuple[str, str, str, str, st
         to = ", ".join(f"{share.service} ({share.weight:g})" for share in table.services)
     if table.app is None and (entry.strip_prefix or table.add_prefix):
         to += f" ({entry.strip_prefix or '/'} becomes {table.add_prefix or '/'})"
+    if table.percent is not None:
+        to += f", {table.percent:g} % of the requests"
     below = "" if table.exact else "/..." if route.path != "/" else "..."
     return (
         ",".join(table.methods) or "any",

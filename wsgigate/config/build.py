@@ -199,10 +199,19 @@ def build(config: Config, *, path: str = "", started: float | None = None) -> Ga
     return assemble(config, path=path, started=started).gateway
 
 
-def load(path: str | None = None) -> Gateway:
+def load(
+    path: str | None = None,
+    *,
+    fallback: WSGIApplication | None = None,
+    refuse: Refuse = answer_with,
+) -> Gateway:
     """Return the gateway that the file at *path* describes.
 
     :param path: The file; ``$WSGIGATE_CONFIG`` when ``None``.
+    :param fallback: The app for requests that no route matches, such as the Flask or Django app
+        that the gateway wraps, instead of ``gateway.fallback`` of the file.
+    :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it,
+        for rejections by middlewares and routes without an answer.
     :raises ConfigError: The file cannot be read, or the gateway cannot be built.
     """
     if path is None:
@@ -218,8 +227,10 @@ def load(path: str | None = None) -> Gateway:
                     )
                 ],
             )
-    parsed = read_file(path)
-    gateway = assemble(parsed.config, path=path, errors=parsed.errors).gateway
+    parsed = read_file(path, mounted=fallback is not None)
+    gateway = assemble(
+        parsed.config, path=path, errors=parsed.errors, fallback=fallback, refuse=refuse
+    ).gateway
     store: Any = gateway.store
     if hasattr(store, "checked"):  # no command has checked the store: the first request does
         store.checked, store.cure = False, f"correct store.url in {path}"
@@ -237,7 +248,12 @@ def check(config: Config, *, path: str = "") -> None:
 
 
 def check_file(
-    parsed: ParsedFile, path: str, *, issuers: bool = False, offline: bool = False
+    parsed: ParsedFile,
+    path: str,
+    *,
+    issuers: bool = False,
+    offline: bool = False,
+    fallback: WSGIApplication | None = None,
 ) -> BuiltGateway:
     """Build *parsed*, and check that its store and certificate can be used.
 
@@ -247,9 +263,10 @@ def check_file(
 
     :param issuers: Whether to fetch the keys of issuers, which takes up to some seconds each.
     :param offline: Whether to send nothing to any other machine.
+    :param fallback: The app that the gateway wraps, as for :func:`load`.
     :raises ConfigError: The file, the store or the certificate is invalid.
     """
-    built = assemble(parsed.config, path=path, errors=parsed.errors)
+    built = assemble(parsed.config, path=path, errors=parsed.errors, fallback=fallback)
     networked = parsed.config.store.url.partition(":")[0] in NETWORKED
     sources = built.gateway.key_sources
     if issuers and not offline and sources is not None:
@@ -341,30 +358,49 @@ def outage_of(store: Store) -> str:
 
 
 def assemble(
-    config: Config, *, path: str = "", errors: Errors | None = None, started: float | None = None
+    config: Config,
+    *,
+    path: str = "",
+    errors: Errors | None = None,
+    started: float | None = None,
+    fallback: WSGIApplication | None = None,
+    refuse: Refuse = answer_with,
 ) -> BuiltGateway:
     """Build the gateway; return it with the parts it was built from.
 
     :param errors: Errors found before; their keys are skipped, and they are reported with the rest.
+    :param fallback: The app that the gateway wraps, as for :func:`load`.
+    :param refuse: As for :func:`load`.
     :raises ConfigError: There are errors.
     """
     errors = Errors() if errors is None else errors
-    builder = _GatewayBuilder(config, path, errors, time.time() if started is None else started)
+    began = time.time() if started is None else started
+    builder = _GatewayBuilder(config, path, errors, began, fallback, refuse)
     built = builder.built()
     errors.raise_any(path)
     return built
 
 
 class _GatewayBuilder:
-    def __init__(self, config: Config, path: str, errors: Errors, started: float) -> None:
+    def __init__(
+        self,
+        config: Config,
+        path: str,
+        errors: Errors,
+        started: float,
+        fallback: WSGIApplication | None,
+        refuse: Refuse,
+    ) -> None:
         self._config = config
         self._started = started
+        self._wrapped_app = fallback
+        self._refuse = refuse
         self._errors = errors
         self._file = os.path.abspath(path) if path else ""
         self._folder = Path(self._file).parent if self._file else Path.cwd()
         self._store = self._open_store()
         self._log_leader = LogLeader(self._store, f"log/{policy_name(config.gateway.name)}/")
-        self._stack = MiddlewareStack(config, self._store, self._folder, errors)
+        self._stack = MiddlewareStack(config, self._store, self._folder, errors, refuse=refuse)
         self._identity = self._checked_identity()
         self._internal_tokens = self._made_internal_tokens()
         self._registry = self._made_registry()
@@ -388,7 +424,10 @@ class _GatewayBuilder:
             self._store, name=policy_name(gateway.name), may_log=self._log_leader.may_log
         )
         route_apps = RouteApps(self._config, services, switch, self._folder, self._errors)
-        routes = Routes(self._config, route_apps, self._stack, self._errors)
+        fallback = self._fallback()
+        if fallback is not None:
+            fallback = route_apps.maintained(fallback, GATEWAY)
+        routes = Routes(self._config, route_apps, self._stack, self._errors, fallback=fallback)
         described = [entry.route for entry in routes.entries]
         maintained = self._config.maintenance is not None
         workers = WorkerReports(
@@ -400,11 +439,8 @@ class _GatewayBuilder:
             in NETWORKED,  # such a store logs its outages itself
         )
         own = self._own_routes(described, health, switch, workers)
-        fallback = self._fallback()
-        if fallback is not None:
-            fallback = route_apps.maintained(fallback, GATEWAY)
         dispatcher = routes.dispatcher(
-            own, registry=self._registry_routes(), fallback=fallback, identity=self._identity
+            own, registry=self._registry_routes(), identity=self._identity, refuse=self._refuse
         )
         made = Gateway(
             self._around(dispatcher),
@@ -569,8 +605,8 @@ class _GatewayBuilder:
 
     def _fallback(self) -> WSGIApplication | None:
         name = self._config.gateway.fallback
-        if name is None:
-            return None
+        if self._wrapped_app is not None or name is None:
+            return self._wrapped_app
         return self._errors.catch("gateway.fallback", partial(import_app, name))
 
     def _around(self, app: WSGIApplication) -> WSGIApplication:
@@ -585,11 +621,11 @@ class _GatewayBuilder:
         gateway, entries = self._config.gateway, self._config.middleware
         outside = leading_loggers(entries)
         inside = set(range(len(entries))) - outside
-        app = self._with_metadata(Guard(app), outside)
+        app = self._with_metadata(Guard(app, refuse=self._refuse), outside)
         ids = [entry.options or {} for entry in entries if entry.use == "request-id"]
-        refuse: Refuse = answer_with
+        refuse = self._refuse
         if gateway.request_id:
-            refuse = _refuse_with_id(ids[0].get("header") if ids else None)
+            refuse = _refuse_with_id(refuse, ids[0].get("header") if ids else None)
             app = app if ids else RequestId(app)
         fields = [*self._identity]
         if self._internal_tokens and self._internal_tokens.field.lower() != "authorization":
@@ -666,6 +702,7 @@ def _without_fields(app: WSGIApplication, names: Iterable[str]) -> WSGIApplicati
     return without_fields
 
 
-def _refuse_with_id(header: str | None) -> Refuse:
-    """Return a *refuse* that gives its responses a request id."""
-    return lambda problem: RequestId(problem, header=header or "X-Request-ID", accept="never")
+def _refuse_with_id(refuse: Refuse, header: str | None) -> Refuse:
+    """Return a *refuse* that gives the responses of *refuse* a request id."""
+    name = header or "X-Request-ID"
+    return lambda problem: RequestId(refuse(problem), header=name, accept="never")

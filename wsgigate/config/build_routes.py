@@ -28,7 +28,7 @@ from wsgigate.config.types import import_app
 from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
-from wsgigate.http.problem import Problem
+from wsgigate.http.problem import Problem, Refuse, answer_with
 from wsgigate.http.responses import LARGEST, fixed_response
 from wsgigate.middleware.fallback import Fallback
 from wsgigate.middleware.maintenance import Maintenance
@@ -70,11 +70,21 @@ class MiddlewareStack:
     :param store: The store that the gateway's workers share.
     :param folder: The folder that relative file names refer to.
     :param errors: Collects the errors.
+    :param refuse: Returns the WSGI app that responds with a given problem.
     :ivar closing: Functions to call when the gateway closes.
     """
 
-    def __init__(self, config: Config, store: Store, folder: Path, errors: Errors) -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        folder: Path,
+        errors: Errors,
+        *,
+        refuse: Refuse = answer_with,
+    ) -> None:
         self.closing: list[Callable[[], object]] = []
+        self._refuse = refuse
         self.deny_list = DenyList(store)
         """Shared by all authenticators, so that a denial takes effect at once in this worker."""
         made = errors.catch(
@@ -128,6 +138,7 @@ class MiddlewareStack:
                 self.key_sources,
                 self._faults,
                 self.resources.metadata_url(path) if self.resources else None,
+                self._refuse,
             )
             made = self._errors.catch(where, partial(wrap, app, entry, context), keys=entry.keys)
             if made is None:
@@ -288,6 +299,16 @@ class RouteApps:
         forwarder = self._services.forwarder(replace(table, service=name), prefix, path)
         return None if forwarder is None else self.maintained(forwarder, f"service:{name}")
 
+    def shared(self, app: App, other: App, percent: float, table: RouteTable, path: str) -> App:
+        """Return an app that passes *percent* of the requests to *app*, the others to *other*."""
+        apps = {"route": (app, percent), "fallback": (other, 100 - percent)}
+        settings = table.split or {}
+        salt = f"percent {_salt(table)}"  # so that the split between services is independent
+        made = self._errors.catch(
+            at(path, "split"), lambda: Splitter(apps, salt=salt, **settings), keys=SPLIT.keys
+        )
+        return app if made is None else made
+
     def _split(self, table: RouteTable, prefix: str, path: str) -> App | None:
         apps: dict[str, tuple[App, float]] = {}
         for share in table.services:
@@ -295,8 +316,7 @@ class RouteApps:
             if app is None:
                 return None
             apps[share.service] = (app, share.weight)
-        settings = table.split or {}
-        salt = table.name or table.path or next(iter(table.paths), "")
+        settings, salt = table.split or {}, _salt(table)
         where = at(path, "split") if table.split is not None else at(path, "services")
         return self._errors.catch(
             where, lambda: Splitter(apps, salt=salt, **settings), keys=SPLIT.keys
@@ -403,6 +423,10 @@ class RouteApps:
         return content, f"{kind}; charset=utf-8" if kind.startswith("text/") else kind
 
 
+def _salt(table: RouteTable) -> str:
+    return table.name or table.path or next(iter(table.paths), "")
+
+
 def _unreachable(environ: Any, start_response: Any) -> list[bytes]:
     raise RuntimeError("this app is never called: it only validates the arguments")
 
@@ -442,13 +466,21 @@ class Routes:
     :param route_apps: Builds the apps of the routes.
     :param stack: Wraps the apps in their middlewares.
     :param errors: Collects the errors.
+    :param fallback: The app for requests that no route matches; None for a 404.
     """
 
     def __init__(
-        self, config: Config, route_apps: RouteApps, stack: MiddlewareStack, errors: Errors
+        self,
+        config: Config,
+        route_apps: RouteApps,
+        stack: MiddlewareStack,
+        errors: Errors,
+        *,
+        fallback: App | None = None,
     ) -> None:
         self.entries: list[RouteEntry] = []
         self._config = config
+        self._fallback = fallback
         self._route_apps = route_apps
         self._stack = stack
         self._errors = errors
@@ -466,8 +498,8 @@ class Routes:
         own: list[Route[App]],
         *,
         registry: Sequence[tuple[str, Route[App]]] = (),
-        fallback: App | None,
         identity: Mapping[str, str],
+        refuse: Refuse = answer_with,
     ) -> Dispatcher:
         """Return the dispatcher of the *own*, the *registry*'s and the file's routes, in order.
 
@@ -481,11 +513,12 @@ class Routes:
             try:
                 return Dispatcher(
                     [route for _, route in routes],
-                    fallback=fallback,
+                    fallback=self._fallback,
                     identity_fields=identity,
                     allowed_hosts=self._config.gateway.allowed_hosts,
                     list_routes=self._config.gateway.list_routes,
                     notes={name: note for name, note in known.items() if note},
+                    refuse=refuse,
                 )
             except RouteConflict as conflict:
                 path = routes.pop(conflict.second)[0]
@@ -518,7 +551,12 @@ class Routes:
             app = OnlyMethods(app, _upper(table.methods))
         name = table.name or next(iter(_patterns(table)), "")
         app = self._stack.around(app, table.middleware, at(path, "middleware"), policy_name(name))
-        return self._route_apps.maintained(app, GATEWAY, f"route:{name}") if name else app
+        if name:
+            app = self._route_apps.maintained(app, GATEWAY, f"route:{name}")
+        if table.percent is None or self._fallback is None:
+            return app
+        # outside of the route's middlewares, which may reject or change what the fallback needs
+        return self._route_apps.shared(app, self._fallback, table.percent, table, path)
 
     def _route(self, table: RouteTable, pattern: str, app: App) -> Route[App]:
         route = Route(

@@ -26,11 +26,17 @@ _WAYS = ("service", "services", "app")
 Warnings = list[tuple[str, str]]
 
 
-def check_across(config: Config, errors: Errors, warnings: Warnings) -> None:
-    """Add contradictions to *errors*, and probable mistakes to *warnings*."""
-    _check_gateway(config, errors, warnings)
+def check_across(
+    config: Config, errors: Errors, warnings: Warnings, *, mounted: bool = False
+) -> None:
+    """Add contradictions to *errors*, and probable mistakes to *warnings*.
+
+    :param mounted: Whether the gateway wraps an app, which is its fallback.
+    """
+    _check_gateway(config, errors, warnings, mounted)
+    falls_back = mounted or config.gateway.fallback is not None
     for index, route in enumerate(config.routes):
-        _check_route(route, at("routes", index), config, errors)
+        _check_route(route, at("routes", index), config, errors, falls_back)
     _check_services(config, errors, warnings)
     _check_faults(config, warnings)
     _check_api_keys(config, errors, warnings)
@@ -40,8 +46,10 @@ def check_across(config: Config, errors: Errors, warnings: Warnings) -> None:
         _check_keys(entries, outside, path, errors, warnings)
 
 
-def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
+def _check_gateway(config: Config, errors: Errors, warnings: Warnings, mounted: bool) -> None:
     gateway = config.gateway
+    if mounted and gateway.fallback is not None:
+        errors.add("gateway.fallback", "the fallback is the app that the gateway wraps; remove it")
     if gateway.bind.startswith("unix:") and UNIX.isdisjoint(gateway.trusted_proxies):
         errors.add(
             "gateway.bind",
@@ -67,11 +75,14 @@ def _check_gateway(config: Config, errors: Errors, warnings: Warnings) -> None:
                 "set gateway.name, or add ?prefix= to store.url",
             )
         )
-    if not (config.routes or config.admin or config.registry or gateway.fallback or errors):
+    served = config.routes or config.admin or config.registry or gateway.fallback or mounted
+    if not (served or errors):
         warnings.append(("routes", "no routes, so every request gets a 404"))
 
 
-def _check_route(route: RouteTable, path: str, config: Config, errors: Errors) -> None:
+def _check_route(
+    route: RouteTable, path: str, config: Config, errors: Errors, falls_back: bool
+) -> None:
     if errors.exactly(path):  # not a table
         return
     if route.path and route.paths:
@@ -93,6 +104,11 @@ def _check_route(route: RouteTable, path: str, config: Config, errors: Errors) -
     elif not ways and not any(errors.under(at(path, key)) for key in _WAYS):
         errors.add(path, "requires service, services or app")
     _check_shaping(route, path, config, errors)
+    if route.percent is not None and not falls_back:
+        errors.add(
+            at(path, "percent"),
+            "requires gateway.fallback, the app that gets the other requests of this path",
+        )
     if isinstance(route.strip_prefix, str):
         for pattern in route.paths or ((route.path,) if route.path else ()):
             if not _begins(pattern, route.strip_prefix):
@@ -113,8 +129,8 @@ def _check_shaping(route: RouteTable, path: str, config: Config, errors: Errors)
     weightless = names and not any(share.weight for share in route.services)
     if weightless and not errors.under(at(path, "services")):
         errors.add(at(path, "services"), "at least one service needs a weight above 0")
-    if route.split is not None and not names:
-        errors.add(at(path, "split"), "requires services, between which it divides requests")
+    if route.split is not None and not names and route.percent is None:
+        errors.add(at(path, "split"), "requires services or percent, by which it divides requests")
     if route.fallback is not None:
         _check_fallback(route.fallback, at(path, "fallback"), config.services, errors)
     if route.mirror is not None:

@@ -13,7 +13,7 @@ from wsgigate.config.model import Config
 from wsgigate.config.tables import Table
 from wsgigate.config.yaml import parse_yaml
 
-__all__ = ["MAX_SIZE", "ParsedFile", "load", "parse", "read", "read_file"]
+__all__ = ["MAX_SIZE", "ParsedFile", "load", "parse", "read", "read_file", "read_tables"]
 
 MAX_SIZE = 1024 * 1024
 """The maximum size of a file, in bytes."""
@@ -54,9 +54,12 @@ def parse(text: str, path: str = "", *, environ: Mapping[str, str] | None = None
     return parsed.config
 
 
-def read_file(path: str, *, environ: Mapping[str, str] | None = None) -> ParsedFile:
+def read_file(
+    path: str, *, environ: Mapping[str, str] | None = None, mounted: bool = False
+) -> ParsedFile:
     """Read the file at *path*; return its configuration, errors and warnings.
 
+    :param mounted: Whether the gateway wraps an app, which is its fallback.
     :raises ConfigError: The file cannot be read, or its syntax is invalid.
     """
     try:
@@ -71,12 +74,19 @@ def read_file(path: str, *, environ: Mapping[str, str] | None = None) -> ParsedF
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(path, [("", f"is not UTF-8 text: line {line}")]) from error
-    return read(text, path, environ=environ)
+    return read(text, path, environ=environ, mounted=mounted)
 
 
-def read(text: str, path: str = "", *, environ: Mapping[str, str] | None = None) -> ParsedFile:
+def read(
+    text: str,
+    path: str = "",
+    *,
+    environ: Mapping[str, str] | None = None,
+    mounted: bool = False,
+) -> ParsedFile:
     """Parse *text*; return its configuration, errors and warnings.
 
+    :param mounted: As for :func:`read_file`.
     :raises ConfigError: The syntax is invalid.
     """
     parser: Callable[[str], Any] = tomllib.loads
@@ -87,6 +97,21 @@ def read(text: str, path: str = "", *, environ: Mapping[str, str] | None = None)
     except (ValueError, RecursionError) as error:
         what = "is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise ConfigError(path, [("", what)]) from error
+    return read_tables(data, path, environ=environ, mounted=mounted)
+
+
+def read_tables(
+    data: object,
+    path: str = "",
+    *,
+    environ: Mapping[str, str] | None = None,
+    mounted: bool = False,
+) -> ParsedFile:
+    """Read *data*, the tables of a file as ``tomllib`` returns them.
+
+    :param mounted: As for :func:`read_file`.
+    :raises ConfigError: The tables are nested too deeply.
+    """
     errors = Errors()
     warnings: list[tuple[str, str]] = []
     try:
@@ -96,5 +121,5 @@ def read(text: str, path: str = "", *, environ: Mapping[str, str] | None = None)
         raise ConfigError(path, [("", "is nested too deeply")]) from None
     if config is None:  # only the top level of YAML can be something other than a table
         config = Config()
-    check_across(config, errors, warnings)
+    check_across(config, errors, warnings, mounted=mounted)
     return ParsedFile(config, errors, warnings)

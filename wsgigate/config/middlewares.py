@@ -48,6 +48,7 @@ from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.http import wsgi
 from wsgigate.http.caller import exemption, key_of, matching
+from wsgigate.http.problem import Refuse, answer_with
 from wsgigate.rules.arguments import FIELD_NAME
 from wsgigate.store import Store
 
@@ -116,6 +117,7 @@ class BuildContext(NamedTuple):
     :ivar key_sources: The keys of the issuers of tokens, which all authenticators share.
     :ivar faults: Whether faults may be injected.
     :ivar resource_metadata: The URL of the protected resource's metadata, for challenges.
+    :ivar refuse: Returns the WSGI app that responds with a given problem.
     """
 
     store: Store
@@ -126,6 +128,7 @@ class BuildContext(NamedTuple):
     key_sources: KeySources
     faults: bool = False
     resource_metadata: str | None = None
+    refuse: Refuse = answer_with
 
 
 def wrap(app: App, middleware: Middleware, context: BuildContext) -> App:
@@ -217,7 +220,7 @@ def _plain(value: Any) -> Any:
 
 Options: TypeAlias = dict[str, Any]
 
-_PROVIDED = frozenset({"key_sources", "keys", "name", "resource_metadata", "store"})
+_PROVIDED = frozenset({"key_sources", "keys", "name", "refuse", "resource_metadata", "store"})
 """Arguments that the gateway provides; an option of the file comes first."""
 
 _NOT_IN_FILES = frozenset({"keys", "store", "namespace", "sync_interval"})

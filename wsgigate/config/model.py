@@ -689,8 +689,15 @@ class RouteTable:
         ListOf(Table(ShareTable), least=1),
         default=(),
     )
+    percent: float | None = setting(
+        "The share of the requests that the route handles, in percent; gateway.fallback, the app "
+        "that the gateway wraps, handles the others, without the middlewares of this route. For "
+        "moving a path from an app to a service step by step. Default: 100.",
+        Number(0, 100),
+        default=None,
+    )
     split: Arguments | None = setting(
-        "How requests are divided between the services.",
+        "How requests are divided between the services, or by percent.",
         SPLIT,
         default=None,
     )

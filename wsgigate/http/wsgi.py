@@ -32,6 +32,7 @@ __all__ = [
     "LOGGED",
     "PARAMS",
     "PEER_TRUSTED",
+    "PROPAGATE",
     "READ_AHEAD",
     "REASON",
     "REQUEST_ID",
@@ -126,6 +127,10 @@ RULE = "wsgigate.rule"
 FAILURE = "wsgigate.failure"
 """``str``: the kind of failure if the service did not respond, as in the ``error`` of a problem
 document; set by Forwarder."""
+
+PROPAGATE = "wsgigate.propagate"
+"""``True``: the exception that the app raised is meant for the server, such as a debugger or a test
+client, so Guard raises it again; set by the Flask integration."""
 
 SHAPED = "wsgigate.shaped"
 """``str``: the traffic shaping applied to the request, such as ``split=beta fallback=stale``."""

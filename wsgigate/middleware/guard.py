@@ -8,7 +8,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.problem import Problem, Refuse, answer_with
 from wsgigate.http.responses import BufferedResponse
-from wsgigate.http.wsgi import REASON, REQUEST_ID
+from wsgigate.http.wsgi import PROPAGATE, REASON, REQUEST_ID
 from wsgigate.rules.arguments import checked
 
 __all__ = ["Guard"]
@@ -28,6 +28,8 @@ class Guard:
 
     ``SystemExit`` counts as a failure: raised in one request it would stop the worker of a threaded
     server, and with it every other request of that worker.
+
+    With ``environ["wsgigate.propagate"]`` the exception is raised again.
 
     :param app: The WSGI application to protect.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
@@ -51,7 +53,7 @@ class _Guarded(BufferedResponse):
     answer: WSGIApplication
 
     def replacement(self, error: BaseException | None) -> WSGIApplication | None:
-        if error is None:
+        if error is None or self._environ.get(PROPAGATE) is True:
             return None
         name = type(error).__name__
         self._environ[REASON] = f"failed with {name}"
