@@ -27,6 +27,8 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.gateway import Gateway as Gateway
     from wsgigate.http.fields import FieldRules as FieldRules
     from wsgigate.http.problem import Problem as Problem
+    from wsgigate.middleware.all_of import AllOf as AllOf
+    from wsgigate.middleware.any_of import AnyOf as AnyOf
     from wsgigate.middleware.api_key import ApiKeyAuthenticator as ApiKeyAuthenticator
     from wsgigate.middleware.authenticator import Authenticator as Authenticator
     from wsgigate.middleware.authorizer import Authorizer as Authorizer

@@ -7,6 +7,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from wsgiref.validate import validator
 
@@ -24,6 +25,8 @@ from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.maintenance import MaintenanceSwitch
 from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import CLAIMS
+from wsgigate.middleware.all_of import AllOf
+from wsgigate.middleware.any_of import AnyOf
 from wsgigate.middleware.api_key import ApiKeyAuthenticator
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.basic import BasicAuthenticator
@@ -47,7 +50,11 @@ from wsgigate.testing.fakes import Server, new_environ
 SECRET = "a secret of the tests, thirty-two bytes or more"
 ORIGIN = "https://app.example.com"
 
+KEYS = partial(ApiKeyAuthenticator, keys=ApiKeys(MemoryStore()), required=False)
+
 MIDDLEWARES: dict[str, Callable[[Any], Any]] = {
+    "all_of": lambda app: AllOf(app, [KEYS, KEYS]),
+    "any_of": lambda app: AnyOf(app, [KEYS], anonymous=True),
     "api_key": lambda app: ApiKeyAuthenticator(app, ApiKeys(MemoryStore()), required=False),
     "authenticator": lambda app: Authenticator(app, algorithms=["HS256"], secret=SECRET),
     "basic": lambda app: BasicAuthenticator(app, "none", store=MemoryStore(), required=False),

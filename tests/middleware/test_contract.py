@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jwt
@@ -14,6 +15,8 @@ from tests.support.logs import silence
 from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.maintenance import MaintenanceSwitch
 from wsgigate.http.problem import Problem
+from wsgigate.middleware.all_of import AllOf
+from wsgigate.middleware.any_of import AnyOf
 from wsgigate.middleware.api_key import ApiKeyAuthenticator
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.basic import BasicAuthenticator
@@ -64,8 +67,13 @@ def api_key(app):
     return with_key
 
 
+optional_keys = partial(ApiKeyAuthenticator, keys=ApiKeys(MemoryStore()), required=False)
+
+
 # name, middleware, whether it returns the app's own iterable
 MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
+    ("all_of", lambda app: AllOf(app, [optional_keys, optional_keys]), True),
+    ("any_of", lambda app: AnyOf(app, [optional_keys, optional_keys], anonymous=True), True),
     ("api_key", api_key, True),
     ("authenticator", authenticator, True),
     (

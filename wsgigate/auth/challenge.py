@@ -6,11 +6,28 @@ import re
 from collections.abc import Iterable, Sequence
 from urllib.parse import urlsplit
 
-__all__ = ["bearer_challenge", "check_realm", "check_resource_metadata", "checked_scopes"]
+from wsgigate.http.problem import Problem
+
+__all__ = [
+    "CredentialsMissing",
+    "bearer_challenge",
+    "check_realm",
+    "check_resource_metadata",
+    "checked_scopes",
+]
 
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749 section 3.3
 
 _QUOTED = re.compile(r"[ !\x23-\x5b\x5d-\x7e]+")
+
+
+class CredentialsMissing(Problem):
+    """The problem of a request that has no credential, as opposed to an invalid one.
+
+    Middlewares that authenticate reject a request with it if the request has nothing for them to
+    verify. That is how :class:`~wsgigate.AnyOf` tells an anonymous request from one whose
+    credential is invalid.
+    """
 
 
 def bearer_challenge(

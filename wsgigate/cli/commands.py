@@ -430,6 +430,8 @@ def _named(entry: Middleware) -> str:
         return f"{entry.use} ({text}{watched})"
     if entry.use == "concurrency-limiter":
         return f"{entry.use} ({options['limit']} at a time{watched})"
+    if entry.of:
+        return f"{entry.use} ({', '.join(map(_named, entry.of))})"
     return entry.use
 
 

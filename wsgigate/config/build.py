@@ -305,12 +305,11 @@ def _check_api_keys(parsed: ParsedFile, path: str) -> None:
 
 def _check_users(parsed: ParsedFile, path: str) -> None:
     """Check the files of users."""
-    for where, entries in parsed.config.middleware_lists():
-        for index, entry in enumerate(entries):
-            key = f"{where}[{index}].users_file"
-            if entry.use == "basic" and entry.options and not parsed.errors.under(key):
-                file = _beside(path) / entry.options["users_file"]
-                _check_credentials(parsed, key, file, lambda data: read_users(data)[1])
+    for where, entry in parsed.config.middlewares_at():
+        key = f"{where}.users_file"
+        if entry.use == "basic" and entry.options and not parsed.errors.under(key):
+            file = _beside(path) / entry.options["users_file"]
+            _check_credentials(parsed, key, file, lambda data: read_users(data)[1])
 
 
 def _beside(path: str) -> Path:

@@ -20,7 +20,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.auth.jwks import KeySources
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.middlewares import VERIFIERS, App, BuildContext, Middleware, wrap
+from wsgigate.config.middlewares import App, BuildContext, Middleware, wrap
 from wsgigate.config.model import MIRROR, SPLIT, STALE, Config, FallbackTable, RouteTable
 from wsgigate.config.resources import Resources
 from wsgigate.config.tables import Arguments, arguments_for
@@ -577,11 +577,7 @@ class Routes:
 
     def _note(self, table: RouteTable) -> str:
         entries: list[Middleware] = [*self._config.middleware, *table.middleware]
-        required = any(
-            entry.use == "authorizer"
-            or (entry.use in VERIFIERS and (entry.options or {}).get("required", True))
-            for entry in entries
-        )
+        required = any(entry.use == "authorizer" or entry.requires_caller for entry in entries)
         return "auth required" if required else ""
 
 

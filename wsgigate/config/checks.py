@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from wsgigate.config.errors import Errors, at, shown
-from wsgigate.config.middlewares import VERIFIERS, Middleware
+from wsgigate.config.middlewares import MIDDLEWARES, VERIFIERS, Middleware
 from wsgigate.config.model import Config, FallbackTable, GatewayTable, RouteTable
 from wsgigate.config.tables import suggestion
 from wsgigate.config.types import is_loopback
@@ -44,6 +44,7 @@ def check_across(
     for path, entries in config.middleware_lists():
         outside = () if path == "middleware" else config.middleware
         _check_keys(entries, outside, path, errors, warnings)
+        _check_combined(entries, path, errors)
 
 
 def _check_gateway(config: Config, errors: Errors, warnings: Warnings, mounted: bool) -> None:
@@ -270,6 +271,20 @@ def _check_faults(config: Config, warnings: Warnings) -> None:
                 warnings.append((at(path, index), "has no effect: gateway.fault_injection is off"))
 
 
+def _check_combined(entries: Sequence[Middleware], path: str, errors: Errors) -> None:
+    """Add errors for middlewares in ``of`` that are no authenticators."""
+    for index, entry in enumerate(entries):
+        where = at(at(path, index), "of")
+        for number, each in enumerate(entry.of):
+            if each.use in MIDDLEWARES and not each.verifies:
+                errors.add(
+                    at(at(where, number), "use"),
+                    f"{shown(each.use)} does not verify callers; put it before or after "
+                    f"{shown(entry.use)}, which combines {', '.join(VERIFIERS)}",
+                )
+        _check_combined(entry.of, where, errors)
+
+
 def _check_keys(
     entries: Sequence[Middleware],
     outside: Sequence[Middleware],
@@ -324,7 +339,7 @@ _NEEDS_AUTHENTICATOR = "{} requires a verified token; add an authenticator befor
 
 def _requires_token(entry: Middleware) -> bool:
     """Return whether no request passes without a token; unknown for a factory."""
-    return entry.use not in VERIFIERS or bool((entry.options or {}).get("required", True))
+    return entry.use not in VERIFIERS or entry.requires_caller
 
 
 def _check_key(last: str, key: str, known: set[str], path: str, errors: Errors) -> None:

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
-_WITHIN = re.compile(r"(\w+)\[\d+\](?:\.\w+)?")
+_WITHIN = re.compile(r"(\w+)\[\d+\](?:\.\w+(?:\[\d+\])?)*")
 
 _CREDENTIALS = re.compile(r"(://)[^/@\s\"']+@")
 

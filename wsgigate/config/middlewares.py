@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 from wsgiref.types import WSGIApplication
@@ -104,6 +105,34 @@ class Middleware:
     def verifies(self) -> bool:
         """Whether it verifies callers, or may: that of a factory is unknown."""
         return self.use in VERIFIERS or self.use not in MIDDLEWARES
+
+    @property
+    def requires_caller(self) -> bool:
+        """Whether it verifies callers, and no request passes without one.
+
+        Of a factory this is unknown; one that is combined with others is expected to.
+        """
+        options = self.options or {}
+        inner = [each.use not in MIDDLEWARES or each.requires_caller for each in self.of]
+        if self.use == "all-of":
+            return any(inner)
+        if self.use == "any-of":
+            return all(inner) and not options.get("anonymous")
+        return self.use in VERIFIERS and bool(options.get("required", True))
+
+    @property
+    def of(self) -> Sequence[Middleware]:
+        """The entries that it combines, if it is ``any-of`` or ``all-of``."""
+        return (self.options or {}).get("of", ()) if self.use in COMBINING else ()
+
+    def flat(self, path: str = "") -> Iterator[tuple[str, Middleware]]:
+        """Yield the entry and those that it combines, each with its key path.
+
+        :param path: The key path of the entry itself.
+        """
+        yield path, self
+        for number, each in enumerate(self.of):
+            yield from each.flat(at(at(path, "of"), number))
 
 
 class BuildContext(NamedTuple):
@@ -459,6 +488,18 @@ def _with_users_file(options: Options, context: BuildContext) -> Options:
     return {**options, "users_file": str(context.folder / options["users_file"])}
 
 
+def _with_factories(options: Options, context: BuildContext) -> Options:
+    """Return the options of a middleware that combines others, with the factories of these."""
+    return {**options, "of": [partial(_made, entry, context) for entry in options["of"]]}
+
+
+def _made(entry: Middleware, context: BuildContext, app: App, *, refuse: Refuse) -> App:
+    """Return *app* in the authenticator of *entry*, which rejects by *refuse*."""
+    if ":" in entry.use:
+        return made_by(entry.use, app, {**(entry.options or {}), "refuse": refuse})
+    return wrap(app, entry, context._replace(refuse=refuse))
+
+
 def _content(file: Path, key: str) -> str:
     try:
         content = file.read_text(encoding="utf-8").strip()
@@ -479,10 +520,25 @@ class _FaultInjection(KnownMiddleware):
         return made if enabled else app  # an inactive one is only validated
 
 
-VERIFIERS = ("api-key", "authenticator", "basic")
+COMBINING = ("all-of", "any-of")
+"""The middlewares of the package that combine others that verify callers."""
+
+VERIFIERS = (*COMBINING, "api-key", "authenticator", "basic")
 """The middlewares of the package that verify callers."""
 
+_OF = TableKey(
+    ListOf(MiddlewareEntry(), least=1),
+    'The authenticators, in the order in which they are asked, such as { use = "api-key" }. A '
+    "factory of yours is called with refuse as well, by which it must reject requests.",
+)
+
 MIDDLEWARES: dict[str, KnownMiddleware] = {
+    "all-of": KnownMiddleware(
+        "wsgigate.middleware.all_of:AllOf", keys={"of": _OF}, prepare=_with_factories
+    ),
+    "any-of": KnownMiddleware(
+        "wsgigate.middleware.any_of:AnyOf", keys={"of": _OF}, prepare=_with_factories
+    ),
     "api-key": KnownMiddleware(
         "wsgigate.middleware.api_key:ApiKeyAuthenticator",
         keys={"exempt": _selection(_EXEMPT, "Requests that pass unchecked, without an identity.")},

@@ -817,8 +817,14 @@ class Config:
         return any(entry.use == "api-key" for entry in self.middlewares())
 
     def middlewares(self) -> list[Middleware]:
-        """Return the entries of all lists."""
-        return [entry for _, entries in self.middleware_lists() for entry in entries]
+        """Return the entries of all lists, and those that they combine."""
+        return [entry for _, entry in self.middlewares_at()]
+
+    def middlewares_at(self) -> Iterator[tuple[str, Middleware]]:
+        """Yield the entries of all lists, and those that they combine, with their key paths."""
+        for path, entries in self.middleware_lists():
+            for index, entry in enumerate(entries):
+                yield from entry.flat(at(path, index))
 
     def virtual_host(self, name: str) -> str:
         """Return the one host that clients request a service by, if it gets the client's ``Host``.

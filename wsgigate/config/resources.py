@@ -62,7 +62,11 @@ def _resource(url: str, name: str, entries: Sequence[Middleware]) -> ProtectedRe
 
 
 def _protects(entry: Middleware) -> bool:
-    return entry.use in ("authenticator", "authorizer")
+    return any(each.use in ("authenticator", "authorizer") for _, each in entry.flat())
+
+
+def _flat(entries: Sequence[Middleware]) -> Iterator[Middleware]:
+    return (each for entry in entries for _, each in entry.flat())
 
 
 def _literal(pattern: str) -> str:
@@ -77,7 +81,7 @@ def _literal(pattern: str) -> str:
 
 def _issuers(entries: Sequence[Middleware]) -> Iterator[str]:
     """Yield the issuers that are URLs; others are no authorization servers."""
-    for entry in entries:
+    for entry in _flat(entries):
         options = entry.options or {}
         for each in (options, *options.get("issuers", ())):
             issuer = each.get("issuer") if isinstance(each, Mapping) else None
@@ -90,7 +94,7 @@ def _issuers(entries: Sequence[Middleware]) -> Iterator[str]:
 
 def _scopes(entries: Sequence[Middleware]) -> Iterator[str]:
     """Yield the scopes that are required; the middleware reports one that is malformed."""
-    for entry in entries:
+    for entry in _flat(entries):
         options: Mapping[str, Any] = entry.options or {}
         for each in (options, *options.get("rules", ())) if _protects(entry) else ():
             try:

@@ -19,11 +19,13 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.runtime import fork
 
 __all__ = [
+    "ATTEMPT",
     "CLAIMS",
     "CLIENT",
     "CLIENT_SOURCE",
     "CLIENT_STREAM",
     "FAILURE",
+    "IDENTITIES",
     "IDENTITY",
     "INSTANCE",
     "KEPT_TARGET",
@@ -42,6 +44,7 @@ __all__ = [
     "SHAPED",
     "TARGET",
     "TUNNELLED",
+    "VERIFYING",
     "BodyError",
     "BodyTooLarge",
     "ExcInfo",
@@ -86,6 +89,18 @@ CLAIMS = "wsgigate.claims"
 IDENTITY = "wsgigate.identity"
 """``Identity``: the verified caller, from a token or another credential; set by the middleware that
 authenticates."""
+
+IDENTITIES = "wsgigate.identities"
+"""``tuple[Identity, ...]``: the callers of all authenticators of an AllOf, in their order; set by
+AllOf."""
+
+ATTEMPT = "wsgigate.attempt"
+"""``object``: what the authenticators of an AnyOf have decided so far; set by AnyOf until one of
+them has accepted the request."""
+
+VERIFYING = "wsgigate.verifying"
+"""``object``: the callers that the authenticators of an AllOf have verified so far; set by AllOf
+until all of them have."""
 
 TARGET = "wsgigate.target"
 """``Target``: the canonical request target as of the last call of ``target_of(environ)``, which

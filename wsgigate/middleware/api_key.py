@@ -13,7 +13,12 @@ from urllib.parse import unquote_plus
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.api_keys import is_well_formed
-from wsgigate.auth.challenge import bearer_challenge, check_realm, checked_scopes
+from wsgigate.auth.challenge import (
+    CredentialsMissing,
+    bearer_challenge,
+    check_realm,
+    checked_scopes,
+)
 from wsgigate.auth.identity import IDENTITY, Identity
 from wsgigate.coordination.api_keys import ApiKeys, KeyRejected
 from wsgigate.http.caller import Exempt, exempt_of
@@ -150,7 +155,8 @@ class ApiKeyAuthenticator:
         def answer(status: int, detail: str, error: str = "") -> WSGIApplication:
             scope = self._scopes if status == 403 else ()
             challenge = bearer_challenge(realm, scheme=scheme, error=error, scope=scope)
-            return refuse(Problem(status, detail, headers=(challenge,)))
+            kind = Problem if error else CredentialsMissing
+            return refuse(kind(status, detail, headers=(challenge,)))
 
         # the codes of RFC 6750 section 3.1, which clients of ApiKey understand as well
         self._missing = answer(401, "API key required!")
@@ -198,6 +204,11 @@ class ApiKeyAuthenticator:
             return self._insufficient(environ, start_response)
         environ[IDENTITY] = identity
         return self.app(environ, start_response)
+
+    @property
+    def hides(self) -> frozenset[str]:
+        """The ``environ`` keys that no app behind it gets from a client."""
+        return frozenset({self._header} if self._hides else ())
 
     @property
     def store_errors(self) -> int:

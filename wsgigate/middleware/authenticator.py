@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.challenge import (
+    CredentialsMissing,
     bearer_challenge,
     check_realm,
     check_resource_metadata,
@@ -258,7 +259,8 @@ class Authenticator:
             challenge = bearer_challenge(
                 realm, error=error, scope=scope, resource_metadata=resource_metadata
             )
-            return refuse(Problem(status, detail, headers=(challenge,)))
+            kind = Problem if error else CredentialsMissing
+            return refuse(kind(status, detail, headers=(challenge,)))
 
         check_realm(realm)
         check_resource_metadata(resource_metadata)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.bearer import from_another_site
-from wsgigate.auth.challenge import check_realm
+from wsgigate.auth.challenge import CredentialsMissing, check_realm
 from wsgigate.auth.identity import IDENTITY, Identity
 from wsgigate.auth.passwords import (
     BadCredentials,
@@ -124,7 +124,9 @@ class BasicAuthenticator:
         def answer(status: int, detail: str, *headers: tuple[str, str]) -> WSGIApplication:
             return refuse(Problem(status, detail, headers=headers))
 
-        self._missing = answer(401, "User name and password required!", challenge)
+        self._missing = refuse(
+            CredentialsMissing(401, "User name and password required!", headers=(challenge,))
+        )
         self._invalid = answer(401, "Wrong user name or password!", challenge)
         self._forgery = answer(403, "Requests from other sites are not allowed.")
         self._busy = answer(503, "Too many logins at the moment.", ("Retry-After", "1"))
