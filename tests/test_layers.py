@@ -61,7 +61,16 @@ BELOW["__init__"] = set(BELOW) - {"servers", "server_check", "testing", "units"}
 
 BELOW["cli"] = set(BELOW) - {"testing"}
 BELOW["__main__"] = {"cli"}
-BELOW["flask"] = {"http"}
+BELOW["flask"] = {
+    "auth",
+    "cli",
+    "config",
+    "gateway",
+    "http",
+    "middleware",
+    "rules",
+    "store",
+}
 BELOW["django"] = set(BELOW) - {"__main__", "flask", "registration", "servers", "testing"}
 """It builds a gateway from Django's settings, and its commands are those of the command line."""
 

@@ -11,6 +11,32 @@ except ModuleNotFoundError as error:
         "wsgigate.flask requires Flask 3.0 or later: pip install 'wsgigate[flask]'", name="flask"
     ) from None
 
-from wsgigate.flask.refusals import Refused, render_refusals
+from wsgigate.flask.extension import WsgiGate
+from wsgigate.flask.identity import (
+    current_identity,
+    get_identity,
+    requires,
+    verify_identity_in_request,
+)
+from wsgigate.flask.refusals import (
+    InsufficientPermissions,
+    InvalidCredentials,
+    LimitExceeded,
+    MissingCredentials,
+    Refused,
+    render_refusals,
+)
 
-__all__ = ["Refused", "render_refusals"]
+__all__ = [
+    "InsufficientPermissions",
+    "InvalidCredentials",
+    "LimitExceeded",
+    "MissingCredentials",
+    "Refused",
+    "WsgiGate",
+    "current_identity",
+    "get_identity",
+    "render_refusals",
+    "requires",
+    "verify_identity_in_request",
+]

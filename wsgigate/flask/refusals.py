@@ -1,8 +1,9 @@
-"""Render the rejections of a middleware by a Flask application's error handlers.
+"""Exceptions for rejected requests, which a Flask application's error handlers receive.
 
-A middleware rejects a request before Flask sees it, so neither the application's error handlers nor
-its ``after_request`` functions (such as those of Flask-Cors and Talisman) process the response.
-:func:`render_refusals` passes the rejection to them.
+A view that a decorator of this package protects raises them. A middleware rejects a request before
+Flask sees it, so neither the application's error handlers nor its ``after_request`` functions (such
+as those of Flask-Cors and Talisman) process the response: :func:`render_refusals` passes the
+rejection to them.
 """
 
 from __future__ import annotations
@@ -13,21 +14,38 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from werkzeug.exceptions import HTTPException, default_exceptions
+from werkzeug.exceptions import (
+    Forbidden,
+    HTTPException,
+    TooManyRequests,
+    Unauthorized,
+    default_exceptions,
+)
+from werkzeug.wrappers import Response
 
+from wsgigate.http.limits import QUOTA_EXCEEDED
 from wsgigate.http.problem import Problem, Refuse
+from wsgigate.http.wsgi import RULE
 
 if TYPE_CHECKING:
     from flask import Flask
 
-__all__ = ["Refused", "render_refusals"]
+__all__ = [
+    "InsufficientPermissions",
+    "InvalidCredentials",
+    "LimitExceeded",
+    "MissingCredentials",
+    "Refused",
+    "refusal_of",
+    "render_refusals",
+]
 
 
 class Refused(HTTPException):
     """The werkzeug exception that an error handler receives for a rejected request.
 
     It is also an instance of the status's class: a handler of 429 or of ``TooManyRequests``
-    receives a rejection with 429.
+    receives a rejection with 429. Without a handler, the response is the problem document.
 
     :ivar problem: The problem document of the rejection.
     """
@@ -39,6 +57,7 @@ class Refused(HTTPException):
 
     def __init__(self, problem: Problem) -> None:
         HTTPException.__init__(self, str(problem.document()["detail"]))
+        self.code = problem.status
         self.problem = problem
         fields = {name.lower(): value for name, value in problem.headers}
         if fields.get("retry-after", "").isdecimal():
@@ -48,6 +67,55 @@ class Refused(HTTPException):
 
     def get_headers(self, *_: Any, **__: Any) -> list[tuple[str, str]]:
         return [("Content-Type", "text/html; charset=utf-8"), *self.problem.headers]
+
+    def get_response(self, environ: Any = None, scope: Any = None) -> Any:
+        """Return the problem document, or HTML without an *environ*."""
+        environ = getattr(environ, "environ", environ)
+        if environ is None:
+            return HTTPException.get_response(self)
+        return Response.from_app(self.problem, environ, buffered=True)
+
+
+class MissingCredentials(Refused, Unauthorized):
+    """The request has no credentials, and the view or a middleware requires a verified caller."""
+
+    code = 401
+
+
+class InvalidCredentials(Refused, Unauthorized):
+    """The request has credentials that are invalid, expired or revoked."""
+
+    code = 401
+
+
+class InsufficientPermissions(Refused, Forbidden):
+    """The caller is verified, and may not do this."""
+
+    code = 403
+
+
+class LimitExceeded(Refused, TooManyRequests):  # type: ignore[misc]  # its retry_after is a number
+    """The caller has used up a quota."""
+
+    code = 429
+
+
+def refusal_of(problem: Problem, environ: WSGIEnvironment) -> Refused:
+    """Return the exception for the rejection of a request."""
+    challenge = next(
+        (value for name, value in problem.headers if name.lower() == "www-authenticate"), ""
+    )
+    if problem.status == 401 and challenge:
+        given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")[0].lower()
+        wrong = given == "basic" and challenge.startswith("Basic ")
+        return (InvalidCredentials if wrong or 'error="' in challenge else MissingCredentials)(
+            problem
+        )
+    if problem.status == 403 and (RULE in environ or "insufficient_scope" in challenge):
+        return InsufficientPermissions(problem)
+    if problem.status == 429 and problem.type == QUOTA_EXCEEDED:
+        return LimitExceeded(problem)
+    return _class_of(problem.status)(problem)
 
 
 def render_refusals(app: Flask) -> Refuse:
@@ -66,7 +134,7 @@ def render_refusals(app: Flask) -> Refuse:
 
     def refuse(problem: Problem) -> WSGIApplication:
         def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            refused = _class_of(problem.status)(problem)
+            refused = refusal_of(problem, environ)
             with app.request_context(environ):
                 try:
                     made: Any = app.handle_http_exception(refused)
