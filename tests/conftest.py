@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from wsgigate.http.problem import rejection_logs
 from wsgigate.runtime import fork
 from wsgigate.testing.backend import Backend
 from wsgigate.testing.fakes import FakeClock
@@ -50,6 +51,12 @@ def pytest_collection_finish() -> None:
     """Keep the thousands of tests and modules out of every later collection of garbage."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def no_rejection_yet() -> None:
+    """Have each test log its first rejection as a warning, whatever was rejected before it."""
+    rejection_logs.clear()
 
 
 @pytest.fixture
@@ -91,7 +98,7 @@ def _in_child(holds: Callable[[], bool]) -> bool:
     if child == 0:
         code = 2
         try:
-            signal.alarm(10)  # for one that waits for what no thread of this process does
+            signal.alarm(60)  # for one that waits for what no thread of this process does
             code = 0 if holds() else 1
         finally:
             os._exit(code)
