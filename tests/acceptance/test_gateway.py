@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.ports import free_port
+from tests.support.ports import free_port, refused_port
 from tests.support.servers import Servers
 from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, cut, reply
@@ -61,14 +61,16 @@ quota = "100 per 15 minutes"
 algorithm = "{algorithm}"
 """
     gateway = serve(plain(backend.url, more=limiter), workers=2)
+    began = time.monotonic()
     with ThreadPoolExecutor(20) as threads:
         answers = list(threads.map(lambda _: get(gateway.url + "/svc"), range(400)))
+    more = int((time.monotonic() - began) / 9)
     statuses = Counter(answer.status_code for answer in answers)
     assert len(backend.requests) == statuses[200]
     if algorithm == "fixed-window":
         assert statuses == {200: 100, 429: 300}
     else:  # the bucket refills while the test runs: one token every 9 seconds
-        assert 100 <= statuses[200] <= 103
+        assert 100 <= statuses[200] <= 100 + more
         assert statuses[200] + statuses[429] == 400
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert refused.json()["retryAfter"] == int(refused.headers["Retry-After"])
@@ -264,7 +266,7 @@ def test_a_reload_under_load_fails_no_request(serve: Serve, serve_app: Serve) ->
     old_workers = gateway.workers()
     gateway.file.write_text("[gateway]\nnmae = 'typo'\n")
     gateway.signal(signal.SIGHUP)
-    until(lambda: not set(gateway.workers()) & set(old_workers), seconds=60)
+    until(lambda: not set(gateway.workers()) & set(old_workers))
     seen = statuses["two"]
     until(lambda: statuses["two"] > seen + 20)
     stop.set()
@@ -293,7 +295,7 @@ def test_requests_in_flight_finish_when_the_gateway_is_stopped(
         until(gateway.refuses)
         stops.set()
         assert [answer.result().text for answer in answers] == ["done"] * 4
-    assert gateway.process.wait(15) == 0
+    assert gateway.process.wait(25) == 0
 
 
 def test_one_worker_checks_health_for_all_workers(
@@ -308,9 +310,9 @@ def test_one_worker_checks_health_for_all_workers(
     gateway = serve(text, workers=3)
     until(lambda: len(backend.requests) >= 4)
     began, first = time.monotonic(), len(backend.requests)
-    until(lambda: len(backend.requests) >= first + 4)
+    until(lambda: len(backend.requests) >= first + 6)
     # Three workers that each checked would need a third of that time.
-    assert time.monotonic() - began > 1.0
+    assert time.monotonic() - began > 1.2
     assert {request.target for request in backend.requests} == {"/health"}
 
     def known() -> list[tuple[bool, int]]:
@@ -348,13 +350,16 @@ def test_down_and_slow_services_answer_as_listed(serve: Serve, backend: Backend)
         return connection.recv(1) != b""
 
     backend.answers = [silent]
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        dead = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    more = (
-        f'[services.down]\ninstances = ["{dead}"]\n[[routes]]\npath = "/down"\nservice = "down"\n'
-    )
-    gateway = serve(plain(backend.url, service='timeout = "300ms"', more=more))
-    down, slow = get(gateway.url + "/down"), get(gateway.url + "/svc")
+    with refused_port() as port:
+        more = f"""
+[services.down]
+instances = ["http://127.0.0.1:{port}"]
+[[routes]]
+path = "/down"
+service = "down"
+"""
+        gateway = serve(plain(backend.url, service='timeout = "300ms"', more=more))
+        down, slow = get(gateway.url + "/down"), get(gateway.url + "/svc")
     assert (down.status_code, down.json()["error"]) == (503, "Connection refused")
     assert (slow.status_code, slow.json()["error"]) == (504, "Request timeout")
     assert get(gateway.url + "/nothing").json()["message"] == "Route not found!"
@@ -384,7 +389,7 @@ HOSTILE = [
 def test_hostile_requests_reach_no_service(serve: Serve, backend: Backend) -> None:
     gateway = serve(plain(backend.url), workers=1)
     for data in HOSTILE:
-        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as sock:
             sock.sendall(data)
             answer = sock.recv(65536)
         assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")), (data, answer)
@@ -427,7 +432,7 @@ def test_persistent_connections_do_not_keep_other_clients_out(
     with ThreadPoolExecutor(12) as threads:
         asking = [threads.submit(keep_asking) for _ in range(12)]
         try:
-            backend.wait_for_requests(500)
+            backend.wait_for_requests(300, timeout=60)
             for _ in range(20):
                 assert get(gateway.url + "/svc").status_code == 200
         finally:

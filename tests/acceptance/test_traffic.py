@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.acceptance.workers import WHO, Worker, both_workers
+from tests.support.ports import refused_port
 from tests.support.servers import home
 from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, reply
@@ -75,11 +75,9 @@ def server(
 ) -> Any:
     folder = tmp_path_factory.mktemp("apps")
     (folder / "who_answers.py").write_text(WHO)
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
+    with refused_port() as port:
         urls = {name: backend.url for name, backend in backends.items()}
-        lost = f"http://127.0.0.1:{reserved.getsockname()[1]}"
-        text = FILE.format(admin=ADMIN, lost=lost, **urls)
+        text = FILE.format(admin=ADMIN, lost=f"http://127.0.0.1:{port}", **urls)
         served = serve_for_all(text, workers=2, env={"PYTHONPATH": str(folder)})
         served.folder = folder
         yield served

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.certificates import Authority, make_certificate
 from tests.support.issuer import FaultyIssuer, signing_key
+from tests.support.ports import refused_port
 from wsgigate.auth.jwks_fetch import FetchFailed, check_url, fetch
 from wsgigate.client.exchange import Stopped
 from wsgigate.testing.backend import Backend, reply
@@ -118,9 +119,8 @@ def test_an_endpoint_that_hangs_is_left_when_the_thread_is_stopped():
 
 
 def test_a_port_that_nothing_listens_on_is_reported():
-    with Backend() as backend:
-        url = backend.url
-    assert failure(url) == "the connection was refused"
+    with refused_port() as port:
+        assert failure(f"http://127.0.0.1:{port}") == "the connection was refused"
 
 
 def test_weak_and_private_keys_of_a_set_are_left_out_and_reported():

@@ -17,6 +17,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from werkzeug.test import Client
 
+from tests.support.ports import refused_port
 from wsgigate.client.adapter import Adapter, Sessions, Timeout
 from wsgigate.client.http11 import Fields
 from wsgigate.testing.backend import Backend, Received, ScriptedAnswer, cut, reply
@@ -201,7 +202,7 @@ def test_the_number_of_open_connections_is_limited(backend: Backend, own: Forwar
     """N16: a bounded wait, then 503."""
     adapter = Adapter(max_open=1)
     backend.answers = [stalled, reply(b"ok")]
-    client = own(backend.url, adapter=adapter, connect_timeout=0.05)
+    client = own(backend.url, adapter=adapter, connect_timeout=0.5)
     held = ask(adapter, backend.url)
     answer = client.get("/")
     assert answer.status_code == 503
@@ -230,7 +231,7 @@ def test_a_waiting_request_gets_the_connection_that_becomes_free(backend: Backen
     waiting.start()
     said[0].sendall(b".")
     assert held.content == b"ok"
-    waiting.join(10)
+    waiting.join(30)
     assert got == [b"ok"]
     assert backend.connections == 1
     adapter.close()
@@ -364,12 +365,11 @@ def test_a_client_slow_to_begin_its_body_occupies_no_connection(backend: Backend
 def test_every_address_of_a_host_is_tried(
     backend: Backend, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        dead = listener.getsockname()
     kind = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
-    addresses = [(*kind, dead), (*kind, ("127.0.0.1", backend.port))]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
-    assert ask(adapter, "http://two.test").content == b"ok"
+    with refused_port() as dead:
+        addresses = [(*kind, ("127.0.0.1", port)) for port in (dead, backend.port)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+        assert ask(adapter, "http://two.test").content == b"ok"
 
 
 @pytest.mark.parametrize("setting", ["max_idle", "max_open", "idle_timeout", "max_age"])
@@ -402,7 +402,7 @@ def test_a_request_in_flight_to_a_removed_instance_finishes(backend: Backend) ->
 
     def slowly(connection: socket.socket, _request: Received) -> bool:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nlong")
-        released.wait(10)
+        released.wait(30)
         connection.sendall(b" one")
         return True
 

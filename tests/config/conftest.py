@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 
 import wsgigate
+from tests.support.ports import refused_port
 from wsgigate.testing.backend import Backend, reply
 
 SECRET = "a-secret-of-at-least-thirty-two-bytes"
@@ -271,6 +271,5 @@ def second() -> Iterator[Backend]:
 @pytest.fixture
 def nobody() -> Iterator[str]:
     """Yield the URL of a port that accepts no connections."""
-    with socket.socket() as reserved:
-        reserved.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{reserved.getsockname()[1]}"
+    with refused_port() as port:
+        yield f"http://127.0.0.1:{port}"

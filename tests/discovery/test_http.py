@@ -12,6 +12,7 @@ import pytest
 
 from tests.proxy.health_checks import drip
 from tests.support.certificates import make_certificate
+from tests.support.ports import refused_port
 from wsgigate.discovery.sources import SourceError
 from wsgigate.discovery.sources.http import ApiClient
 from wsgigate.testing.backend import Backend, cut, reply
@@ -45,9 +46,7 @@ def test_an_invalid_response_is_an_error(backend: Backend, answer: bytes, error:
 
 
 def test_a_server_that_cannot_be_reached_is_an_error() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(SourceError, match="refused"):
+    with refused_port() as port, pytest.raises(SourceError, match="refused"):
         ApiClient(f"http://127.0.0.1:{port}").get("/", NEVER)
     with pytest.raises(SourceError, match="host name cannot be resolved"):
         ApiClient("http://nobody.invalid").get("/", NEVER)

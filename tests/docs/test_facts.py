@@ -13,6 +13,7 @@ from werkzeug.test import Client, EnvironBuilder
 
 from tests.docs.pages import FOLDER, NAMED, PAGES, table
 from tests.support.certificates import make_certificate
+from tests.support.ports import refused_port
 from wsgigate import Forwarder, Instance, Pool
 from wsgigate.cli.commands import request
 from wsgigate.client.adapter import Adapter, Sessions, gateway_session
@@ -97,14 +98,17 @@ def test_a_field_is_led_back_as_the_table_says(said: str, seen: str) -> None:
     assert f"{name}: {led}" == seen
 
 
+def _forwarder(urls: list[str], **options: Any) -> Client:
+    return Client(Forwarder(Pool("orders", [Instance(url) for url in urls]), **options))
+
+
 def _to(backend: Backend, **options: Any) -> Client:
-    return Client(Forwarder(Pool("orders", [Instance(backend.url)]), **options))
+    return _forwarder([backend.url], **options)
 
 
 def _nothing_listens(backend: Backend) -> Any:
-    with Backend() as closed:
-        pass
-    return _to(closed).get("/")
+    with refused_port() as port:
+        return _forwarder([f"http://127.0.0.1:{port}"]).get("/")
 
 
 def _full(backend: Backend) -> Any:
@@ -119,7 +123,7 @@ def _full(backend: Backend) -> Any:
 
 
 def _no_instance(backend: Backend) -> Any:
-    return Client(Forwarder(Pool("orders", []))).get("/")
+    return _forwarder([]).get("/")
 
 
 def _late(backend: Backend) -> Any:

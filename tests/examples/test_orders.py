@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 
 import pytest
 from werkzeug.serving import WSGIRequestHandler, make_server
+
+from tests.support.ports import refused_port
 
 ADA = {"X-User-Id": "2", "X-User-Role": "customer"}
 BOB = {"X-User-Id": "3", "X-User-Role": "customer"}
@@ -150,9 +151,8 @@ def test_orders_of_many_threads_get_different_numbers(load, client):
 
 
 def test_without_the_product_service_an_order_is_a_503_and_nothing_is_created(load, monkeypatch):
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # bound, but not listening: connecting is refused
-        monkeypatch.setenv("PRODUCT_SERVICE_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+    with refused_port() as port:
+        monkeypatch.setenv("PRODUCT_SERVICE_URL", f"http://127.0.0.1:{port}")
         module = load("orders")
         module.app.logger.disabled = True
         client = module.app.test_client()

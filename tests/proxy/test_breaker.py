@@ -13,6 +13,7 @@ from werkzeug.test import Client, EnvironBuilder, run_wsgi_app
 
 from tests.proxy.clients import Reader, ServiceClient
 from tests.support.logs import silence
+from tests.support.ports import refused_port
 from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
@@ -155,10 +156,10 @@ def test_a_timeout_is_a_failure(backend: Backend, make: Make) -> None:
 
 
 def test_failed_connections_are_counted_by_their_own_rule(make: Make) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-    client = make(url, CircuitRules(connect_failures=3, failure_rate=None))
-    answers = [client.get("/").get_json()["error"] for _ in range(4)]
+    with refused_port() as port:
+        rules = CircuitRules(connect_failures=3, failure_rate=None)
+        client = make(f"http://127.0.0.1:{port}", rules)
+        answers = [client.get("/").get_json()["error"] for _ in range(4)]
     assert answers == ["Connection refused"] * 3 + ["Circuit breaker open"]
 
 

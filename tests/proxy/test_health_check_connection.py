@@ -19,6 +19,7 @@ import pytest
 
 from tests.proxy.health_checks import HASTY, check_answer, check_once
 from tests.support.certificates import make_certificate
+from tests.support.ports import refused_port
 from wsgigate.client.exchange import Steps
 from wsgigate.discovery import Instance
 from wsgigate.proxy.health_probe import Prober, TlsPolicy, steps
@@ -48,7 +49,7 @@ def test_a_check_can_use_another_port_and_scheme(
         found: SimpleQueue[CheckResult | Exception] = SimpleQueue()
         prober = Prober()
         prober.probe("shop", Instance(url, host=name), check(backend.port), found.put)
-        outcome = found.get(timeout=10)
+        outcome = found.get(timeout=30)
         prober.stop()
         assert isinstance(outcome, CheckResult)
         assert outcome.ok
@@ -90,9 +91,9 @@ def test_a_connection_reset_is_reported() -> None:
 
 
 def test_a_closed_port_is_reported_as_refused() -> None:
-    with Backend() as backend:
-        url = backend.url
-    assert check_once(url) == CheckResult(False, error="Connection refused")
+    with refused_port() as port:
+        outcome = check_once(f"http://127.0.0.1:{port}")
+    assert outcome == CheckResult(False, error="Connection refused")
 
 
 def test_an_unknown_name_is_reported_as_not_found() -> None:
@@ -166,9 +167,9 @@ def test_a_check_without_a_path_begins_no_tls() -> None:
 
 
 def test_an_instance_that_accepts_no_connection_is_unhealthy() -> None:
-    with Backend() as backend:
-        url = backend.url
-    assert check_once(url, TCP) == CheckResult(False, error="Connection refused")
+    with refused_port() as port:
+        outcome = check_once(f"http://127.0.0.1:{port}", TCP)
+    assert outcome == CheckResult(False, error="Connection refused")
 
 
 @pytest.fixture
@@ -249,15 +250,14 @@ def test_an_address_that_is_not_allowed_is_not_connected_to(backend: Backend) ->
 
 
 def test_each_address_of_a_host_is_tried_within_the_deadline(full_listener: socket.socket) -> None:
-    with Backend() as gone:
-        pass
-    with Backend() as backend:
+    check = HealthCheck("/health", timeout=1.5)
+    with refused_port() as refused, Backend() as backend:
         addresses = [
-            (socket.AF_INET, ("127.0.0.1", gone.port)),
+            (socket.AF_INET, ("127.0.0.1", refused)),
             (socket.AF_INET, full_listener.getsockname()),
             (socket.AF_INET, ("127.0.0.1", backend.port)),
         ]
-        going = steps(Instance("http://shop"), HASTY, "shop", None, time.monotonic)
+        going = steps(Instance("http://shop"), check, "shop", None, time.monotonic)
         wait = next(going)
         assert (wait.sock, wait.events) == (None, 0)
         with pytest.raises(StopIteration) as ended:

@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from tests.support.certificates import make_certificate
+from tests.support.ports import refused_port
 from tests.support.sockets import read_to_end
 from wsgigate.client.adapter import Sessions, gateway_session
 from wsgigate.discovery import Instance
@@ -59,7 +60,7 @@ class Gateway:
         self.pool = Pool("svc", instances, balance="round-robin", random=lambda: 0.0)
         self.sessions = sessions
         self.client, self._served = socket.socketpair()
-        self.client.settimeout(10)
+        self.client.settimeout(30)
         self.app = Forwarder(self.pool, sessions=sessions, websocket=True, **options)
 
     def environ(self) -> dict[str, Any]:
@@ -75,12 +76,17 @@ class Gateway:
         }
 
     def ask(self, send: bytes = b"", **changes: str) -> Server:
-        """Return the response to a handshake, after which the client sends *send* and leaves."""
+        """Return the response to a handshake; a client with a WebSocket sends *send* and leaves.
+
+        It stays until it has the whole of any other response: that of a client that has left is
+        aborted.
+        """
         environ = self.environ() | changes
         server = Server()
         body = self.app(environ, server.start_response)
-        self.client.sendall(send)
-        self.client.shutdown(socket.SHUT_WR)
+        if server.status.startswith("101"):
+            self.client.sendall(send)
+            self.client.shutdown(socket.SHUT_WR)
         server.chunks = list(body)
         getattr(body, "close", lambda: None)()
         return server
@@ -131,11 +137,11 @@ def test_an_instance_that_refuses_the_connection_is_skipped(
     backend: Backend, through: Through
 ) -> None:
     backend.answers = [echo]
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        dead = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    gateway = through(dead, backend.url)
-    assert gateway.ask().status == "101 Switching Protocols"
-    assert gateway.pool.in_flight() == {dead: 0, backend.url: 0}
+    with refused_port() as port:
+        dead = f"http://127.0.0.1:{port}"
+        gateway = through(dead, backend.url)
+        assert gateway.ask().status == "101 Switching Protocols"
+        assert gateway.pool.in_flight() == {dead: 0, backend.url: 0}
 
 
 def test_the_number_of_websockets_is_limited(backend: Backend, through: Through) -> None:

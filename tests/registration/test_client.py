@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import socket
 
 import pytest
 
+from tests.support.ports import refused_port
 from wsgigate.registration.client import RegistryClient
 from wsgigate.registration.entry import Entry, check_registry, own_address
 from wsgigate.rules.registration import RegistryResponse, Step, Wanted
@@ -166,12 +166,11 @@ def test_a_token_repeated_in_a_response_is_not_logged() -> None:
 
 
 def test_a_refused_connection_is_a_response_without_a_status() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    client = RegistryClient([f"http://127.0.0.1:{port}"], ENTRY, TOKEN)
-    assert client.send(Step.REGISTER, Wanted.UP, 0) == RegistryResponse(
-        None, why="the connection was refused"
-    )
+    with refused_port() as port:
+        client = RegistryClient([f"http://127.0.0.1:{port}"], ENTRY, TOKEN)
+        assert client.send(Step.REGISTER, Wanted.UP, 0) == RegistryResponse(
+            None, why="the connection was refused"
+        )
 
 
 def test_an_unknown_host_name_is_a_response_without_a_status() -> None:

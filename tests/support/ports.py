@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from random import randrange
 
-__all__ = ["HOME", "free_port", "free_ports", "is_free"]
+__all__ = ["HOME", "free_port", "free_ports", "is_free", "refused_port"]
 
 HOME = "127.0.0.1"
 
@@ -61,3 +63,17 @@ def _reserve(ports: set[int]) -> bool:
 def free_port(*, also: int = 0) -> int:
     """Return a port that is free, and the one *also* ports above it."""
     return free_ports(also=also)
+
+
+@contextmanager
+def refused_port(port: int = 0) -> Iterator[int]:
+    """Yield a port that refuses connections, and that no other process gets meanwhile.
+
+    A port that is free again is soon another test's: hundreds of servers begin in a second.
+
+    :param port: One whose server has just ended; another one unless given.
+    """
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((HOME, port))
+        yield reserved.getsockname()[1]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.support.objects import part
+from tests.support.ports import refused_port
 from wsgigate.rules.algorithms import TokenBucket
 from wsgigate.rules.quota import Quota
 from wsgigate.store import MisconfiguredStore, StoreError
@@ -83,10 +84,14 @@ def test_a_stopped_server_gets_a_few_calls_and_then_only_probes(start, watched, 
     assert back == f"the store {address} answers again after 1.5 s"
 
 
-def test_a_server_that_never_answered_is_paused_as_well(watched):
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    store, _ = watched(f"redis://name:secret-word@127.0.0.1:{port}")
+@pytest.fixture
+def refused():
+    with refused_port() as port:
+        yield port
+
+
+def test_a_server_that_never_answered_is_paused_as_well(watched, refused):
+    store, _ = watched(f"redis://name:secret-word@127.0.0.1:{refused}")
     told = failures(store, 5)
     assert ["next attempt" in each for each in told] == [False] * 3 + [True] * 2
     assert not any("secret-word" in each for each in told)
@@ -119,7 +124,7 @@ def test_a_server_that_hangs_is_waited_for_a_bounded_time_and_is_probed_later(st
 
 def test_many_threads_together_wait_for_a_server_that_hangs_no_longer_than_one(start, connect):
     server = start()
-    store = connect(f"redis://127.0.0.1:{server.port}?socket_timeout=0.2&max_connections=64")
+    store = connect(f"redis://127.0.0.1:{server.port}?socket_timeout=0.5&max_connections=64")
     store.get("key")
     server.pause()
     told, lock = [], threading.Lock()
@@ -216,7 +221,8 @@ class Peer:
     def __init__(self, *connections):
         self.listener = socket.create_server(("127.0.0.1", 0))
         port = self.listener.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{port}?socket_timeout=0.5&socket_connect_timeout=0.5"
+        patience = 0.5 if any(... in answers for answers in connections) else 20
+        self.url = f"redis://127.0.0.1:{port}?socket_timeout={patience}"
         self.connections = connections
         self.kept = []
         self.thread = threading.Thread(target=self._serve)
