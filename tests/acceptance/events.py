@@ -21,6 +21,6 @@ class TwoEvents:
     def __call__(self, connection: socket.socket, _request: Received) -> bool:
         head = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
         connection.sendall(head + b"9\r\ndata: 1\n\n\r\n")
-        assert self.taken.wait(10)
+        assert self.taken.wait(30)
         connection.sendall(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
         return True

@@ -40,7 +40,7 @@ def test_all_workers_refuse_when_one_has_seen_enough_and_close_when_it_is_well(
     gateway = serve(GATEWAY.format(url=backend.url, open_for="2s"), workers=3)
 
     until(lambda: ask(gateway.url)[1] == "refused")
-    until(lambda: {ask(gateway.url)[1] for _ in range(12)} == {"refused"}, seconds=5)
+    until(lambda: {ask(gateway.url)[1] for _ in range(12)} == {"refused"})
 
     backend.answers = [FINE]
     until(lambda: {ask(gateway.url) for _ in range(12)} == {(200, "fine")})

@@ -55,7 +55,7 @@ class Example:
         )
 
     def get(self, path: str, port: str = "3000") -> requests.Response:
-        return requests.get(f"http://127.0.0.1:{self.ports[port]}{path}", timeout=10)
+        return requests.get(f"http://127.0.0.1:{self.ports[port]}{path}", timeout=30)
 
     def there(self) -> dict[str, list[str]]:
         """Return the statuses of all instances by service."""
@@ -105,7 +105,7 @@ def test_services_come_and_go_and_no_request_fails(example: Example) -> None:
     assert example.answering() == {more.port}
 
     os.kill(registry.process.pid, signal.SIGTERM)
-    registry.process.wait(15)
+    registry.process.wait(25)
     assert example.answering() == {more.port}
     again = example.start("wsgigate registry --bind 127.0.0.1:3004", "3004")
     until(lambda: example.there() == {"users": ["UP"], "products": ["UP"]})
@@ -118,7 +118,7 @@ def test_services_come_and_go_and_no_request_fails(example: Example) -> None:
 
 def stop(served: Served) -> None:
     served.signal(signal.SIGTERM)
-    served.process.wait(15)
+    served.process.wait(25)
 
 
 def while_asking(example: Example, act: Callable[[], object]) -> list[int]:

@@ -81,8 +81,8 @@ def test_a_hundred_requests_wait_for_an_instance_at_once(gateway: Any, backend: 
     with ThreadPoolExecutor(100) as threads:
         asked = [threads.submit(ask, number) for number in range(100)]
         until(lambda: sum(r.target.startswith("/slow") for r in backend.requests) == 100)
-        assert requests.get(f"{gateway.url}/svc/other", timeout=10).text == "/other"
-        assert requests.get(f"{gateway.url}/none", timeout=10).status_code == 404
+        assert requests.get(f"{gateway.url}/svc/other", timeout=30).text == "/other"
+        assert requests.get(f"{gateway.url}/none", timeout=30).status_code == 404
         together.wait(20)
         for number, done in enumerate(asked):
             assert done.result() == [f"/slow{number}", f"/kept{number}"]
@@ -102,7 +102,7 @@ def test_bodies_and_streams_pass_as_under_the_others(gateway: Any, backend: Back
         if request.target == "/events":
             head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
             connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n")
-            assert seen.wait(10)
+            assert seen.wait(30)
             connection.sendall(b"9\r\ndata: 2\n\n\r\n0\r\n\r\n")
             return True
         connection.sendall(reply(request.body))
@@ -113,13 +113,13 @@ def test_bodies_and_streams_pass_as_under_the_others(gateway: Any, backend: Back
     assert requests.post(f"{gateway.url}/svc", data=body, timeout=20).content == body
     blocks = iter([body, b"end"])
     assert requests.post(f"{gateway.url}/svc", data=blocks, timeout=20).content == body + b"end"
-    with requests.get(f"{gateway.url}/svc/events", stream=True, timeout=10) as response:
+    with requests.get(f"{gateway.url}/svc/events", stream=True, timeout=30) as response:
         chunks = response.iter_content(None)
         assert next(chunks) == b"data: 1\n\n"
         seen.set()
         assert next(chunks) == b"data: 2\n\n"
     with pytest.raises((requests.exceptions.ChunkedEncodingError, requests.ConnectionError)):
-        requests.get(f"{gateway.url}/svc/cut", timeout=10)
+        requests.get(f"{gateway.url}/svc/cut", timeout=30)
     assert "Traceback" not in gateway.log
 
 
@@ -137,13 +137,13 @@ def test_a_client_that_leaves_frees_the_instance(gateway: Any, backend: Backend)
     with socket.create_connection(("127.0.0.1", gateway.port)) as client:
         client.sendall(b"GET /svc HTTP/1.1\r\nHost: a\r\n\r\n")
         until(lambda: any(request.target == "/" for request in backend.requests))
-    assert gone.wait(10)
+    assert gone.wait(30)
 
 
 def test_it_stops_on_sigterm(gateway: Any, backend: Backend) -> None:
-    assert requests.get(f"{gateway.url}/svc", timeout=10).status_code == 200
+    assert requests.get(f"{gateway.url}/svc", timeout=30).status_code == 200
     gateway.process.terminate()
-    assert gateway.process.wait(15) == 0
+    assert gateway.process.wait(25) == 0
     assert len(records(gateway)) == 1
 
 

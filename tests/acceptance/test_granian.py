@@ -96,7 +96,7 @@ def test_the_time_for_a_head_is_that_of_the_file_and_what_is_not_applied_is_logg
     keys = "[gateway]\nhead_timeout = 0.3\nmax_connections_per_client = 9\n"
     table = GATEWAY.format(url=backend.url, more="").replace("[gateway]\n", keys)
     gateway = serve(table, workers=1, server="granian")
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as client:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as client:
         assert client.recv(1) == b""
     assert "Self-check: gateway.max_connections_per_client: under granian" in gateway.log
 
@@ -137,7 +137,7 @@ def test_a_body_without_a_length_is_refused(gateway: Any, backend: Backend) -> N
 
 def test_a_cut_upload_does_not_arrive_whole(gateway: Any, backend: Backend) -> None:
     logged = len(gateway.log)
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection:
         connection.sendall(b"POST /svc HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
     until(lambda: '"status":400' in gateway.log[logged:])
     assert not any(request.complete for request in backend.requests)
@@ -159,7 +159,7 @@ def test_a_long_response_that_is_cut_is_cut_for_the_client_too(
 ) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n"
     backend.answers = [cut(head + b"x" * 1_000_000)]
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
     connection.request("GET", "/svc")
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         connection.getresponse().read()
@@ -225,7 +225,7 @@ def test_nothing_of_the_log_is_lost_at_the_end(own: Any, http: requests.Session)
     for number in range(50):
         assert http.get(f"{own.url}/svc/{number}").status_code == 200
     own.signal(signal.SIGTERM)
-    assert own.process.wait(15) == 0
+    assert own.process.wait(25) == 0
     lines = [json.loads(line) for line in own.log.splitlines() if line.startswith("{")]
     assert len(lines) == 50
 
@@ -240,4 +240,4 @@ def test_a_server_that_is_stopped_before_its_workers_are_ready_stops(
     text = '[[routes]]\npath = "/slow"\napp = "slow:app"\n'
     server = serve(text, server="granian", env={"PYTHONPATH": str(tmp_path)})
     until(lambda: len(server.workers()) == 2)
-    server.stop(within=15)  # and not when they are killed, after 30 s
+    server.stop(within=25)  # and not when they are killed, after 30 s

@@ -6,10 +6,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import requests
 
+from tests.acceptance.workers import WHO, Worker, both_workers
 from tests.support.issuer import FaultyIssuer, signing_key
 from tests.support.waiting import until
 
@@ -21,8 +23,11 @@ name = "issuers"
 threads = 4
 [admin]
 [[routes]]
+path = "/who"
+app = "who_answers:app"
+[[routes]]
 path = "/"
-app = "wsgiref.simple_server:demo_app"
+app = "who_answers:app"
 [[routes.middleware]]
 use = "authenticator"
 issuer = "{url}"
@@ -77,10 +82,22 @@ class Load:
         return self.answers["valid"].total()
 
 
-def test_no_valid_token_is_rejected_and_no_invalid_one_accepted(serve: Serve) -> None:
+class Caller(Worker):
+    """A worker, asked with tokens."""
+
+    def accepts(self, token: str) -> bool:
+        return self.get("/", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+
+
+def test_no_valid_token_is_rejected_and_no_invalid_one_accepted(
+    serve: Serve, tmp_path: Path
+) -> None:
     with FaultyIssuer() as issuer:
         issuer.mode = "close"
-        gateway = serve(GATEWAY.format(url=issuer.url), workers=2)
+        (tmp_path / "who_answers.py").write_text(WHO)
+        path = {"PYTHONPATH": str(tmp_path)}
+        gateway = serve(GATEWAY.format(url=issuer.url), workers=2, env=path)
+        workers = both_workers(gateway.url, Caller)
         fields = {"Authorization": f"Bearer {issuer.token()}"}
 
         def status() -> int:
@@ -94,14 +111,17 @@ def test_no_valid_token_is_rejected_and_no_invalid_one_accepted(serve: Serve) ->
             for fault in FAULTS:
                 issuer.mode = "good"
                 issuer.rotate()
-                fetches = issuer.fetches
-                until(lambda seen=fetches: issuer.fetches > seen + 2)  # both workers know it now
+                token = issuer.token()
+                for worker in workers:
+                    until(lambda worker=worker, token=token: worker.accepts(token))
                 load.announced = list(issuer.keys)
                 issuer.mode = fault
                 before = load.progress()
                 time.sleep(1.0)
                 until(lambda seen=before: load.progress() > seen + 20)
 
+        for worker in workers:
+            worker.close()
         assert load.answers["valid"].keys() == {200}
         assert load.answers["invalid"].keys() <= {401, 503}
         health = requests.get(f"{gateway.url}/_gateway/health", timeout=20).json()["issuers"]

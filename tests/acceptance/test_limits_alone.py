@@ -65,7 +65,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str | None
 
 
 def ask(served: Served, times: int) -> list[int]:
-    return [requests.get(served.url, timeout=10).status_code for _ in range(times)]
+    return [requests.get(served.url, timeout=30).status_code for _ in range(times)]
 
 
 def write(folder: Path, text: str, store: str | None) -> None:
@@ -99,7 +99,7 @@ def test_two_apps_of_a_module_count_apart_in_processes_of_their_own(
 
 def ask_by(path: Path, client: str) -> int:
     """Ask by a Unix socket, as a proxy that forwards for *client*."""
-    connection = http.client.HTTPConnection("localhost", timeout=10)
+    connection = http.client.HTTPConnection("localhost", timeout=30)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(path))
     connection.request("GET", "/", headers={"X-Forwarded-For": client, "Connection": "close"})

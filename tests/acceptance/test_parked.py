@@ -20,7 +20,7 @@ APP = """
 from wsgigate.servers.gunicorn_worker import GateWorker
 
 class Brief(GateWorker):
-    head_timeout = idle_timeout = 2.0
+    head_timeout = idle_timeout = 10.0
     linger_timeout = 0.5
 
 def app(environ, start_response):

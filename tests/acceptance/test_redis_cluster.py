@@ -23,7 +23,7 @@ QUOTAS = [TokenBucket(Quota(100, 3600)), FixedWindow(Quota(5, 60))]
 
 @pytest.fixture
 def nodes(tmp_path):
-    options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]
+    options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "5000"]
     options += ["--cluster-require-full-coverage", "no"]
     started = []
     try:

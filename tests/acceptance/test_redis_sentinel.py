@@ -26,7 +26,7 @@ class Sentinel(Server):
     def __init__(self, folder: Path, primary: int, *lines: str) -> None:
         self.lines = [
             f"sentinel monitor shop 127.0.0.1 {primary} 2",
-            "sentinel down-after-milliseconds shop 500",
+            "sentinel down-after-milliseconds shop 2000",
             "sentinel failover-timeout shop 3000",
             *lines,
         ]

@@ -77,14 +77,14 @@ class Registered:
         self.process.send_signal(number)
 
     def ends_with(self) -> int:
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def clean(self) -> None:
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self.process.wait(10)
+        self.process.wait(60)
 
 
 def register(port: int, program: list[str], *options: str) -> list[str]:
@@ -150,7 +150,7 @@ def test_the_program_serves_while_it_drains(run: Run, registry: RegistryServer) 
     registry.wait_until("UP")
     program.send(signal.SIGTERM)
     registry.wait_until("DRAINING")
-    with urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+    with urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
         assert answer.status == 200
     program.send(signal.SIGTERM)
     assert program.ends_with() == 3
@@ -272,7 +272,7 @@ def test_no_program_outlives_it(number: signal.Signals, run: Run, registry: Regi
     assert program.ends_with() == -number
     until(lambda: not Path(f"/proc/{program.told()[0]}").exists())
     with pytest.raises(OSError, match="refused"):
-        urlopen(f"http://127.0.0.1:{port}/", timeout=10)
+        urlopen(f"http://127.0.0.1:{port}/", timeout=30)
 
 
 def test_the_program_starts_as_if_it_were_not_for_us(run: Run, registry: RegistryServer) -> None:

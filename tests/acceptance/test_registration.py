@@ -90,7 +90,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 def serves(served: Served) -> bool:
     try:
-        return requests.get(served.url, timeout=5).text == "served"
+        return requests.get(served.url, timeout=30).text == "served"
     except requests.ConnectionError:
         return False
 
@@ -145,7 +145,7 @@ def test_gunicorn_serves_on_until_gateways_can_know_that_it_drains(
     served_when: list[tuple[str, bool]] = []
     registry.when = lambda asked: served_when.append((asked.what, serves(served)))
     served.signal(signal.SIGTERM)
-    assert served.process.wait(15) == 0
+    assert served.process.wait(25) == 0
     told = [(what, served) for what, served in served_when if what != "POST heartbeat"]
     assert told == [("PUT status", True), ("DELETE register", False)]
     assert registry.instances() == ()
@@ -158,7 +158,7 @@ def test_gunicorn_that_is_stopped_at_once_leaves_too(
     served = start(registry.env(), conf=CONF)
     registry.wait_until("UP")
     served.signal(number)
-    served.process.wait(15)
+    served.process.wait(25)
     assert registry.instances() == ()
     assert registry.count("PUT status") == 0
 
@@ -173,7 +173,7 @@ def test_an_upgrade_of_gunicorn_leaves_the_service_registered(
     [new] = until(lambda: [pid for pid in served.workers() if pid != old])
     until(lambda: Path(f"/proc/{new}/task/{new}/children").read_text().split())
     served.signal(signal.SIGTERM)
-    assert served.process.wait(15) == 0
+    assert served.process.wait(25) == 0
     registry.wait_until("UP")
     assert registry.count("DELETE register") == registry.count("PUT status") == 0
     until(lambda: "promoted" in served.log)
@@ -201,7 +201,7 @@ def test_a_server_of_one_process_drains_and_is_gone(registry: RegistryServer, st
     served_when: list[tuple[str, bool]] = []
     registry.when = lambda asked: served_when.append((asked.what, serves(served)))
     served.signal(signal.SIGTERM)
-    assert served.process.wait(15) == -signal.SIGTERM
+    assert served.process.wait(25) == -signal.SIGTERM
     told = [(what, served) for what, served in served_when if what != "POST heartbeat"]
     assert told == [("PUT status", True), ("DELETE register", True)]
 
@@ -213,13 +213,13 @@ def test_a_server_that_is_ended_while_it_registers_is_gone_too(
     services: list[Served] = []
 
     def end(asked: Asked) -> None:  # it is registered, and does not know yet
-        if asked.what == "POST register" and runs.wait(10):
+        if asked.what == "POST register" and runs.wait(30):
             services[0].signal(signal.SIGTERM)
 
     registry.when = end
     services.append(start(registry.env(), LINE + ALONE, alone=True))
     runs.set()
-    assert services[0].process.wait(15) == -signal.SIGTERM
+    assert services[0].process.wait(25) == -signal.SIGTERM
     assert registry.count("POST register") == registry.count("DELETE register") == 1
     assert registry.instances() == ()
 
@@ -231,7 +231,7 @@ def test_the_second_sigterm_is_not_put_off(registry: RegistryServer, start: Star
     served.signal(signal.SIGTERM)
     registry.wait_until("DRAINING")
     served.signal(signal.SIGTERM)
-    assert served.process.wait(15) == -signal.SIGTERM
+    assert served.process.wait(25) == -signal.SIGTERM
 
 
 def test_a_server_that_ends_by_itself_leaves_at_exit(
@@ -240,7 +240,7 @@ def test_a_server_that_ends_by_itself_leaves_at_exit(
     served = start(registry.env(), LINE + ALONE, alone=True)
     registry.wait_until("UP")
     served.signal(signal.SIGINT)
-    served.process.wait(15)
+    served.process.wait(25)
     assert registry.instances() == ()
 
 

@@ -35,7 +35,7 @@ def test_a_stopping_gateway_refuses_new_connections_at_once(serve_app: Serve) ->
     server.signal(signal.SIGTERM)
     until(server.refuses)
     assert is_whole(request.finish())
-    assert server.process.wait(15) == 0
+    assert server.process.wait(25) == 0
 
 
 def is_whole(response: bytes) -> bool:
@@ -86,7 +86,7 @@ def test_connections_that_wait_to_be_accepted_are_served(workers: int, serve_app
             os.kill(process, signal.SIGCONT)
         for client in clients:
             assert is_whole(read_to_end(client))
-    assert server.process.wait(15) == 0
+    assert server.process.wait(25) == 0
 
 
 def test_connections_that_a_stopping_worker_accepts_are_closed_after_a_request(
@@ -101,7 +101,7 @@ def test_connections_that_a_stopping_worker_accepts_are_closed_after_a_request(
             answer = read_to_end(client)
             assert is_whole(answer)
             assert b"connection: close" in answer.lower()
-    assert server.process.wait(15) == 0
+    assert server.process.wait(25) == 0
 
 
 def test_a_worker_that_is_replaced_leaves_what_waits_to_the_others(serve_app: Serve) -> None:

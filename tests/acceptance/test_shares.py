@@ -141,11 +141,11 @@ def is_answered_by_another(gateway: Any, backend: Backend, place: Place) -> None
     place.silent = True
     answers = {requests.get(gateway.url + "/twice", timeout=30).text for _ in range(3)}
     assert answers == {"one"}
-    assert place.left.acquire(timeout=1)  # the connection of what lost is let go
+    assert place.left.acquire(timeout=30)  # the connection of what lost is let go
     until(lambda: gateway_is_idle(gateway))
 
 
 def gateway_is_idle(gateway: Any) -> bool:
-    services = requests.get(gateway.url + "/services", timeout=10).json()["services"]
+    services = requests.get(gateway.url + "/services", timeout=30).json()["services"]
     told = {each["name"]: each.get("bulkhead") for each in services}
     return bool(told["twice"]["inFlight"] == 0)

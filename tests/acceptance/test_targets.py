@@ -193,7 +193,7 @@ def server(request: Any, run_for_all: Callable[..., Any], behind: Backend) -> An
 def ask(server: Any, behind: Backend, data: bytes) -> tuple[int, list[Received]]:
     """Send *data*; return the status and what reached the backend of it."""
     before = len(behind.requests)
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
         sock.sendall(data)
         answer = b""
         while b"\r\n" not in answer and (block := sock.recv(65536)):

@@ -337,5 +337,5 @@ def test_a_stopping_gateway_closes_them_after_a_while(serve: Serve, echo: Echo) 
         assert client.recv(timeout=20) == "still there"
         with pytest.raises(ConnectionClosed):
             client.recv(timeout=20)
-    assert server.process.wait(15) == 0
+    assert server.process.wait(25) == 0
     assert records(server)[0]["status"] == 101

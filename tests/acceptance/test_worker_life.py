@@ -130,7 +130,7 @@ def test_a_stopping_worker_finishes_requests_and_waits_for_no_attacker(
     server.signal(signal.SIGTERM)
     asking.join()
     assert answers == ["ok"]
-    assert server.process.wait(15) == 0
+    assert server.process.wait(25) == 0
 
 
 def test_a_worker_quits_on_sigint_while_a_request_is_in_flight(serve_app: Serve) -> None:
@@ -139,7 +139,7 @@ def test_a_worker_quits_on_sigint_while_a_request_is_in_flight(serve_app: Serve)
         client.sendall(b"GET /" + HEAD + b"\r\nGET /?600" + HEAD + b"\r\n")
         assert client.recv(12) == b"HTTP/1.1 200"
         server.signal(signal.SIGINT)
-        server.process.wait(10)
+        server.process.wait(25)
 
 
 KILLED = """
@@ -251,7 +251,7 @@ def test_a_gateway_refuses_to_start_unsafely_unless_told_otherwise(
     if serves:
         assert get(server.url).text == "ok"
     else:
-        assert server.process.wait(15) == 3
+        assert server.process.wait(25) == 3
     assert "header_map: X_User_Id is accepted as X-User-Id" in server.log
 
 
@@ -283,7 +283,7 @@ def test_workers_that_cannot_boot_end_the_server_with_one_status(
     (tmp_path / "conf.py").write_text(LATE + 'header_map = "dangerous"\n')
     gunicorn = [sys.executable, "-m", "gunicorn", "-c", "conf.py", "app:app"]
     server = serve_command(lambda port: [*gunicorn, "-b", f"127.0.0.1:{port}"])
-    assert server.process.wait(20) == 3
+    assert server.process.wait(25) == 3
     assert server.log.count("exited with code") == 1
     assert "Reason: Worker failed to boot." in server.log
 

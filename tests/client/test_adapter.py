@@ -191,7 +191,7 @@ def test_an_upload_stops_at_the_response(hints: bytes) -> None:
         answer = adapter.send(outgoing(url, "POST", Endless()), timeout=5)
         assert (answer.status_code, answer.content) == (413, b"enough")
         assert adapter.pools()[url].open_connections == 0
-        backend.join(10)
+        backend.join(30)
         adapter.close()
 
 
@@ -451,7 +451,7 @@ def test_a_plain_response_over_tls_is_an_error(forward: Forward) -> None:
         thread.start()
         url = f"https://127.0.0.1:{listener.getsockname()[1]}"
         assert forward(url).get("/").status_code == 502
-        thread.join(10)
+        thread.join(30)
 
 
 def test_a_body_until_the_end_of_a_tls_connection_needs_its_close_notify(

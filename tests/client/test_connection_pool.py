@@ -68,7 +68,7 @@ def test_a_waiting_request_gets_a_usable_connection(
     if leaves:
         pairs.theirs[0].close()
     held.give_back(bool(keep))
-    waiter.join(10)
+    waiter.join(30)
     [connection] = taken
     assert connection.reused == (not leaves and not fresh)
     assert (pairs.ours[0].fileno() == -1) == (connection is not held)
@@ -150,7 +150,7 @@ def test_a_garbage_collected_response_frees_its_slot_in_any_thread(pairs: Pairs)
     taken: list[Connection] = []
     waiter = threading.Thread(target=lambda: taken.append(pool.acquire(0.0, 0.01)), daemon=True)
     waiter.start()
-    waiter.join(10)
+    waiter.join(30)
     [connection] = taken
     assert pool.open_connections == 1
     connection.close()

@@ -190,5 +190,5 @@ def test_an_ipv6_address_is_connected_to_and_named_in_brackets() -> None:
         thread.start()
         with client(url).send("GET", "/", FIELDS, timeout=5) as response:
             assert response.body(10) == b"six"
-        thread.join(10)
+        thread.join(30)
     assert f"Host: {url.removeprefix('http://')}\r\n".encode() in heads[0]

@@ -79,7 +79,7 @@ def test_requests_wait_for_the_first_answer_of_a_source(
 
     def slowly() -> None:
         started.set()
-        go_on.wait(10)
+        go_on.wait(30)
         start()
 
     gateway.watcher.start = slowly  # type: ignore[method-assign, assignment]
@@ -90,14 +90,14 @@ def test_requests_wait_for_the_first_answer_of_a_source(
         for _ in range(3)
     ]
     threads[0].start()
-    started.wait(10)
+    started.wait(30)
     for thread in threads[1:]:
         thread.start()
     threads[1].join(0.05)
     assert answers == []
     go_on.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert answers == [200, 200, 200]
 
 
@@ -227,7 +227,7 @@ def checked(gateway: Gateway, url: str, host: str = "") -> CheckResult:
     instance = Instance(url, host=host)
     check = HealthCheck("/health", timeout=5)
     gateway.health.prober.probe("users", instance, check, found.put)
-    outcome = found.get(timeout=10)
+    outcome = found.get(timeout=30)
     assert isinstance(outcome, CheckResult)
     return outcome
 

@@ -90,7 +90,7 @@ def test_requests_above_the_limit_go_to_the_fallback_service(second: Backend) ->
             hung.wait_for_requests(1)
             assert gate.ask(method="POST", data=b"order").text == "second"
             let_go.set()
-            thread.join(10)
+            thread.join(30)
         assert len(hung.requests) == 1
     assert [request.body for request in second.requests] == [b"order"]
 

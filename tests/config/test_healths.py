@@ -70,7 +70,7 @@ def test_each_health_check_uses_its_own_request_and_reports_the_reason() -> None
             for name, check in health.checks.items():
                 found: SimpleQueue[Any] = SimpleQueue()
                 health.prober.probe(name, Instance(backend.url), check, found.put)
-                outcome = found.get(timeout=10)
+                outcome = found.get(timeout=30)
                 told[name] = outcome.ok, outcome.status, outcome.error
         finally:
             health.prober.stop()
@@ -164,7 +164,7 @@ def test_the_file_sets_every_part_of_a_health_check(backend: Backend) -> None:
     found: SimpleQueue[Any] = SimpleQueue()
     try:
         health.prober.probe("a", Instance(backend.url), health.checks["a"], found.put)
-        assert found.get(timeout=10).ok
+        assert found.get(timeout=30).ok
     finally:
         health.prober.stop()
         gateway.close()

@@ -90,7 +90,7 @@ def test_a_copy_goes_to_the_mirror(first: Backend, second: Backend) -> None:
         second.wait(lambda: any(request.complete for request in second.requests))
     for thread in threading.enumerate():  # which end with the gateway
         if thread.name == "wsgigate-mirror":
-            thread.join(5)
+            thread.join(30)
             assert not thread.is_alive()
     [original], [copy] = first.requests, second.requests
     assert (copy.method, copy.target, copy.body) == ("POST", "/x?y=1", b"order")

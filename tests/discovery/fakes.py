@@ -105,7 +105,7 @@ class Fake:
     def wait_until_asked(self, times: int) -> None:
         """Return when so many requests have come."""
         with self.changed:
-            assert self.changed.wait_for(lambda: len(self.asked) >= times, 10)
+            assert self.changed.wait_for(lambda: len(self.asked) >= times, 30)
 
 
 class FakeConsul(Fake):

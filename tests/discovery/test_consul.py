@@ -32,7 +32,7 @@ def later(source: Consul, change: Callable[[], object], server: FakeConsul) -> F
     thread.start()
     server.wait_until_asked(asked + 1)
     change()
-    thread.join(10)
+    thread.join(30)
     return found[0]
 
 
@@ -137,7 +137,7 @@ def test_a_waiting_query_ends_when_the_source_is_stopped(server: FakeConsul) -> 
     thread.start()
     server.wait_until_asked(2)
     stopping.set()
-    thread.join(10)
+    thread.join(30)
     assert [str(error) for error in errors] == ["it was stopped"]
 
 

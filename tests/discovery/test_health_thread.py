@@ -43,7 +43,7 @@ def test_the_thread_checks_real_servers_until_it_is_stopped(
     checker.start()
     checker.start()
     assert threads().count("wsgigate-health") == 1
-    assert pool.marked.wait(10)
+    assert pool.marked.wait(30)
     assert pool.marks == {backend.url: False}
     assert checker.status("shop")["error"] == "Status 500"
     assert store.get("health/leader")[0] is not None
@@ -61,7 +61,7 @@ def test_it_can_be_started_again(
     checker.stop()
     checker.stop()
     checker.start()
-    assert pool.marked.wait(10)
+    assert pool.marked.wait(30)
     assert pool.marks == {backend.url: True}
 
 
@@ -70,7 +70,7 @@ def test_stopping_does_not_wait_for_a_check_that_hangs() -> None:
 
     def hang(instance: Instance, check: HealthCheck) -> CheckResult:
         asked.set()
-        release.wait(10)
+        release.wait(30)
         return DOWN
 
     pool = FakePool("http://a")
@@ -82,13 +82,13 @@ def test_stopping_does_not_wait_for_a_check_that_hangs() -> None:
         random=lambda: 0.0,
     )
     checker.start()
-    assert asked.wait(10)
+    assert asked.wait(30)
     checker.stop()
     assert "wsgigate-health" not in threads()
     release.set()
     for thread in threading.enumerate():
         if thread.name == "wsgigate-health-check":
-            thread.join(10)
+            thread.join(30)
     assert pool.marks == {}
 
 
@@ -118,7 +118,7 @@ def test_a_round_that_fails_is_logged_and_followed_by_the_next(
         random=lambda: 0.0,
     )
     checker.start()
-    assert pool.marked.wait(10)
+    assert pool.marked.wait(30)
     checker.stop()
     assert [record.getMessage() for record in caplog.records if record.exc_info] == [
         "A round of health checks failed"
@@ -156,7 +156,7 @@ checker = HealthChecker(
     ThreadProber(lambda instance, check: CheckResult(True, 200)), random=lambda: 0.0,
 )
 checker.start()
-assert pool.marked.wait(10)
+assert pool.marked.wait(30)
 leader, _ = store.get("health/leader")
 child = os.fork()
 if child == 0:
@@ -164,7 +164,7 @@ if child == 0:
     assert names() == [], names()
     checker.start()
     assert names() == ["wsgigate-health"]
-    assert pool.marked.wait(10)
+    assert pool.marked.wait(30)
     checker.stop()
     assert store.get("health/leader")[0] == leader != None, "its parent still leads"
     os._exit(0)

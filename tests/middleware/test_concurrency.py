@@ -205,7 +205,7 @@ class CountsRenewals(MemoryStore):
     def __init__(self):
         super().__init__()
         self.renewed = threading.Event()
-        self._left = 9
+        self._left = 7
 
     def update(self, key, change):
         self._left -= "=alive" in key
@@ -218,7 +218,7 @@ def test_slots_are_renewed_while_a_response_lasts_until_the_limiter_is_closed():
     """Two limiters on one store are two workers; a worker that is closed renews nothing."""
     store = CountsRenewals()
     alive, closed = (
-        ConcurrencyLimiter(hello, 1, store=store, lease=0.4, key=lambda environ, key=key: key)
+        ConcurrencyLimiter(hello, 1, store=store, lease=1, key=lambda environ, key=key: key)
         for key in ("alive", "closed")
     )
     held = [Answer(alive), Answer(closed)]

@@ -75,7 +75,7 @@ def test_at_most_the_configured_threads_are_delayed() -> None:
 
     def sleep(seconds: float) -> None:
         waiting.release()
-        go.wait(10)
+        go.wait(30)
 
     rules = FaultRules(delay=60, delay_percent=100)
     made = Faults(app, rules, enabled=True, max_delayed=2, sleep=sleep, random=lambda: 0.5)
@@ -84,13 +84,13 @@ def test_at_most_the_configured_threads_are_delayed() -> None:
     ]
     for thread in threads:
         thread.start()
-        assert waiting.acquire(timeout=10)
+        assert waiting.acquire(timeout=30)
     environ = new_environ()
     assert Server().serve(made, environ).status == "200 OK"
     assert (made.delayed, made.undelayed, SHAPED in environ) == (2, 1, False)
     go.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert made.delayed == 0
 
 
@@ -109,13 +109,13 @@ def test_a_forked_worker_counts_its_own(in_child: Callable[[Callable[[], bool]],
 
     def sleep(_seconds: float) -> None:
         waits.set()
-        assert go.wait(10)
+        assert go.wait(30)
 
     rules = FaultRules(delay=2, delay_percent=100)
     made = Faults(app, rules, enabled=True, max_delayed=1, sleep=sleep)
     thread = threading.Thread(target=lambda: Server().serve(made, new_environ()))
     thread.start()
-    assert waits.wait(10)
+    assert waits.wait(30)
 
     def lets_one_wait() -> bool:
         go.set()
@@ -124,5 +124,5 @@ def test_a_forked_worker_counts_its_own(in_child: Callable[[Callable[[], bool]],
 
     assert in_child(lets_one_wait)
     go.set()
-    thread.join(10)
+    thread.join(30)
     assert (made.delayed, made.undelayed) == (0, 0)

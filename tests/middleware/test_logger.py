@@ -275,7 +275,7 @@ def test_no_request_waits_for_the_log():
         open = threading.Event()
 
         def write(self, text):
-            assert self.open.wait(10)
+            assert self.open.wait(30)
             return super().write(text)
 
     stream = Stuck()

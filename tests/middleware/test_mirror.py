@@ -38,7 +38,7 @@ class Shadow:
         return [b"nobody sees this"]
 
     def next(self) -> tuple[Any, bytes]:
-        return self.copies.get(timeout=10)
+        return self.copies.get(timeout=30)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def settled(mirror: Mirror) -> None:
     """Wait until its only thread has had all copies answered, by being the next in the queue."""
     done = threading.Event()
     part(BackgroundQueue, mirror).put(done.set)
-    assert done.wait(10)
+    assert done.wait(30)
 
 
 def test_the_mirror_gets_the_request_of_the_client(shadow: Shadow) -> None:
@@ -141,7 +141,7 @@ def test_only_some_requests_are_copied(
     assert ask(mirror, method, **more).status == "200 OK"
     ended = threading.Event()
     part(BackgroundQueue, mirror).put(ended.set)
-    assert ended.wait(10)
+    assert ended.wait(30)
     if copied:
         shadow.next()
     assert shadow.copies.empty()
@@ -242,7 +242,7 @@ def test_the_client_never_waits_for_a_mirror_that_hangs() -> None:
     mirror = Mirror(echo, stuck, threads=2, queue=3)
     for _ in range(2):
         ask(mirror)
-        assert entered.acquire(timeout=10)
+        assert entered.acquire(timeout=30)
     for _ in range(20):
         assert ask(mirror).status == "200 OK"
     assert mirror.dropped == 17
@@ -261,7 +261,7 @@ def test_the_client_never_fails_by_a_mirror_that_does(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING, "wsgigate.mirror"):
         for _ in range(3):
             assert ask(mirror).status == "200 OK"
-            assert failed.acquire(timeout=10)
+            assert failed.acquire(timeout=30)
         settled(mirror)
     assert (mirror.failed, mirror.sent) == (3, 0)
     assert caplog.text.count("copies of requests failed") == 1
@@ -290,7 +290,7 @@ def test_an_endless_response_of_the_mirror_is_closed(bound: str) -> None:
     options: Any = {"max_answer": 100} if bound == "bytes" else {"max_time": 5}
     mirror = Mirror(echo, app, clock=clock, threads=1, **options)
     ask(mirror)
-    assert closed.wait(10)
+    assert closed.wait(30)
     assert len(chunks) == (11 if bound == "bytes" else 5)
     settled(mirror)
     assert mirror.sent == 1

@@ -50,7 +50,7 @@ class Watched(Pool):
         self.wait_until(lambda: not any(self.in_flight().values()))
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        until(condition, seconds=10)
+        until(condition)
 
 
 def pool_of(*urls: str, **options: Any) -> Watched:

@@ -34,7 +34,7 @@ def check_once(
     prober = Prober({"shop": TlsPolicy(verify, server_name, allowed)}, clock=clock)
     try:
         prober.probe("shop", Instance(url), check, found.put)
-        outcome = found.get(timeout=10)
+        outcome = found.get(timeout=30)
     finally:
         prober.stop()
     assert isinstance(outcome, CheckResult)

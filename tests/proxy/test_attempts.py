@@ -73,7 +73,7 @@ class Dying:
     def close(self) -> None:
         if self.point != "before a connection":
             self._listener.shutdown(socket.SHUT_RDWR)
-            self._thread.join(10)
+            self._thread.join(30)
             self._listener.close()
 
     def _accept(self) -> None:
@@ -83,7 +83,7 @@ class Dying:
             except OSError:
                 return
             with connection:
-                connection.settimeout(10)
+                connection.settimeout(30)
                 self.got.append(b"")
                 try:
                     self._serve(connection)

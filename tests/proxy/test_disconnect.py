@@ -69,7 +69,7 @@ def test_a_request_is_served_if_the_watching_thread_cannot_start(
     with upstream, instance:
         watch.set_upstream(upstream)
         theirs.close()
-        instance.settimeout(10)
+        instance.settimeout(30)
         assert instance.recv(1) == b""  # somebody looks again by now
     watch.close()
 
@@ -176,7 +176,7 @@ def test_a_disconnect_before_the_response_closes_the_upstream_connection(
         thread.start()
         backend.wait_for_requests(1)
         theirs.close()
-        thread.join(10)
+        thread.join(30)
         backend.wait_until_closed()
         assert answer.status == "499 Client Closed Request"
         assert environ[REASON] == "the client has disconnected"

@@ -37,7 +37,7 @@ def head_of(check: HealthCheck, instance: Callable[[Backend], Instance]) -> list
         prober = Prober()
         try:
             prober.probe("shop", instance(backend), check, found.put)
-            outcome = found.get(timeout=10)
+            outcome = found.get(timeout=30)
         finally:
             prober.stop()
         assert isinstance(outcome, CheckResult), outcome

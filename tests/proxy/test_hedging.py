@@ -53,6 +53,16 @@ class Held:
         connection.sendall(self.data)
 
 
+def once_asked(other: Backend, data: bytes, number: int = 1) -> Callable[..., None]:
+    """Return an answer with *data* that waits until *other* has got so many requests."""
+
+    def answer(connection: socket.socket, _request: Received) -> None:
+        other.wait_for_requests(number)
+        connection.sendall(data)
+
+    return answer
+
+
 class AfterTheFirst(Timer):
     """Gives the first request all the time it wants."""
 
@@ -92,7 +102,7 @@ def make(sessions: Sessions) -> Make:
 
 
 def test_the_first_response_wins_and_the_other_attempt_is_aborted(make: Make) -> None:
-    with Backend(silent) as slow, Backend(reply(b"fast")) as fast:
+    with Backend(silent) as slow, Backend(once_asked(slow, reply(b"fast"))) as fast:
         client = make(slow.url, fast.url)
         assert client.get("/").data == b"fast"
         slow.wait_until_closed()
@@ -103,7 +113,10 @@ def test_the_first_response_wins_and_the_other_attempt_is_aborted(make: Make) ->
 
 def test_an_aborted_attempt_is_not_resent_on_another_connection(make: Make) -> None:
     """As it would be if the instance had closed one that was kept."""
-    with Backend(reply(b"kept"), silent) as slow, Backend(reply(b"fast")) as fast:
+    with (
+        Backend(reply(b"kept"), silent) as slow,
+        Backend(once_asked(slow, reply(b"fast"), 2)) as fast,
+    ):
         given, pool = {"timer": AfterTheFirst()}, {"balance": lambda _: First(slow.url)}
         client = make(slow.url, fast.url, given=given, pool=pool)
         assert client.get("/").data == b"kept"
@@ -263,7 +276,20 @@ class First:
         pass
 
 
+class OnCommand(Timer):
+    """Keeps the calls, and makes them when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], object]] = []
+
+    def after(self, seconds: float, call: Callable[[], object]) -> ScheduledCall:
+        self.calls.append(call)
+        return super().after(600.0, call)
+
+
 def test_an_open_circuit_prevents_hedging(make: Make) -> None:
+    timer = OnCommand()
     circuit = Circuit("svc", CircuitRules(consecutive_failures=1))
     held = Held(reply(b"only"))
 
@@ -271,11 +297,13 @@ def test_an_open_circuit_prevents_hedging(make: Make) -> None:
         permit = circuit.admit(time.monotonic())
         assert isinstance(permit, Permit)
         permit.done(Outcome.FAILED)
+        [hedge] = timer.calls
+        hedge()
         Timer().after(0.1, held.opened.set)
         held(connection, request)
 
     with Backend(fails_meanwhile) as one, Backend() as other:
-        client = make(one.url, other.url, given={"circuit": circuit}, rules=HedgeRules(after=0.05))
+        client = make(one.url, other.url, given={"circuit": circuit, "timer": timer})
         assert client.get("/").data == b"only"
         assert other.connections == 0
         client.pool.wait_until_idle()
@@ -284,7 +312,7 @@ def test_an_open_circuit_prevents_hedging(make: Make) -> None:
 def test_an_aborted_attempt_is_no_failure(make: Make) -> None:
     circuit = Circuit("svc", CircuitRules(consecutive_failures=1))
     outlier = OutlierRules(consecutive_failures=1)
-    with Backend(silent) as slow, Backend(reply(b"fast")) as fast:
+    with Backend(silent) as slow, Backend(once_asked(slow, reply(b"fast"))) as fast:
         client = make(slow.url, fast.url, given={"circuit": circuit}, pool={"outlier": outlier})
         assert client.get("/").data == b"fast"
         slow.wait_until_closed()

@@ -20,7 +20,7 @@ class Ends:
         self.instance, self._right = socket.socketpair()
         self.moved: tuple[int, int] | None = None
         for end in (self.client, self.instance):
-            end.settimeout(10)
+            end.settimeout(30)
 
     def start(self, **options: Any) -> threading.Thread:
         def run() -> None:
@@ -65,7 +65,7 @@ def test_bytes_pass_both_ways_until_one_end_closes(ends: Ends) -> None:
     ends.instance.close()
     assert ends.client.recv(10) == b"!"
     assert ends.client.recv(10) == b""
-    thread.join(10)
+    thread.join(30)
     assert ends.moved == (8, 13)
 
 
@@ -82,14 +82,14 @@ def test_two_ends_that_send_before_they_read_do_not_block_each_other(ends: Ends)
     for talker in talkers:
         talker.join()
     ends.client.close()
-    thread.join(10)
+    thread.join(30)
     assert ends.moved == (len(large), len(large))
 
 
 def test_an_idle_tunnel_is_closed(ends: Ends) -> None:
     thread = ends.start(idle_timeout=0.001)
     assert ends.client.recv(1) == b""
-    thread.join(10)
+    thread.join(30)
     assert ends.moved == (0, 0)
 
 
@@ -101,7 +101,7 @@ def test_stop_ends_a_busy_tunnel(ends: Ends) -> None:
     over = 0.0
     ends.client.sendall(b"2")
     assert read(ends.instance, 2) == b"2"
-    thread.join(10)
+    thread.join(30)
 
 
 def test_the_number_of_tunnels_is_limited() -> None:

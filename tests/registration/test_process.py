@@ -58,5 +58,5 @@ def test_holds_is_false_for_the_socket_of_another_process() -> None:
         assert holds(port, other.pid)
         assert accepts("127.0.0.1", port)
         other.stdin.close()
-        other.wait(10)
+        other.wait(30)
     assert not holds(port, other.pid)

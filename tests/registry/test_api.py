@@ -357,7 +357,7 @@ def test_a_request_may_wait_for_a_change(served: Served) -> None:
     thread.start()
     assert begun.acquire(timeout=20)
     served.registry.register(Registered("users", "b", "10.0.0.2", 80))
-    thread.join(10)
+    thread.join(30)
     assert answers[0].json
     assert answers[0].json["count"] == 2
     assert int(answers[0].headers["X-Registry-Index"]) > int(index)
@@ -385,7 +385,7 @@ def test_the_number_of_waiting_requests_is_bounded(served: Served) -> None:
     assert all(thread.is_alive() for thread in threads)
     served.registry.stopping()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
         assert not thread.is_alive()
     assert served.send("GET", path).status_code == 200  # nor does anybody wait from now on
 

@@ -360,7 +360,7 @@ def test_real_instances_are_checked_over_sockets(prober: ProbeRunner) -> None:
         assert served.ask("PUT", "/v1/agent/service/register", moved).status == 200
         registry.start()
         try:
-            assert seen.wait(10)
+            assert seen.wait(30)
             version = 0
             while not registry.discover("users", only_healthy=True).instances:
                 version = registry.wait("users", version, 10)

@@ -59,7 +59,7 @@ class Waiter(threading.Thread):
         self.found = self.waiting.wait(*self.arguments)
 
     def ended(self) -> int:
-        self.join(10)
+        self.join(30)
         assert not self.is_alive()
         return self.found
 
@@ -81,7 +81,7 @@ def test_the_same_version_is_returned_after_the_timeout() -> None:
 def test_a_change_by_another_process_is_seen_at_the_next_read() -> None:
     looks = Looks()
     waiter = waiting(LongPoll(looks, every=0.01), "users", 0)
-    looks.looked.wait(10)
+    looks.looked.wait(30)
     looks.versions["users"] = 1
     assert waiter.ended() == 1
 

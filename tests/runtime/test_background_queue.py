@@ -29,7 +29,7 @@ class Gate:
             self.running += 1
             self.most = max(self.most, self.running)
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.open, 10)
+            self.changed.wait_for(lambda: self.open, 30)
             self.running -= 1
             self.done += 1
             self.changed.notify_all()
@@ -41,7 +41,7 @@ class Gate:
 
     def wait(self, condition: Callable[[], bool]) -> None:
         with self.changed:
-            assert self.changed.wait_for(condition, 10)
+            assert self.changed.wait_for(condition, 30)
 
 
 def threads(name: str) -> int:
@@ -70,7 +70,7 @@ def test_a_thread_that_is_free_takes_the_next_work() -> None:
     for _ in range(3):
         done = threading.Event()
         background.put(done.set)
-        assert done.wait(10)
+        assert done.wait(30)
         until(lambda: background.free == 1)
     assert threads("free") == 1
     background.close()
@@ -79,13 +79,13 @@ def test_a_thread_that_is_free_takes_the_next_work() -> None:
 def test_a_thread_without_work_ends_and_another_one_begins() -> None:
     background, done = BackgroundQueue(idle=0.001, name="idle"), threading.Event()
     background.put(done.set)
-    assert done.wait(10)
+    assert done.wait(30)
     for thread in threading.enumerate():
         if thread.name == "idle":
-            thread.join(10)
+            thread.join(30)
     again = threading.Event()
     background.put(again.set)
-    assert again.wait(10)
+    assert again.wait(30)
     background.close()
 
 
@@ -97,7 +97,7 @@ def test_closing_drops_waiting_calls_and_ends_the_threads() -> None:
     [thread] = [thread for thread in threading.enumerate() if thread.name == "closing"]
     background.close()
     gate.release()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
     assert gate.done == 1
 
@@ -115,7 +115,7 @@ def test_a_failing_call_is_logged_and_the_next_one_runs(
     with caplog.at_level(logging.ERROR, "wsgigate.threads"):
         background.put(fail)
         background.put(done.set)
-        assert done.wait(10)
+        assert done.wait(30)
     assert "A background task failed" in caplog.text
     background.close()
 
@@ -129,7 +129,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
     pid = os.fork()
     if pid == 0:  # here nobody works any more, unless they know that this is another process
         done = threading.Event()
-        os._exit(0 if background.put(done.set) and done.wait(10) else 1)
+        os._exit(0 if background.put(done.set) and done.wait(30) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     gate.release()
     gate.wait(lambda: gate.done == 2)

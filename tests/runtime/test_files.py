@@ -192,7 +192,7 @@ def test_a_slow_thread_does_not_put_older_content_in_place_of_newer(path: Path) 
     file = ReloadedFile(str(path), slow, what="the list of words", logger=log)
     other = threading.Thread(target=file.look)
     file.look()
-    other.join(10)
+    other.join(30)
     assert not other.is_alive()
     assert file.value == b"newer"
 
@@ -211,5 +211,5 @@ def test_threads_that_wait_for_the_same_content_do_not_parse_it_again(path: Path
     file = ReloadedFile(str(path), slow, what="the list of words", logger=log)
     other = threading.Thread(target=file.look)
     file.look()
-    other.join(10)
+    other.join(30)
     assert parsed == [b"words"]

@@ -33,7 +33,7 @@ class Stream(io.StringIO):
 
     def write(self, text):
         self.entered.set()
-        assert self.open.wait(10)
+        assert self.open.wait(30)
         if self.error is not None:
             raise self.error
         self.writes.append(text)
@@ -64,7 +64,7 @@ def test_lines_are_written_whole_and_many_at_a_time():
     sink = sink_of(stream)
     stream.open.clear()
     sink.put(RECORD)
-    assert stream.entered.wait(10)
+    assert stream.entered.wait(30)
     for _ in range(1000):
         sink.put(RECORD._replace(subject="x" * 300))
     stream.open.set()
@@ -79,7 +79,7 @@ def test_a_stuck_reader_costs_records_not_requests():
     sink = sink_of(stream, queue_size=10)
     stream.open.clear()
     sink.put(RECORD)
-    assert stream.entered.wait(10)
+    assert stream.entered.wait(30)
     for _ in range(25):
         sink.put(RECORD)
     assert sink.dropped == 15
@@ -200,7 +200,7 @@ def test_a_collected_sink_leaves_no_thread():
     del sink
     gc.collect()
     assert gone() is None
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
 
 

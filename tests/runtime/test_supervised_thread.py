@@ -39,7 +39,7 @@ def test_a_thread_that_has_ended_by_itself_can_be_started_again() -> None:
     ended = threading.Event()
     thread = made(lambda stopping: ended.set())
     thread.start()
-    assert ended.wait(10)
+    assert ended.wait(30)
     thread.stop(10)
     assert thread.start()
     thread.stop(10)
@@ -59,7 +59,7 @@ def test_several_threads_are_signalled_before_any_is_joined() -> None:
 
     def run(stopping: threading.Event) -> None:
         until_told(stopping)
-        told.wait(10)  # the other was told too
+        told.wait(30)  # the other was told too
 
     threads = [made(run), made(run)]
     for thread in threads:

@@ -14,20 +14,21 @@ from tests.support.objects import count_kept
 from wsgigate.runtime.threads import ScheduledCall, Timer
 
 
-def names(starting: str = "wsgigate-timer") -> set[int]:
-    return {thread.ident or 0 for thread in threading.enumerate() if thread.name == starting}
+def running() -> set[threading.Thread]:
+    """Return the threads of all timers; their numbers are used again when threads have ended."""
+    return {thread for thread in threading.enumerate() if thread.name == "wsgigate-timer"}
 
 
 def done(count: int = 1) -> tuple[Callable[[], object], Callable[[], bool]]:
     """Return what is called, and what waits until it has been *count* times."""
     called = threading.Semaphore(0)
-    return called.release, lambda: all(called.acquire(timeout=10) for _ in range(count))
+    return called.release, lambda: all(called.acquire(timeout=30) for _ in range(count))
 
 
 def test_no_thread_runs_before_the_first_call_is_scheduled() -> None:
-    before = names()
+    before = running()
     timer = Timer()
-    assert names() == before
+    assert running() == before
     call, waited = done()
     timer.after(0, call)
     assert waited()
@@ -38,7 +39,7 @@ def test_calls_run_in_the_order_of_their_due_times() -> None:
     order: list[str] = []
     call, waited = done(2)
     late = timer.after(3600, lambda: order.append("late"))
-    for name, seconds in (("second", 0.05), ("first", 0.0)):
+    for name, seconds in (("second", 0.5), ("first", 0.0)):
 
         def told(name: str = name) -> None:
             order.append(name)
@@ -53,10 +54,13 @@ def test_calls_run_in_the_order_of_their_due_times() -> None:
 def test_a_cancelled_call_does_not_run() -> None:
     timer = Timer(threads=1)
     call, waited = done()
-    off = timer.after(0.02, lambda: pytest.fail("it was called off"))
+    cancelled = threading.Event()
+    timer.after(0, lambda: cancelled.wait(30))  # in the only thread
+    off = timer.after(0, lambda: pytest.fail("it was called off"))
     off.cancel()
     off.cancel()
-    scheduled = timer.after(0.05, call)
+    scheduled = timer.after(0, call)
+    cancelled.set()
     assert waited()
     scheduled.cancel()  # too late, and nothing
 
@@ -69,21 +73,21 @@ def test_cancelled_calls_are_removed_from_the_schedule() -> None:
 
 
 def test_at_most_the_configured_threads_run_and_every_call_is_made() -> None:
-    before = names()
+    before = running()
     timer = Timer(threads=3)
     together = threading.Barrier(4)  # three threads, and this one
     call, waited = done(12)
 
     def work() -> None:
-        together.wait(10)
+        together.wait(30)
         call()
 
     for _ in range(12):
         timer.after(0, work)
     for _ in range(4):
-        together.wait(10)
+        together.wait(30)
     assert waited()
-    assert len(names() - before) == 3
+    assert len(running() - before) == 3
 
 
 def test_a_call_that_raises_does_not_stop_others(caplog: pytest.LogCaptureFixture) -> None:
@@ -126,8 +130,8 @@ def test_a_forked_worker_has_threads_of_its_own() -> None:
     child = os.fork()
     if child == 0:
         call, waited = done()
-        before = names()
+        before = running()
         timer.after(0, call)
-        os._exit(0 if waited() and len(names() - before) == 1 else 1)
+        os._exit(0 if waited() and len(running() - before) == 1 else 1)
     assert os.waitpid(child, 0)[1] == 0
     parents.cancel()

@@ -71,7 +71,7 @@ def begin(gate: Gate, data: bytes) -> tuple[socket.socket, threading.Thread]:
     client.sendall(data)
     thread = threading.Thread(target=gate.step)
     thread.start()
-    until(lambda: gate.worker.waits)
+    until(lambda: gate.worker.waits or not thread.is_alive())
     return client, thread
 
 
@@ -108,8 +108,8 @@ def test_a_slow_client_that_is_cut_sees_a_reset(
 ) -> None:
     gate = make(streams(app), kind=Impatient if ended == "late" else GateWorker)
     client, thread = begin(gate, request_sent)
-    [connection] = gate.worker.waits
     if ended == "cut":  # as when other requests wait for the thread
+        [connection] = gate.worker.waits
         connection.cut()
     elif ended == "stopped":  # as at the end of the graceful timeout
         gate.worker.end()

@@ -292,7 +292,7 @@ def test_a_thread_that_waits_for_a_body_can_be_freed(peer: Peer) -> None:
     while peer.ours not in peer.waits:
         pass
     peer.ours.cut()
-    reader.join(10)
+    reader.join(30)
     assert len(caught) == 1
 
 

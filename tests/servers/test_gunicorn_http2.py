@@ -142,7 +142,7 @@ def test_the_last_bytes_are_handed_on_when_the_stream_has_ended(make: Any) -> No
     reading.start()
     peer.state.send_data(stream, b"", end_stream=True)
     peer.step()
-    reading.join(10)
+    reading.join(30)
     assert got == [b"def"]
     assert body.read(1) == b""
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import struct
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_a_writer_killed_inside_its_transaction_blocks_no_other_and_writes_nothi
         writer = program(HOLD, folder)
         assert writer.stdout.readline() == "inside\n"
         writer.send_signal(signal.SIGKILL)
-        assert writer.wait(10) == -signal.SIGKILL
+        assert writer.wait(30) == -signal.SIGKILL
         assert store.update("key", count) == expected
 
 
@@ -374,7 +375,7 @@ def nobodys(tmp_path):
     if os.geteuid() == 0:
         os.chown(folder, FOREIGN_UID, FOREIGN_UID)
         for parent in folder.parents:
-            if parent.stat().st_uid == 0 and parent.is_relative_to("/tmp/pytest-of-root"):
+            if parent.stat().st_uid == 0 and parent.is_relative_to(tempfile.gettempdir()):
                 parent.chmod(parent.stat().st_mode | 0o011)
     yield folder
     folder.chmod(0o700)

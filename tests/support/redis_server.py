@@ -52,8 +52,8 @@ class Server:
 
     @property
     def impatient(self) -> str:
-        """The same, waiting for a hung server for half a second."""
-        return f"redis://127.0.0.1:{self.port}/0?socket_timeout=0.5&socket_connect_timeout=0.5"
+        """The same, waiting for a hung server for a second."""
+        return f"redis://127.0.0.1:{self.port}/0?socket_timeout=1&socket_connect_timeout=1"
 
     def start(self, *, ready: bool = True) -> None:
         """Start it, and wait until it takes connections."""

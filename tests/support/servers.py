@@ -93,7 +93,7 @@ class Served:
             self.process.terminate()
         self._stops = True
 
-    def stop(self, within: float = 15.0) -> None:
+    def stop(self, within: float = 25.0) -> None:
         """Stop it as an operator would; one that does not stop shows where its threads are."""
         try:
             self.begin_to_stop()
@@ -109,7 +109,7 @@ class Served:
                 os.killpg(self.process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-            self.process.wait(5)
+            self.process.wait(30)
 
 
 class Servers:
@@ -118,7 +118,7 @@ class Servers:
     :param within: Seconds that each has to stop.
     """
 
-    def __init__(self, within: float = 15.0) -> None:
+    def __init__(self, within: float = 25.0) -> None:
         self._within = within
         self._failures: list[BaseException] = []
         self._stack = ExitStack()

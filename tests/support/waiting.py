@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["until"]
 
 
-def until(condition: Callable[[], object], *, seconds: float = 20.0) -> Any:
+def until(condition: Callable[[], object], *, seconds: float = 60.0) -> Any:
     """Return what *condition* returns as soon as that is true.
 
     It polls, first often and then every 0.02 s: for what other processes do, where nothing in

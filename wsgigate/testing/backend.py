@@ -135,7 +135,7 @@ class Backend:
         for connection in still_open:
             _shut(connection)
         for thread in self._threads:
-            thread.join(timeout=10)
+            thread.join(timeout=30)
 
     @property
     def connections(self) -> int:
@@ -148,7 +148,7 @@ class Backend:
         with self._changed:
             return len(self._open)
 
-    def wait(self, condition: Callable[[], bool], timeout: float = 10.0) -> None:
+    def wait(self, condition: Callable[[], bool], timeout: float = 30.0) -> None:
         """Wait until *condition* holds; it is called whenever something was received or closed.
 
         :raises AssertionError: It did not hold within *timeout* seconds.
@@ -157,11 +157,11 @@ class Backend:
             if not self._changed.wait_for(condition, timeout):
                 raise AssertionError("the backend waited in vain")
 
-    def wait_for_requests(self, number: int, timeout: float = 10.0) -> None:
+    def wait_for_requests(self, number: int, timeout: float = 30.0) -> None:
         """Wait until *number* requests have been received, bodies aside."""
         self.wait(lambda: len(self.requests) >= number, timeout)
 
-    def wait_until_closed(self, timeout: float = 10.0) -> None:
+    def wait_until_closed(self, timeout: float = 30.0) -> None:
         """Wait until every connection has been closed."""
         self.wait(lambda: not self._open, timeout)
 

@@ -160,7 +160,7 @@ class Gate:
         return "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n" + body
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def ask(
         self, data: bytes, *, method: str = "GET", end: bool = False, lines: int | None = None

@@ -303,7 +303,7 @@ CLASSES = {**IN_HEAD, **IN_BODY}
 
 def send(port: int, data: bytes) -> bytes:
     """Send *data* and nothing more; return all that comes back."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as sock:
         answer = b""
         try:
             sock.sendall(data)

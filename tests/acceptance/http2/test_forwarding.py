@@ -82,7 +82,7 @@ def test_connections_are_served_beside_each_other(gate: Gate) -> None:
     together = threading.Barrier(4)
 
     def answer(connection: socket.socket, request: Received) -> None:
-        together.wait(10)
+        together.wait(30)
         connection.sendall(reply(request.target.encode()))
 
     gate.backend.answers = [answer]
@@ -100,7 +100,7 @@ def test_the_requests_of_one_connection_are_served_beside_each_other(gate: Gate)
     together = threading.Barrier(3)
 
     def answer(connection: socket.socket, request: Received) -> None:
-        together.wait(10)
+        together.wait(30)
         connection.sendall(reply(request.target.encode()))
 
     gate.backend.answers = [answer]
@@ -114,7 +114,7 @@ def test_a_connection_of_many_requests_leaves_a_thread_to_the_others(under_gunic
 
     def answer(connection: socket.socket, request: Received) -> None:
         if request.target == "/held":
-            assert over.wait(10)
+            assert over.wait(30)
         connection.sendall(reply(request.target.encode()))
 
     under_gunicorn.backend.answers = [answer]
@@ -157,7 +157,7 @@ def test_a_request_that_its_client_cancels_ends_at_once(
             else:
                 client.socket.close()
                 client = stack.enter_context(gate.client())
-            assert ended.acquire(timeout=5)
+            assert ended.acquire(timeout=30)
         assert client.answer(client.ask("/svc/next")).body == b"ok"
     if not begun:
         until(lambda: gate.log.count('"status":499') == before + 8)

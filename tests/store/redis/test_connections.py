@@ -51,9 +51,9 @@ class Listener:
         return thread, told
 
     def accept(self):
-        self.socket.settimeout(10)
+        self.socket.settimeout(30)
         self.accepted.append(self.socket.accept()[0])
-        self.accepted[-1].settimeout(10)
+        self.accepted[-1].settimeout(30)
         return self.accepted[-1]
 
 
@@ -69,7 +69,7 @@ def answered(thread, peer):
     """Answer the question that came to *peer*, and wait until its thread has that."""
     assert peer.recv(1000) == PING
     peer.sendall(b"+PONG\r\n")
-    thread.join(10)
+    thread.join(30)
 
 
 @contextmanager
@@ -186,7 +186,7 @@ def test_a_server_that_hangs_is_waited_for_a_bounded_time_on_a_unix_socket_too(
     start, connect, tmp_path
 ):
     server = start("--unixsocket", str(tmp_path / "redis.sock"))
-    store = connect(f"unix://{tmp_path}/redis.sock?socket_timeout=0.2")
+    store = connect(f"unix://{tmp_path}/redis.sock?socket_timeout=0.5")
     store.get("key")
     server.pause()
     try:

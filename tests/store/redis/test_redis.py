@@ -338,7 +338,7 @@ def test_a_connection_with_tls_is_used_again(start, connect, tmp_path):
         *("--tls-cert-file", str(file), "--tls-key-file", str(file)),
         tls=True,
     )
-    settings = f"ssl_ca_certs={file}&socket_timeout=0.5&socket_connect_timeout=10"
+    settings = f"ssl_ca_certs={file}&socket_timeout=10&socket_connect_timeout=10"
     store = connect(f"rediss://127.0.0.1:{server.port}/0?{settings}")
 
     def line():
