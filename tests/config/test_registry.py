@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
+from tests.support.waiting import until
 from wsgigate.config.build import build
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import parse
@@ -88,7 +89,7 @@ def test_the_registry_is_served_beside_the_routes_and_started_with_the_gateway(
         assert "GET /_registry/discover/{service}" in listed["availableRoutes"]
         assert made.registry is not None
         assert "wsgigate-registry" in thread_names()
-    assert "wsgigate-registry" not in thread_names()
+    until(lambda: "wsgigate-registry" not in thread_names())
 
 
 def test_two_gateways_of_one_file_share_the_registry(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.discovery.conftest import DOWN, FakePool
+from tests.support.waiting import until
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import ThreadProber
@@ -48,7 +49,7 @@ def test_the_thread_checks_real_servers_until_it_is_stopped(
     assert checker.status("shop")["error"] == "Status 500"
     assert store.get("health/leader")[0] is not None
     checker.stop()
-    assert "wsgigate-health" not in threads()
+    until(lambda: "wsgigate-health" not in threads())
     assert store.get("health/leader")[0] is None
     assert len(backend.requests) == 1
 
@@ -84,7 +85,7 @@ def test_stopping_does_not_wait_for_a_check_that_hangs() -> None:
     checker.start()
     assert asked.wait(30)
     checker.stop()
-    assert "wsgigate-health" not in threads()
+    until(lambda: "wsgigate-health" not in threads())
     release.set()
     for thread in threading.enumerate():
         if thread.name == "wsgigate-health-check":

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.stores import Fickle
+from tests.support.waiting import until
 from wsgigate.client.destinations import CombinedDestinations, Destinations
 from wsgigate.coordination.leader import LogLeader
 from wsgigate.discovery import Instance
@@ -410,11 +411,11 @@ def test_start_waits_for_the_first_answer() -> None:
     assert watcher.status()["orders"]["instances"] == 1
     watcher.stop()
     assert [source.closed for source in sources] == [1, 1]
-    assert not _threads()
+    until(lambda: not _threads())
     watcher.start(wait=10.0)  # and again
     watcher.stop()
     assert [source.closed for source in sources] == [2, 2]
-    assert not _threads()
+    until(lambda: not _threads())
 
 
 def test_start_waits_for_a_bounded_time() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import until
 from wsgigate import Registration
 from wsgigate.registration import MachineLeader, connector
 from wsgigate.registration.entry import Entry
@@ -129,4 +130,4 @@ def test_a_registration_starts_once_and_can_be_stopped(
         registration.stop()
         registration.stop()
     assert [request.method for request in backend.requests] == ["POST", "DELETE"]
-    assert [t.name for t in threading.enumerate()].count("wsgigate-registration") == 0
+    until(lambda: "wsgigate-registration" not in {t.name for t in threading.enumerate()})

@@ -12,6 +12,7 @@ import pytest
 
 from tests.discovery.conftest import Clock
 from tests.support.stores import Fickle, WrappedStore
+from tests.support.waiting import until
 from wsgigate.registry import Registry
 from wsgigate.registry.storage import Index, Total
 from wsgigate.rules.registry import LeaseRules, Registered, Status
@@ -379,7 +380,7 @@ def test_each_process_runs_a_thread_for_lease_expiry(tmp_path: Path) -> None:
         assert not registry.discover("users").instances
     finally:
         registry.stop()
-    assert "wsgigate-registry" not in [thread.name for thread in threading.enumerate()]
+    until(lambda: "wsgigate-registry" not in {thread.name for thread in threading.enumerate()})
     registry.stop()
     store.close()
 
