@@ -73,8 +73,10 @@ class AccessCheck:
         detail = "You are not allowed to do this."
         if decision.scopes:
             detail = "Insufficient scope."
-            if identity.scheme == "bearer":
-                headers = (self._challenge(error="insufficient_scope", scope=decision.scopes),)
+            scheme = {"bearer": "Bearer", "dpop": "DPoP"}.get(identity.scheme)
+            if scheme is not None:
+                challenge = partial(self._challenge, scheme=scheme)
+                headers = (challenge(error="insufficient_scope", scope=decision.scopes),)
         problem = Problem(403, detail, headers=headers)
         return Refusal(problem, f"{decision.rule}: {decision.reason}")
 

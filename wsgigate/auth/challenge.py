@@ -37,6 +37,7 @@ def bearer_challenge(
     error: str = "",
     scope: Iterable[str] = (),
     resource_metadata: str | None = None,
+    algorithms: Iterable[str] = (),
 ) -> tuple[str, str]:
     """Return the ``WWW-Authenticate`` field of a response with 401 or 403.
 
@@ -45,12 +46,14 @@ def bearer_challenge(
     :param error: An error code of RFC 6750 section 3.1; without one, the request had no token.
     :param scope: The scopes that the request needs.
     :param resource_metadata: The URL of the resource's metadata (RFC 9728 section 5.1).
+    :param algorithms: For the scheme ``DPoP``: how proofs may be signed (RFC 9449 section 7.1).
     """
     parameters = (
         ("realm", realm),
         ("error", error),
         ("scope", " ".join(sorted(scope))),
         ("resource_metadata", resource_metadata or ""),
+        ("algs", " ".join(algorithms)),
     )
     listed = ", ".join(f'{name}="{value}"' for name, value in parameters if value)
     return ("WWW-Authenticate", f"{scheme} {listed}")

@@ -13,10 +13,8 @@ less than a period has each key before the first token that it signs.
 from __future__ import annotations
 
 import hmac
-import json
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from typing import Annotated, Any, NamedTuple
 from uuid import uuid4
 
@@ -27,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     derive_private_key,
 )
 
+from wsgigate.auth.jwk import thumbprint
 from wsgigate.http.fields import HOP_BY_HOP, is_token
 from wsgigate.rules.arguments import FieldName, Range, Seconds, Trait, checked
 from wsgigate.rules.claims import CallerValue, VerifiedCaller
@@ -194,11 +193,8 @@ def _derived(secret: bytes, number: int) -> _SigningKey:
     numbers = private.public_key().public_numbers()
     x, y = (_text(each.to_bytes(32, "big")) for each in (numbers.x, numbers.y))
     members = {"crv": "P-256", "kty": "EC", "x": x, "y": y}
-    # the thumbprint of RFC 7638: members in order, without spaces
-    thumbprint = sha256(json.dumps(members, separators=(",", ":")).encode()).digest()
-    return _SigningKey(
-        private, {**members, "use": "sig", "alg": "ES256", "kid": _text(thumbprint)[:22]}
-    )
+    kid = thumbprint(members)[:22]
+    return _SigningKey(private, {**members, "use": "sig", "alg": "ES256", "kid": kid})
 
 
 def _text(data: bytes) -> str:

@@ -12,10 +12,12 @@ unknown curves) are left out in both. This module and :mod:`.jwt` alone use a cr
 
 from __future__ import annotations
 
+import json
 import re
-from base64 import urlsafe_b64decode
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from typing import Any, NamedTuple, TypeAlias
 
 import jwt
@@ -60,6 +62,7 @@ __all__ = [
     "read_jwks",
     "secret_of",
     "text_of",
+    "thumbprint",
 ]
 
 KeyText: TypeAlias = str | bytes
@@ -455,6 +458,34 @@ def read_jwk(jwk: Jwk, *, symmetric: bool = False) -> VerificationKey:
 def public_members(jwk: Jwk) -> dict[str, Any]:
     """Return the members of a public *jwk* that :func:`read_jwk` uses."""
     return {name: jwk[name] for name in _PUBLIC if name in jwk}
+
+
+_IDENTIFYING = {
+    "EC": ("crv", "kty", "x", "y"),
+    "OKP": ("crv", "kty", "x"),
+    "RSA": ("e", "kty", "n"),
+}
+"""The required members of a public key by type, in the order of RFC 7638 and RFC 8037."""
+
+
+def thumbprint(jwk: Jwk) -> str:
+    """Return the SHA-256 thumbprint of a public key (RFC 7638), as base64url text.
+
+    :raises ValueError: A member that identifies the key is missing, or not in its only spelling.
+    """
+    kty = jwk.get("kty")
+    names = _IDENTIFYING.get(kty) if isinstance(kty, str) else None
+    if names is None:
+        raise ValueError(f"kty is {shown(kty)}, not RSA, EC or OKP")
+    members: dict[str, Any] = {name: jwk.get(name) for name in names}
+    for name in names:
+        if name not in ("crv", "kty"):
+            data = _octets(jwk, name)
+            # the same number in another spelling would be another thumbprint of the same key
+            if members[name] != urlsafe_b64encode(data).rstrip(b"=").decode():
+                raise ValueError(f"{name} is not in its shortest form")
+    digest = sha256(json.dumps(members, separators=(",", ":")).encode()).digest()
+    return urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 
 def _secret_key(jwk: Jwk) -> tuple[bytes, set[str]]:

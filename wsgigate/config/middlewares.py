@@ -451,8 +451,8 @@ def _with_contents(options: Options, context: BuildContext) -> Options:
     """Return the options of an authenticator with its keys read and the gateway's deny list."""
     if options.pop("deny_list", False):
         options["deny_list"] = context.deny_list
-    elif "on_store_error" in options:
-        raise ValueError("on_store_error: requires deny_list = true")
+    elif "on_store_error" in options and options.get("dpop", "off") == "off":
+        raise ValueError('on_store_error: requires deny_list = true, or dpop = "required"')
     with_files = _with_files(options, context)
     issuers = with_files.get("issuers")
     if issuers is None:

@@ -50,6 +50,7 @@ __all__ = [
     "keep_target",
     "kept_target_of",
     "leaves",
+    "mount_of",
     "normal_host",
     "readings",
     "target_of",
@@ -408,6 +409,12 @@ def _make(
         path = _below(mount, path)
         kept = _below(mount, kept) if kept else ""
     return _made(path, query if mark else None, host, kept, refused)
+
+
+def mount_of(environ: WSGIEnvironment) -> str:
+    """Return the gateway's own mount path, percent-encoded; empty at the root."""
+    mount: str = environ.get("SCRIPT_NAME", "").rstrip("/")
+    return quote(mount.encode("latin-1", "replace"), safe=_SAFE) if mount else ""
 
 
 def _made(path: str, query: str | None, host: str, kept: str, refused: str) -> Target:

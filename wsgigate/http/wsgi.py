@@ -22,6 +22,7 @@ __all__ = [
     "ATTEMPT",
     "CLAIMS",
     "CLIENT",
+    "CLIENT_CERTIFICATE",
     "CLIENT_SOURCE",
     "CLIENT_STREAM",
     "FAILURE",
@@ -82,6 +83,10 @@ PEER_TRUSTED = "wsgigate.peer_trusted"
 CLIENT_SOURCE = "wsgigate.client_source"
 """``tuple[str, ...]``: the ``REMOTE_ADDR`` and the forwarded addresses from which the client's
 address was determined; set by ClientAddress."""
+
+CLIENT_CERTIFICATE = "wsgigate.client_certificate"
+"""``object``: the verified certificate of the client's TLS connection; its ``thumbprint`` is the
+SHA-256 hash of the certificate as base64url text (``x5t#S256`` of RFC 8705)."""
 
 CLAIMS = "wsgigate.claims"
 """``dict``: the verified claims of the caller's token; set by Authenticator."""

@@ -22,6 +22,7 @@ from wsgigate.auth.challenge import (
     checked_scopes,
 )
 from wsgigate.auth.claims import RequiredClaims
+from wsgigate.auth.dpop import DEFAULT_ALGORITHMS, Nonces, ProofRules, confirmation
 from wsgigate.auth.identity import Identity
 from wsgigate.auth.issuers import (
     ISSUER_OPTIONS,
@@ -30,7 +31,7 @@ from wsgigate.auth.issuers import (
     TokenIssuer,
     issuers_of,
 )
-from wsgigate.auth.jwk import ALGORITHMS, KeySet, KeyText
+from wsgigate.auth.jwk import ALGORITHMS, ASYMMETRIC, KeySet, KeyText
 from wsgigate.auth.jwks import KeySource, KeySources, KeysUnavailable
 from wsgigate.auth.jwt import (
     KINDS,
@@ -39,14 +40,17 @@ from wsgigate.auth.jwt import (
     read_compact,
 )
 from wsgigate.coordination.denylist import GRACE, DenyList, TokenIdentity, identity
+from wsgigate.coordination.sender import MODES, SenderBinding, SenderRejected
+from wsgigate.coordination.spent import SpentOnce
 from wsgigate.http.bodies import InvalidJson
 from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
-from wsgigate.http.wsgi import CLAIMS, IDENTITY, is_preflight
-from wsgigate.rules.arguments import OneOf, Range, Seconds, checked
+from wsgigate.http.wsgi import CLAIMS, IDENTITY, ExcInfo, Headers, is_preflight
+from wsgigate.rules.arguments import OneOf, Range, Seconds, Trait, checked
 from wsgigate.runtime.clocks import wall
 from wsgigate.runtime.logs import ThrottledLog
 from wsgigate.store import Store, StoreError
+from wsgigate.store.open import Namespaced, OpenedStore
 
 __all__ = ["Authenticator"]
 
@@ -67,6 +71,7 @@ class Verified(NamedTuple):
     :ivar entries: The names by which it can be denied.
     :ivar source: The keys of its issuer.
     :ivar keys: Those that verified it: it is verified again once *source* has others.
+    :ivar bound: What its sender must have (``cnf``), if that is checked.
     """
 
     claims: dict[str, Any]
@@ -77,6 +82,7 @@ class Verified(NamedTuple):
     entries: TokenIdentity
     source: KeySource
     keys: KeySet
+    bound: Mapping[str, Any] | None = None
 
 
 @checked
@@ -85,7 +91,8 @@ class Authenticator:
 
     The caller is in ``environ["wsgigate.identity"]``, the claims in ``environ["wsgigate.claims"]``.
 
-    The token is read from the ``Authorization: Bearer`` field only. It must be signed by one of the
+    The token is read from the ``Authorization: Bearer`` field only, or with *dpop* from
+    ``Authorization: DPoP``. It must be signed by one of the
     issuer's keys with one of the given algorithms, and have an expiry (``exp``). Every invalid
     token gets the same response; the cause is in ``environ["wsgigate.reason"]``, for the log.
 
@@ -150,13 +157,26 @@ class Authenticator:
     :param realm: The name of the protected area, in ``WWW-Authenticate``.
     :param resource_metadata: The URL of the metadata of this resource (RFC 9728), in
         ``WWW-Authenticate``, by which clients find the authorization server.
+    :param dpop: Whether tokens may be bound to a key of the client, which it proves to have by a
+        ``DPoP`` field (RFC 9449): ``"optional"`` accepts bearer tokens as well, and rejects a bound
+        token without its proof; ``"required"`` accepts bound tokens only. Default: ``"off"``, a
+        bound token is accepted as a bearer token.
+    :param dpop_algorithms: The signature algorithms of proofs, all asymmetric.
+    :param dpop_max_age: Maximum time since a proof was made, in seconds, 1 to 3600. Each is
+        accepted once, by all workers that share the store.
+    :param dpop_nonce_secret: The secret of which nonces are made that proofs must have
+        (``DPoP-Nonce``), at least 32 bytes, the same on all gateways. Default: proofs need none.
+    :param certificate_bound: The same as *dpop* for tokens that are bound to the certificate of the
+        client's TLS connection (RFC 8705), which is in ``environ["wsgigate.client_certificate"]``.
+    :param hide_proof: Whether the ``DPoP`` field is removed before *app* is called.
     :param cache_size: Maximum number of cached tokens.
     :param deny_list: Tokens that are rejected before they expire. It is checked for each request,
         for cached tokens too.
-    :param on_store_error: What to do when the store of the deny list fails: ``"refuse"`` every
-        token with 503, or ``"allow"`` those that are valid otherwise; counted in ``store_errors``.
-    :param store: The store through which the workers share fetched keys: a store, or the URL of
-        one. Default: the private folder of the user that runs this program.
+    :param on_store_error: What to do when the store of the deny list, or of used proofs, fails:
+        ``"refuse"`` every such token with 503, or ``"allow"`` those that are valid otherwise;
+        counted in ``store_errors``.
+    :param store: The store through which the workers share fetched keys and used proofs: a store,
+        or the URL of one. Default: the private folder of the user that runs this program.
     :param key_sources: The key sources that several authenticators share. Default: its own.
     :param clock: Returns the Unix time in seconds.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
@@ -192,6 +212,14 @@ class Authenticator:
         also_accept: Sequence[Annotated[str, OneOf(KINDS)]] = (),
         realm: str = "api",
         resource_metadata: str | None = None,
+        dpop: Annotated[str, OneOf(MODES)] = "off",
+        dpop_algorithms: Annotated[
+            Sequence[Annotated[str, OneOf(ASYMMETRIC)]], Range(1)
+        ] = DEFAULT_ALGORITHMS,
+        dpop_max_age: Seconds = 60.0,
+        dpop_nonce_secret: Annotated[str, Trait.SECRET] | None = None,
+        certificate_bound: Annotated[str, OneOf(MODES)] = "off",
+        hide_proof: bool = True,
         cache_size: Annotated[int, Range(0)] = 10_000,
         deny_list: DenyList | None = None,
         on_store_error: Annotated[str, OneOf(("refuse", "allow"))] = "refuse",
@@ -249,30 +277,64 @@ class Authenticator:
             f"the deny-list cannot be read, %s tokens {effect} since the last such message: %s",
             clock,
         )
+        self._proof_outages = ThrottledLog(
+            _log.error,
+            f"proofs (DPoP) cannot be marked as used, %s tokens {effect} since the last such "
+            "message: %s",
+            clock,
+        )
         self._scopes = checked_scopes(scopes)
         self._cache = TokenCache(cache_size)
         self._clock = clock
-
-        def answer(
-            status: int, detail: str, error: str = "", scope: Iterable[str] = ()
-        ) -> WSGIApplication:
-            challenge = bearer_challenge(
-                realm, error=error, scope=scope, resource_metadata=resource_metadata
+        for name, mode in (("dpop", dpop), ("certificate_bound", certificate_bound)):
+            if mode not in MODES:
+                raise ValueError(f'{name} is "off", "optional" or "required", not {mode!r}')
+        if dpop == "off" and dpop_nonce_secret is not None:
+            raise ValueError('dpop_nonce_secret: requires dpop = "optional" or "required"')
+        proofs = ProofRules(algorithms=dpop_algorithms, max_age=dpop_max_age)
+        self._opened: OpenedStore | None = None
+        self._binding: SenderBinding | None = None
+        if dpop != "off" or certificate_bound != "off":
+            self._opened = OpenedStore(store, app)
+            self._binding = SenderBinding(
+                dpop=dpop,
+                certificate=certificate_bound,
+                rules=proofs,
+                spent=SpentOnce(Namespaced(self._opened), "dpop"),
+                nonces=None if dpop_nonce_secret is None else Nonces(dpop_nonce_secret),
+                hide=hide_proof,
+                failed=self._accepts_unmarked,
             )
-            kind = Problem if error else CredentialsMissing
-            return refuse(kind(status, detail, headers=(challenge,)))
-
+        # one question for both, so that a token without either costs nothing more
+        self._further = self._binding is not None or deny_list is not None
+        self._with_proofs = dpop != "off"
         check_realm(realm)
         check_resource_metadata(resource_metadata)
-        missing = answer(401, "Access token required!")
-        self._missing = missing
+        answers = _Answers(
+            refuse,
+            offered=_OFFERED[dpop],
+            algorithms=proofs.algorithms,
+            challenge=partial(bearer_challenge, realm, resource_metadata=resource_metadata),
+        )
+        self._missing = answers(401, "Access token required!")
         self._refuse = refuse
         self._required = required
         self._without_token = self._no_token if required else app
-        self._invalid = answer(invalid_token_status, "Invalid or expired token!", "invalid_token")
-        self._insufficient = answer(403, "Insufficient scope.", "insufficient_scope", self._scopes)
+        invalid = (invalid_token_status, "Invalid or expired token!", "invalid_token")
+        insufficient = (403, "Insufficient scope.", "insufficient_scope")
+        self._invalid = answers(*invalid)
+        self._insufficient = answers(*insufficient, scope=self._scopes)
+        self._answers = answers
+        self._of_proofs: dict[str, WSGIApplication] = {}
+        if self._with_proofs:
+            no_proof = (401, "Invalid proof (DPoP)!", "invalid_dpop_proof")
+            self._of_proofs = {
+                "invalid_token": answers(*invalid, scheme="DPoP"),
+                "insufficient_scope": answers(*insufficient, scope=self._scopes, scheme="DPoP"),
+                "invalid_dpop_proof": answers(*no_proof, scheme="DPoP"),
+            }
         unknown = Problem(503, _UNKNOWN, headers=(("Retry-After", "5"),))
-        self._unknown = unknown if deny_list is None else refuse(unknown)
+        self._unknown = refuse(unknown) if self._further else unknown
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(CLAIMS, None)
@@ -289,7 +351,7 @@ class Authenticator:
             verified = self._verified(value)
         except (InvalidJson, TokenRejected) as error:
             refused(environ, "Authenticator", f"bad token: {error}")
-            return self._invalid(environ, start_response)
+            return self._answer("invalid_token", value)(environ, start_response)
         except KeysUnavailable as error:
             refused(environ, "Authenticator", str(error))
             again = (("Retry-After", str(max(1, ceil(error.again_in)))),)
@@ -297,17 +359,19 @@ class Authenticator:
             return self._refuse(problem)(environ, start_response)
         if verified is None:
             return self._without_token(environ, start_response)
-        if self._deny_list is not None:
-            refusal = self._refusal(self._deny_list, verified.entries, environ)
+        if self._further:
+            refusal, nonce = self._checked_further(value, verified, environ)
             if refusal is not None:
                 return refusal(environ, start_response)
+            if nonce is not None:
+                start_response = _with_nonce(start_response, nonce)
         if verified.missing:
             refused(
                 environ,
                 "Authenticator",
                 f"the token does not grant {', '.join(sorted(verified.missing))}",
             )
-            return self._insufficient(environ, start_response)
+            return self._answer("insufficient_scope", value)(environ, start_response)
         environ[IDENTITY] = verified.identity
         environ[CLAIMS] = claims = verified.claims.copy()
         for name in verified.nested:
@@ -315,18 +379,79 @@ class Authenticator:
         return self.app(environ, start_response)
 
     def close(self) -> None:
-        """Stop fetching keys, unless *key_sources* was given."""
+        """Stop fetching keys, unless *key_sources* was given, and close the store of proofs."""
         if self._own_sources is not None:
             self._own_sources.close()
+        if self._opened is not None:
+            self._opened.close()
 
     @property
     def store_errors(self) -> int:
-        """Number of tokens that could not be looked up, as the store failed."""
-        return self._outages.total
+        """Number of tokens and proofs that could not be looked up, as the store failed."""
+        return self._outages.total + self._proof_outages.total
 
     def _no_token(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         refused(environ, "Authenticator", "no token")
         return self._missing(environ, start_response)
+
+    def _answer(self, error: str, value: str) -> WSGIApplication:
+        """Return the response for a token of the ``Authorization`` field *value*."""
+        if self._with_proofs and _is_dpop(value):
+            return self._of_proofs[error]
+        return self._invalid if error == "invalid_token" else self._insufficient
+
+    def _checked_further(
+        self, value: str, verified: Verified, environ: WSGIEnvironment
+    ) -> tuple[WSGIApplication | None, str | None]:
+        """Check the sender of a verified token, and that it is not denied.
+
+        :returns: The app that rejects it, and a nonce that its client is to use from now on.
+        """
+        nonce = None
+        if self._binding is not None:
+            try:
+                nonce = self._check_sender(self._binding, value, verified, environ)
+            except SenderRejected as error:
+                refused(environ, "Authenticator", f"bad token: {error}")
+                return self._for_sender(self._binding, error.error, value), None
+            except StoreError as error:
+                refused(environ, "Authenticator", f"the proof cannot be marked as used: {error}")
+                return self._unknown, None
+        if self._deny_list is None:
+            return None, nonce
+        return self._refusal(self._deny_list, verified.entries, environ), nonce
+
+    def _check_sender(
+        self, binding: SenderBinding, value: str, verified: Verified, environ: WSGIEnvironment
+    ) -> str | None:
+        nonce = binding.check(
+            environ,
+            verified.bound,
+            value.partition(" ")[2],
+            with_proof=_is_dpop(value),
+            now=self._clock(),
+        )
+        if self._proof_outages.ongoing:
+            self._proof_outages.resolved(_log.warning, "proofs can be marked as used again")
+        return nonce
+
+    def _for_sender(self, binding: SenderBinding, error: str, value: str) -> WSGIApplication:
+        """Return the app that rejects a token for its sender with the code *error*."""
+        if error == "invalid_token":
+            return self._answer(error, value)
+        if error != "use_dpop_nonce":
+            return self._of_proofs[error]
+        nonce = binding.new_nonce(self._clock()) or ""
+        fields = (("DPoP-Nonce", nonce), ("Cache-Control", "no-store"))
+        detail = "A nonce is required in the proof (DPoP)."
+        return self._answers(401, detail, error, scheme="DPoP", headers=fields)
+
+    def _accepts_unmarked(self, error: StoreError) -> bool:
+        """Return whether a proof is accepted that cannot be marked as used."""
+        if self._opened is not None:
+            self._opened.check_outage(error, "used proofs (DPoP) cannot be stored")
+        self._proof_outages.log(error)
+        return self._allows_on_error
 
     def _refusal(
         self, deny_list: DenyList, token: TokenIdentity, environ: WSGIEnvironment
@@ -352,10 +477,15 @@ class Authenticator:
         """Return the verified token of the ``Authorization`` field; None for another scheme."""
         scheme, _, token = value.partition(" ")
         if scheme != "Bearer" and scheme.lower() != "bearer":
-            if _OTHER_SCHEME.fullmatch(value):
+            if self._with_proofs and _is_dpop(value):
+                pass
+            elif _OTHER_SCHEME.fullmatch(value):
                 return None
-            # not shown: what stands in place of a scheme may be a secret
-            raise TokenRejected("the Authorization field is malformed or has more than one value")
+            else:
+                # not shown: what stands in place of a scheme may be a secret
+                raise TokenRejected(
+                    "the Authorization field is malformed or has more than one value"
+                )
         if len(token) > MAX_LENGTH:
             raise TokenRejected(f"a token of {len(token)} characters")
         now = self._clock()
@@ -378,7 +508,9 @@ class Authenticator:
         nested = tuple(name for name, claim in claims.items() if isinstance(claim, (dict, list)))
         if any(_is_deeper(claims[name], _DEEPEST) for name in nested):
             raise TokenRejected(f"claims of more than {_DEEPEST} levels")
-        caller = Identity.from_claims(claims)
+        bound = None if self._binding is None else confirmation(claims)
+        with_key = self._with_proofs and bound is not None and "jkt" in bound
+        caller = Identity.from_claims(claims, scheme="dpop" if with_key else "bearer")
         return Verified(
             claims,
             nested,
@@ -388,12 +520,77 @@ class Authenticator:
             identity(compact.signed, claims),
             found.source,
             found.keys,
+            bound,
         )
+
+
+_OFFERED = {"off": ("Bearer",), "optional": ("Bearer", "DPoP"), "required": ("DPoP",)}
+"""The schemes of challenges by the mode of DPoP."""
+
+
+class _Answers:
+    """The responses to rejected requests, with a challenge for each scheme that is offered.
+
+    :param challenge: Returns the challenge for a scheme.
+    """
+
+    def __init__(
+        self,
+        refuse: Refuse,
+        *,
+        offered: Sequence[str],
+        algorithms: Sequence[str],
+        challenge: Callable[..., tuple[str, str]],
+    ) -> None:
+        self._refuse = refuse
+        self._offered = offered
+        self._algorithms = algorithms
+        self._challenge = challenge
+
+    def __call__(
+        self,
+        status: int,
+        detail: str,
+        error: str = "",
+        *,
+        scope: Iterable[str] = (),
+        scheme: str = "Bearer",
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> WSGIApplication:
+        """Return the response; *error* is in the challenge of *scheme*, which the client used."""
+        used = scheme if scheme in self._offered else self._offered[0]
+        challenges = [
+            self._challenge(
+                scheme=each,
+                error=error if each == used else "",
+                scope=scope,
+                algorithms=self._algorithms if each == "DPoP" else (),
+            )
+            for each in self._offered
+        ]
+        kind = Problem if error else CredentialsMissing
+        return self._refuse(kind(status, detail, headers=(*challenges, *headers)))
 
 
 def _of_other_kind(caller: object) -> bool:
     """Return whether *caller* is an identity that was verified by another credential."""
-    return isinstance(caller, Identity) and caller.scheme != "bearer"
+    return isinstance(caller, Identity) and caller.scheme not in ("bearer", "dpop")
+
+
+def _is_dpop(value: str) -> bool:
+    """Return whether the scheme of an ``Authorization`` field is ``DPoP``."""
+    return value[:5].lower() == "dpop "
+
+
+def _with_nonce(start_response: StartResponse, nonce: str) -> StartResponse:
+    """Return a *start_response* that gives the client another nonce (RFC 9449 section 8.2)."""
+
+    def start(
+        status: str, headers: Headers, exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        return start_response(status, [*headers, ("DPoP-Nonce", nonce)], exc_info)
+
+    return start
 
 
 _DEEPEST = 64

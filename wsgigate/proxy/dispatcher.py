@@ -16,11 +16,12 @@ from wsgigate.http.target import (
     host_of,
     keep_target,
     leaves,
+    mount_of,
     readings,
 )
 from wsgigate.http.wsgi import KEPT_TARGET, PARAMS, ROUTE, environ_key, peer_trusted
 from wsgigate.proxy.request import NEVER
-from wsgigate.proxy.rewriting import DESTINATION_METHODS, beneath, destination_path, mount_of
+from wsgigate.proxy.rewriting import DESTINATION_METHODS, beneath, destination_path
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.routing import Hosts, Match, MethodNotAllowed, Route, Router, listing
 

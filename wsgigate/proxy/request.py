@@ -39,6 +39,7 @@ from wsgigate.http.target import (
     canonical_path,
     canonical_pattern,
     leaves,
+    mount_of,
 )
 from wsgigate.http.wsgi import (
     CLIENT_SOURCE,
@@ -47,7 +48,7 @@ from wsgigate.http.wsgi import (
     environ_key,
     peer_trusted,
 )
-from wsgigate.proxy.rewriting import DESTINATION_METHODS, instance_destination, mount_of
+from wsgigate.proxy.rewriting import DESTINATION_METHODS, instance_destination
 from wsgigate.rules.claims import CallerValue, VerifiedCaller
 
 __all__ = [

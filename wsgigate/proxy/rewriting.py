@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
-from urllib.parse import quote
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.http.problem import Refusal
@@ -26,7 +25,6 @@ __all__ = [
     "destination_path",
     "instance_destination",
     "location",
-    "mount_of",
     "refresh",
 ]
 
@@ -289,12 +287,6 @@ def destination_path(environ: WSGIEnvironment) -> tuple[str, str | None, bool] |
         return canonical_path(path or "/"), query if mark else None, found is not None
     except BadTarget as error:
         raise Refusal.of(400, "Malformed Destination field.", f"Destination: {error}") from None
-
-
-def mount_of(environ: WSGIEnvironment) -> str:
-    """Return the gateway's own mount path, percent-encoded; empty at the root."""
-    mount: str = environ.get("SCRIPT_NAME", "").rstrip("/")
-    return quote(mount.encode("latin-1", "replace"), safe="/~!$&'()*+,;=:@") if mount else ""
 
 
 def beneath(prefix: str, path: str) -> str | None:
