@@ -65,6 +65,12 @@ VALID: dict[str, dict[str, Any]] = {
     "Guard": {"app": app},
     "HedgeRules": {},
     "Instance": {"url": "http://127.0.0.1:1"},
+    "IntrospectionAuthenticator": {
+        "app": app,
+        "endpoint": "https://id.example.com/introspect",
+        "client_id": "gateway",
+        "client_secret": "secret",
+    },
     "Limiter": {"app": app, "quota": "1/m", "store": "memory:"},
     "Logger": {"app": app},
     "Maintenance": {"app": app, "switch": MaintenanceSwitch(MemoryStore())},

@@ -42,6 +42,9 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.middleware.faults import FaultRules as FaultRules
     from wsgigate.middleware.faults import Faults as Faults
     from wsgigate.middleware.guard import Guard as Guard
+    from wsgigate.middleware.introspection import (
+        IntrospectionAuthenticator as IntrospectionAuthenticator,
+    )
     from wsgigate.middleware.limiter import Limiter as Limiter
     from wsgigate.middleware.logger import Logger as Logger
     from wsgigate.middleware.maintenance import Maintenance as Maintenance

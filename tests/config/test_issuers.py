@@ -139,11 +139,11 @@ def test_check_warns_of_an_issuer_that_cannot_be_reached(tmp_path: Path) -> None
             check_file(parsed, str(file), **options).gateway.close()
             return parsed.warnings
 
-        assert warnings(issuers=True) == []
+        assert warnings(asks=True) == []
         issuer.mode = "error"
-        ((path, text),) = warnings(issuers=True)
+        ((path, text),) = warnings(asks=True)
         assert path == "routes[0].middleware[0]"
         assert text.startswith(f"the keys of {issuer.url} cannot be fetched: it answered 500; ")
         asked = len(issuer.requests)
-        assert warnings(issuers=True, offline=True) == warnings() == []
+        assert warnings(asks=True, offline=True) == warnings() == []
         assert len(issuer.requests) == asked

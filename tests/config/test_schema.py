@@ -19,8 +19,17 @@ from wsgigate.rules.arguments import types_of
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.toml"))
 
 NOT_IN_FILES = {"namespace", "app", "keys", "refuse", "clock", "now", "mint", "store"}
-NOT_IN_FILES |= {"exceptions", "sleep", "random", "sync_interval", "key_sources"}
+NOT_IN_FILES |= {
+    "exceptions",
+    "sleep",
+    "random",
+    "sync_interval",
+    "key_sources",
+    "endpoints",
+    "timer",
+}
 ONLY_IN_FILES = {"secret_file", "public_key_file"}
+ONLY_IN_FILES |= {"client_secret_file", "bearer_token_file"}
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,7 @@ from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.fallback import Fallback
 from wsgigate.middleware.faults import FaultRules, Faults
 from wsgigate.middleware.guard import Guard
+from wsgigate.middleware.introspection import IntrospectionAuthenticator
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.maintenance import Maintenance
@@ -67,6 +68,12 @@ MIDDLEWARES: dict[str, Callable[[Any], Any]] = {
         app, FaultRules(abort_percent=1), enabled=True, random=lambda: 0.5
     ),
     "guard": Guard,
+    "introspection": lambda app: IntrospectionAuthenticator(
+        app,
+        "https://id.example.com/",
+        bearer_token="token",
+        exempt=lambda environ: True,  # the token of these requests is a JWT
+    ),
     "limiter": lambda app: Limiter(app, "1000 per minute", store=MemoryStore()),
     "logger": lambda app: Logger(app, stream=io.StringIO()),
     "maintenance": lambda app: Maintenance(app, MaintenanceSwitch(MemoryStore())),

@@ -16,9 +16,10 @@ from tests.support.objects import part
 from tests.support.tokens import GOOD, INVALID, MISSING, NOW, SECRET, Gate, claims, signed
 from wsgigate.auth.identity import Identity
 from wsgigate.auth.jwt import mint
+from wsgigate.auth.token_cache import TokenCache
 from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import CLAIMS, IDENTITY
-from wsgigate.middleware.authenticator import Authenticator, TokenCache
+from wsgigate.middleware.authenticator import Authenticator
 
 
 def test_a_valid_token_sets_the_claims():

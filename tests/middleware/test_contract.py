@@ -28,6 +28,7 @@ from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.fallback import Fallback
 from wsgigate.middleware.faults import FaultRules, Faults
 from wsgigate.middleware.guard import Guard
+from wsgigate.middleware.introspection import IntrospectionAuthenticator
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.maintenance import Maintenance
@@ -93,6 +94,13 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
         True,
     ),
     ("guard", Guard, False),
+    (
+        "introspection",
+        lambda app: IntrospectionAuthenticator(
+            app, "https://id.example.com/", bearer_token="token", required=False
+        ),
+        True,
+    ),
     ("limiter", lambda app: Limiter(app, "10000 per minute", store=MemoryStore()), True),
     ("logger", lambda app: Logger(app, stream=io.StringIO()), False),
     ("maintenance", lambda app: Maintenance(app, MaintenanceSwitch(MemoryStore())), True),

@@ -43,6 +43,7 @@ _MIDDLEWARES = (
     ("authenticator", "Authentication"),
     ("api-key", "API keys"),
     ("basic", "HTTP Basic"),
+    ("introspection", "Token introspection"),
     ("authorizer", "Authorization"),
 )
 
@@ -157,6 +158,7 @@ def routes(
     maintenance: Callable[[], Mapping[str, dict[str, Any]]] | None = None,
     workers: Callable[[], Mapping[str, Report]] | None = None,
     issuers: Callable[[], Mapping[str, dict[str, Any]]] | None = None,
+    endpoints: Callable[[], Mapping[str, dict[str, Any]]] | None = None,
     started: Callable[[], float],
     now: Callable[[], float] = time.time,
     refuse: Refuse = answer_with,
@@ -173,15 +175,17 @@ def routes(
     :param workers: Returns the report of each worker: ``/services`` has their ``bulkheads`` and
         ``ejections``, summed and by worker.
     :param issuers: Returns the status of the keys of each issuer of tokens, by its name.
+    :param endpoints: Returns the status of each endpoint that middlewares ask about requests, by
+        its URL.
     :param started: Returns when the gateway started, in Unix time.
     :param now: Returns the Unix time.
     :param refuse: Returns the app that responds with a problem.
     :raises ValueError: *prefix* is not a path.
     """
-    endpoints = _Endpoints(
-        facts, health, store, circuits, maintenance, workers, issuers, started, now
+    answers = _Endpoints(
+        facts, health, store, circuits, maintenance, workers, issuers, endpoints, started, now
     )
-    table = [line._replace(answer=partial(line.answer, endpoints)) for line in _TABLE]
+    table = [line._replace(answer=partial(line.answer, answers)) for line in _TABLE]
     return JsonApp(table, prefixes=(prefix,), refuse=refuse).routes()
 
 
@@ -194,6 +198,7 @@ class _Endpoints:
     maintenance: Callable[[], Mapping[str, dict[str, Any]]] | None
     workers: Callable[[], Mapping[str, Report]] | None
     issuers: Callable[[], Mapping[str, dict[str, Any]]] | None
+    endpoints: Callable[[], Mapping[str, dict[str, Any]]] | None
     started: Callable[[], float]
     now: Callable[[], float]
 
@@ -224,6 +229,7 @@ class _Endpoints:
             **({"circuitBreakers": self.circuits()} if self.circuits else {}),
             **({"discovery": found} if (found := self._found()) else {}),
             **({"issuers": issuers} if (issuers := self._issuers()) else {}),
+            **({"endpoints": asked} if (asked := self._asked()) else {}),
             **({"store": store} if store else {}),
             **({"maintenance": off} if self.maintenance else {}),
         }
@@ -239,6 +245,10 @@ class _Endpoints:
     def _issuers(self) -> dict[str, dict[str, Any]]:
         """Return the status of the keys of each issuer of tokens."""
         return dict(self.issuers()) if self.issuers else {}
+
+    def _asked(self) -> dict[str, dict[str, Any]]:
+        """Return the status of each endpoint that middlewares ask about requests."""
+        return dict(self.endpoints()) if self.endpoints else {}
 
     def info(self, request: JsonRequest) -> object:
         facts = self.facts

@@ -27,7 +27,15 @@ from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.http.wsgi import CLIENT, PEER_TRUSTED, REASON, client_address
 from wsgigate.rules.registry import check_service
 
-__all__ = ["Access", "Caller", "bearer", "for_loopback", "from_another_site", "require_token"]
+__all__ = [
+    "Access",
+    "Caller",
+    "bearer",
+    "for_loopback",
+    "from_another_site",
+    "has_other_scheme",
+    "require_token",
+]
 
 
 _AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]@/\s]+)(?::[0-9]{0,5})?", re.ASCII)
@@ -43,6 +51,15 @@ def bearer(environ: WSGIEnvironment) -> bytes:
         return b""
     given: str = value.strip(" ")
     return given.encode("utf-8", "surrogatepass")
+
+
+# A comma may be where the server joined two header fields.
+_OTHER_SCHEME = re.compile(r"(?!bearer)[!#$%&'*+.^_`|~0-9a-z-]+(?: [^,]*)?", re.IGNORECASE)
+
+
+def has_other_scheme(value: str) -> bool:
+    """Return whether an ``Authorization`` field is one value of another scheme than ``Bearer``."""
+    return _OTHER_SCHEME.fullmatch(value) is not None
 
 
 def from_another_site(environ: WSGIEnvironment) -> bool:

@@ -10,12 +10,26 @@ from wsgigate.rules.arguments import Range
 from wsgigate.rules.claims import ClaimPath
 
 __all__ = [
+    "DEEPEST",
     "ClaimRequirements",
     "ClaimValue",
     "ClaimValues",
     "RequiredClaims",
     "granted_scopes",
+    "is_deeper",
 ]
+
+DEEPEST = 64
+"""Maximum number of levels of claims inside others; no issuer comes near it."""
+
+
+def is_deeper(value: dict[str, Any] | list[Any], most: int) -> bool:
+    """Return whether *value*, parsed JSON, has more than *most* levels."""
+    if not most:
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return any(isinstance(each, (dict, list)) and is_deeper(each, most - 1) for each in inner)
+
 
 _SCOPES = (
     "scope",  # RFC 8693 section 4.2, RFC 9068: Keycloak, Cognito, Auth0

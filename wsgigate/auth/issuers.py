@@ -35,7 +35,7 @@ from wsgigate.auth.jwt import KINDS, ClaimRules, Compact, TokenRejected
 from wsgigate.http.bodies import read_object, shown
 from wsgigate.rules.arguments import OneOf, Range, Seconds, Trait, checked
 from wsgigate.runtime.clocks import steady
-from wsgigate.runtime.tls import context_for
+from wsgigate.runtime.tls import check_authorities
 
 __all__ = ["ISSUER_OPTIONS", "Issuers", "SecretText", "Signed", "TokenIssuer", "issuers_of"]
 
@@ -148,7 +148,7 @@ class TokenIssuer:
             if discovered:
                 _check_is_no_document(where)
             if ca is not None:
-                _check_authorities(ca)
+                check_authorities(ca)
             if key_sources is None:
                 raise ValueError(f"{setting}: keys that are fetched need key_sources")
             self.source: KeySource = key_sources.remote(
@@ -234,15 +234,6 @@ def _check_is_no_document(issuer: str) -> None:
 
 def _is_url(text: str) -> bool:
     return text[:8].lower().startswith(("https://", "http://"))
-
-
-def _check_authorities(ca: str) -> None:
-    try:
-        context_for(ca)
-    except OSError as error:  # includes ssl.SSLError
-        raise ValueError(
-            f"ca: cannot load CA certificates from {ca!r}: {error.strerror or error}"
-        ) from error
 
 
 def _asymmetric(algorithms: Sequence[str] | None) -> Sequence[str]:

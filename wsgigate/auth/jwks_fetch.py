@@ -12,11 +12,11 @@ import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from wsgigate.auth.jwk import Jwk, OtherUse, public_members, read_jwk, read_jwks
 from wsgigate.auth.jwks_record import JwksAnswer
+from wsgigate.client import endpoint
 from wsgigate.client.destinations import Destinations
 from wsgigate.client.dial import Check
 from wsgigate.client.exchange import HttpClient, reason_for
@@ -45,40 +45,13 @@ def check_url(url: str, setting: str) -> None:
 
     :raises ValueError: They may not; the message begins with *setting*.
     """
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-        host = parts.hostname or ""
-    except ValueError:
-        raise ValueError(f"{setting}: {_without_secrets(url)} is not a URL") from None
-    if not host or not re.fullmatch(r"[!-~]+", url) or "@" in parts.netloc or parts.fragment:
-        raise ValueError(
-            f'{setting}: expected a URL such as "https://id.example.com/keys", without a user, '
-            f"spaces and a fragment, not {_without_secrets(url)}"
-        )
-    if parts.scheme.lower() != "https" and not (
-        parts.scheme.lower() == "http" and _is_loopback(host)
-    ):
-        raise ValueError(
-            f"{setting}: {_without_secrets(url)} must begin with https://, as an attacker who "
-            "changes the keys on the way can sign tokens; http is allowed for this machine only. "
-            "Keys that cannot be fetched by https can be given as jwks_file"
-        )
-
-
-def _without_secrets(url: str) -> str:
-    """Return *url* for an error message, without a password and without the values of a query."""
-    shown = re.sub(r"//.*@", "//...@", url, flags=re.DOTALL)
-    return repr(re.sub(r"\?.*", "?...", shown, flags=re.DOTALL))
-
-
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    endpoint.check_url(
+        url,
+        setting,
+        example="https://id.example.com/keys",
+        plain=", as an attacker who changes the keys on the way can sign tokens; http is allowed "
+        "for this machine only. Keys that cannot be fetched by https can be given as jwks_file",
+    )
 
 
 _EVERYWHERE = Destinations(["0.0.0.0/0", "::/0"])

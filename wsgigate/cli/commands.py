@@ -72,7 +72,7 @@ def check(arguments: argparse.Namespace) -> int:
     try:
         parsed = read_file(path)
         try:
-            built = check_file(parsed, path, issuers=True, offline=arguments.offline)
+            built = check_file(parsed, path, asks=True, offline=arguments.offline)
         finally:
             for key, text in parsed.warnings:
                 print(f"{path}: warning: {key}: {text}", file=sys.stderr)

@@ -503,6 +503,25 @@ class RawResponse:
                 left -= len(block)
         return b"".join(blocks)
 
+    def read_within(self, most: int, until: float) -> bytes:
+        """Return the body, or its first *most* bytes, within one time limit.
+
+        :param until: The time by the response's clock at which reading fails, however steadily
+            bytes arrive.
+        :raises requests.RequestException: The body was cut short, is malformed or is too slow.
+        """
+        body = bytearray()
+        while len(body) < most:
+            self._timeout = until - self._clock()
+            if self._timeout <= 0:
+                self.close()
+                raise requests.ReadTimeout(TimeoutError("the deadline has passed"))
+            block = self.read1()
+            if not block:
+                break
+            body += block
+        return bytes(body[:most])
+
     def stream(self, amt: int = BLOCK, decode_content: bool | None = None) -> Iterator[bytes]:
         """Yield the body in parts of at most *amt* bytes, decompressed by default."""
         coding = self.headers.get("content-encoding") if decode_content is not False else None

@@ -31,6 +31,7 @@ from wsgigate.admin.operations import (
     notices_document,
 )
 from wsgigate.auth.bearer import require_token
+from wsgigate.auth.endpoints import RemoteEndpoints
 from wsgigate.auth.passwords import read_users
 from wsgigate.config.build_routes import (
     MiddlewareStack,
@@ -177,7 +178,9 @@ class BuiltGateway(NamedTuple):
     """A gateway, with the parts it was built from.
 
     :ivar own: The routes of its own endpoints; in the dispatcher they precede the entries.
-    :ivar key_paths: The key path of the middleware that needs an issuer's keys, by issuer.
+    :ivar key_paths: The key path of the middleware that needs an issuer's keys or an endpoint, by
+        the name of these.
+    :ivar endpoints: The endpoints that middlewares ask about requests.
     """
 
     gateway: Gateway
@@ -185,6 +188,7 @@ class BuiltGateway(NamedTuple):
     own: tuple[Route[WSGIApplication], ...]
     entries: tuple[RouteEntry, ...]
     key_paths: Mapping[str, str] = MappingProxyType({})
+    endpoints: RemoteEndpoints | None = None
 
 
 def build(config: Config, *, path: str = "", started: float | None = None) -> Gateway:
@@ -251,7 +255,7 @@ def check_file(
     parsed: ParsedFile,
     path: str,
     *,
-    issuers: bool = False,
+    asks: bool = False,
     offline: bool = False,
     fallback: WSGIApplication | None = None,
 ) -> BuiltGateway:
@@ -259,9 +263,10 @@ def check_file(
 
     A store that is unavailable at the moment is a warning: a running gateway continues without it,
     so one that starts during the outage must start too. So is an issuer of tokens whose keys cannot
-    be fetched.
+    be fetched, and an endpoint that does not answer.
 
-    :param issuers: Whether to fetch the keys of issuers, which takes up to some seconds each.
+    :param asks: Whether to fetch the keys of issuers, and to ask the endpoints that middlewares ask
+        about requests, which takes up to some seconds each.
     :param offline: Whether to send nothing to any other machine.
     :param fallback: The app that the gateway wraps, as for :func:`load`.
     :raises ConfigError: The file, the store or the certificate is invalid.
@@ -269,10 +274,14 @@ def check_file(
     built = assemble(parsed.config, path=path, errors=parsed.errors, fallback=fallback)
     networked = parsed.config.store.url.partition(":")[0] in NETWORKED
     sources = built.gateway.key_sources
-    if issuers and not offline and sources is not None:
+    if asks and not offline and sources is not None:
         for issuer, why in sources.probe().items():
             text = f"the keys of {issuer} cannot be fetched: {why}; {_UNTIL_FETCHED}"
             parsed.warnings.append((built.key_paths.get(issuer, ""), text))
+    if asks and not offline and built.endpoints is not None:
+        for name, why in built.endpoints.probe().items():
+            text = f"{name} cannot be asked: {why}; {_UNTIL_ANSWERED}"
+            parsed.warnings.append((built.key_paths.get(name, ""), text))
     try:
         trouble = "" if offline and networked else outage_of(built.gateway.store)
     except MisconfiguredStore as error:
@@ -336,6 +345,9 @@ def _check_credentials(
 _UNTIL_FETCHED = (
     "the gateway starts without them, and answers their tokens with 503 until it has them"
 )
+
+
+_UNTIL_ANSWERED = "the gateway starts without it, and answers its requests with 503 meanwhile"
 
 
 def outage_of(store: Store) -> str:
@@ -472,7 +484,12 @@ class _GatewayBuilder:
             ],
         )
         return BuiltGateway(
-            made, dispatcher, tuple(own), tuple(routes.entries), self._stack.key_paths
+            made,
+            dispatcher,
+            tuple(own),
+            tuple(routes.entries),
+            self._stack.key_paths,
+            self._stack.endpoints,
         )
 
     def _own_routes(
@@ -537,6 +554,7 @@ class _GatewayBuilder:
                 else lambda: notices_document(switch.known()),
                 workers=workers.all,
                 issuers=self._stack.key_sources.status,
+                endpoints=self._stack.endpoints.status,
                 started=lambda: self._started,
             ),
         )

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.auth.endpoints import RemoteEndpoints
 from wsgigate.auth.jwks import KeySources
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import Errors, at, shown
@@ -95,8 +96,11 @@ class MiddlewareStack:
         self.closing.append(self.api_keys.close)
         self.key_sources = KeySources(store)
         """Shared by all authenticators, so that the keys of an issuer are fetched once."""
+        self.endpoints = RemoteEndpoints()
+        """Shared by all middlewares that ask an endpoint about requests, with its bounds."""
+        self.closing.append(self.endpoints.close)
         self.key_paths: dict[str, str] = {}
-        """The first key path that needs the keys of an issuer, by its name."""
+        """The first key path that needs the keys of an issuer or an endpoint, by its name."""
         self.resources = errors.catch("gateway", partial(Resources, config), keys=["resource"])
         """The protected resources, which challenges refer to."""
         self._store = store
@@ -136,6 +140,7 @@ class MiddlewareStack:
                 self.deny_list,
                 self.api_keys,
                 self.key_sources,
+                self.endpoints,
                 self._faults,
                 self.resources.metadata_url(path) if self.resources else None,
                 self._refuse,
@@ -144,8 +149,8 @@ class MiddlewareStack:
             if made is None:
                 continue
             app = made
-            for issuer in self.key_sources.status():
-                self.key_paths.setdefault(issuer, where)
+            for asked in (*self.key_sources.status(), *self.endpoints.status()):
+                self.key_paths.setdefault(asked, where)
             close = getattr(app, "close", None)
             if callable(close):
                 self.closing.append(close)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 from wsgiref.types import WSGIApplication
 
 from wsgigate.auth.authorization import AuthorizationRule
+from wsgigate.auth.endpoints import RemoteEndpoints
 from wsgigate.auth.jwks import KeySources
 from wsgigate.config.errors import MISSING, Errors, at, shown
 from wsgigate.config.tables import (
@@ -144,6 +145,7 @@ class BuildContext(NamedTuple):
     :ivar deny_list: The list of denied tokens.
     :ivar keys: The API keys.
     :ivar key_sources: The keys of the issuers of tokens, which all authenticators share.
+    :ivar endpoints: The endpoints that middlewares ask about requests.
     :ivar faults: Whether faults may be injected.
     :ivar resource_metadata: The URL of the protected resource's metadata, for challenges.
     :ivar refuse: Returns the WSGI app that responds with a given problem.
@@ -155,6 +157,7 @@ class BuildContext(NamedTuple):
     deny_list: DenyList
     keys: ApiKeys
     key_sources: KeySources
+    endpoints: RemoteEndpoints
     faults: bool = False
     resource_metadata: str | None = None
     refuse: Refuse = answer_with
@@ -249,7 +252,9 @@ def _plain(value: Any) -> Any:
 
 Options: TypeAlias = dict[str, Any]
 
-_PROVIDED = frozenset({"key_sources", "keys", "name", "refuse", "resource_metadata", "store"})
+_PROVIDED = frozenset(
+    {"endpoints", "key_sources", "keys", "name", "refuse", "resource_metadata", "store"}
+)
 """Arguments that the gateway provides; an option of the file comes first."""
 
 _NOT_IN_FILES = frozenset({"keys", "store", "namespace", "sync_interval"})
@@ -471,7 +476,12 @@ def _with_files(options: Options, context: BuildContext) -> Options:
     for kind in ("jwks_file", "ca"):
         if kind in options:
             options[kind] = str(context.folder / options[kind])
-    for kind in ("secret", "public_key"):
+    return _with_contents_of(("secret", "public_key"), options, context)
+
+
+def _with_contents_of(kinds: tuple[str, ...], options: Options, context: BuildContext) -> Options:
+    """Return *options* with the contents of the files that ``KIND_file`` names, for each kind."""
+    for kind in kinds:
         files = options.pop(f"{kind}_file", ())
         if files and kind in options:
             raise ValueError(f"{kind} and {kind}_file are mutually exclusive; give one of them")
@@ -482,6 +492,18 @@ def _with_files(options: Options, context: BuildContext) -> Options:
         if contents:
             options[kind] = contents
     return options
+
+
+def _with_client_secrets(options: Options, context: BuildContext) -> Options:
+    """Return the options of a middleware that asks an endpoint, with its secrets read."""
+    if "ca" in options:
+        options["ca"] = str(context.folder / options["ca"])
+    kinds = ("client_secret", "bearer_token")
+    with_contents = _with_contents_of(kinds, options, context)
+    for kind in kinds:
+        if isinstance(with_contents.get(kind), list):
+            [with_contents[kind]] = with_contents[kind]
+    return with_contents
 
 
 def _with_users_file(options: Options, context: BuildContext) -> Options:
@@ -523,7 +545,7 @@ class _FaultInjection(KnownMiddleware):
 COMBINING = ("all-of", "any-of")
 """The middlewares of the package that combine others that verify callers."""
 
-VERIFIERS = (*COMBINING, "api-key", "authenticator", "basic")
+VERIFIERS = (*COMBINING, "api-key", "authenticator", "basic", "introspection")
 """The middlewares of the package that verify callers."""
 
 _OF = TableKey(
@@ -605,6 +627,16 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
     "faults": _FaultInjection(
         "wsgigate.middleware.faults:Faults",
         keys={"enabled": "Inject faults; requires gateway.fault_injection = true as well."},
+    ),
+    "introspection": KnownMiddleware(
+        "wsgigate.middleware.introspection:IntrospectionAuthenticator",
+        keys={
+            "client_secret_file": TableKey(Text(), "A file that contains the client secret.", None),
+            "bearer_token_file": TableKey(Text(), "A file that contains the bearer token.", None),
+            "exempt": _selection(_EXEMPT, "Requests that pass unchecked, without an identity."),
+            "required_claims": _REQUIRED_CLAIMS,
+        },
+        prepare=_with_client_secrets,
     ),
     "limiter": KnownMiddleware(
         "wsgigate.middleware.limiter:Limiter",

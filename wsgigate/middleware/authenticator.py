@@ -6,7 +6,6 @@ The middleware verifies the token and puts its claims into ``environ`` for the a
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
@@ -14,6 +13,7 @@ from math import ceil
 from typing import Annotated, Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from wsgigate.auth.bearer import has_other_scheme
 from wsgigate.auth.challenge import (
     CredentialsMissing,
     bearer_challenge,
@@ -21,7 +21,7 @@ from wsgigate.auth.challenge import (
     check_resource_metadata,
     checked_scopes,
 )
-from wsgigate.auth.claims import RequiredClaims
+from wsgigate.auth.claims import DEEPEST, RequiredClaims, is_deeper
 from wsgigate.auth.dpop import DEFAULT_ALGORITHMS, Nonces, ProofRules, confirmation
 from wsgigate.auth.identity import Identity
 from wsgigate.auth.issuers import (
@@ -39,6 +39,7 @@ from wsgigate.auth.jwt import (
     TokenRejected,
     read_compact,
 )
+from wsgigate.auth.token_cache import TokenCache
 from wsgigate.coordination.denylist import GRACE, DenyList, TokenIdentity, identity
 from wsgigate.coordination.sender import MODES, SenderBinding, SenderRejected
 from wsgigate.coordination.spent import SpentOnce
@@ -54,8 +55,6 @@ from wsgigate.store.open import Namespaced, OpenedStore
 
 __all__ = ["Authenticator"]
 
-# One value of another scheme. A comma may be where the server joined two header fields.
-_OTHER_SCHEME = re.compile(r"(?!bearer)[!#$%&'*+.^_`|~0-9a-z-]+(?: [^,]*)?", re.IGNORECASE)
 _UNKNOWN = "Tokens cannot be checked at the moment."
 _log = logging.getLogger("wsgigate.authenticator")
 
@@ -284,7 +283,7 @@ class Authenticator:
             clock,
         )
         self._scopes = checked_scopes(scopes)
-        self._cache = TokenCache(cache_size)
+        self._cache = TokenCache[Verified](cache_size)
         self._clock = clock
         for name, mode in (("dpop", dpop), ("certificate_bound", certificate_bound)):
             if mode not in MODES:
@@ -479,7 +478,7 @@ class Authenticator:
         if scheme != "Bearer" and scheme.lower() != "bearer":
             if self._with_proofs and _is_dpop(value):
                 pass
-            elif _OTHER_SCHEME.fullmatch(value):
+            elif has_other_scheme(value):
                 return None
             else:
                 # not shown: what stands in place of a scheme may be a secret
@@ -506,8 +505,8 @@ class Authenticator:
         found = self._issuers.check(compact, now)
         claims = found.claims
         nested = tuple(name for name, claim in claims.items() if isinstance(claim, (dict, list)))
-        if any(_is_deeper(claims[name], _DEEPEST) for name in nested):
-            raise TokenRejected(f"claims of more than {_DEEPEST} levels")
+        if any(is_deeper(claims[name], DEEPEST) for name in nested):
+            raise TokenRejected(f"claims of more than {DEEPEST} levels")
         bound = None if self._binding is None else confirmation(claims)
         with_key = self._with_proofs and bound is not None and "jkt" in bound
         caller = Identity.from_claims(claims, scheme="dpop" if with_key else "bearer")
@@ -593,18 +592,6 @@ def _with_nonce(start_response: StartResponse, nonce: str) -> StartResponse:
     return start
 
 
-_DEEPEST = 64
-"""Maximum number of levels of claims inside others; no issuer comes near it."""
-
-
-def _is_deeper(value: dict[str, Any] | list[Any], most: int) -> bool:
-    """Return whether *value* has more than *most* levels."""
-    if not most:
-        return True
-    inner = value.values() if isinstance(value, dict) else value
-    return any(isinstance(each, (dict, list)) and _is_deeper(each, most - 1) for each in inner)
-
-
 def _copied(value: dict[str, Any] | list[Any]) -> dict[str, Any] | list[Any]:
     """Return a copy of parsed JSON, which takes a third of the time of parsing it again."""
     if isinstance(value, dict):
@@ -613,38 +600,6 @@ def _copied(value: dict[str, Any] | list[Any]) -> dict[str, Any] | list[Any]:
             for name, each in value.items()
         }
     return [_copied(each) if isinstance(each, (dict, list)) else each for each in value]
-
-
-class TokenCache:
-    """A cache of at most *size* verified tokens, in two generations; the older one is dropped.
-
-    Every step is one atomic operation on a dict, so no lock is needed. The worst result of a race
-    between two threads is that a token is verified twice.
-    """
-
-    def __init__(self, size: int) -> None:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise ValueError(f"cache_size: a whole number of tokens, 0 or more, not {size!r}")
-        self._half = size // 2
-        self._young: dict[bytes, Verified] = {}
-        self._old: dict[bytes, Verified] = {}
-
-    def __len__(self) -> int:
-        return len(self._young) + len(self._old)
-
-    def get(self, name: bytes) -> Verified | None:
-        found = self._young.get(name)
-        if found is None:
-            found = self._old.get(name)
-            if found is not None:
-                self.put(name, found)
-        return found
-
-    def put(self, name: bytes, verified: Verified) -> None:
-        if len(self._young) >= self._half:
-            self._old, self._young = self._young, {}
-        if self._half:
-            self._young[name] = verified
 
 
 def _check_alone(options: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import ssl
 
 from wsgigate.runtime import fork
 
-__all__ = ["Cert", "Contexts", "Verify", "client_context", "context_for"]
+__all__ = ["Cert", "Contexts", "Verify", "check_authorities", "client_context", "context_for"]
 
 
 Verify = bool | str
@@ -61,6 +61,19 @@ def context_for(verify: Verify, cert: Cert = None) -> ssl.SSLContext:
     if cert is not None:
         context.load_cert_chain(*((cert,) if isinstance(cert, str) else cert))
     return context
+
+
+def check_authorities(file: str) -> None:
+    """Check that the trusted authorities of the option ``ca`` can be loaded.
+
+    :raises ValueError: They cannot.
+    """
+    try:
+        context_for(file)
+    except OSError as error:  # includes ssl.SSLError
+        raise ValueError(
+            f"ca: cannot load CA certificates from {file!r}: {error.strerror or error}"
+        ) from error
 
 
 def _default_bundle() -> str:

@@ -1,0 +1,129 @@
+"""Middlewares of the file that ask an endpoint: their keys, ``check``, and ``/health``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from werkzeug.test import Client
+
+import wsgigate
+from tests.config.files import errors_of
+from wsgigate.config.build import check_file
+from wsgigate.config.load import read_file
+from wsgigate.testing import Backend, reply
+
+MEMORY = 'store.url = "memory:"\n'
+
+ROUTE = """
+[admin]
+[[routes]]
+path = "/"
+app = "wsgiref.simple_server:demo_app"
+[[routes.middleware]]
+"""
+
+INTROSPECTION = """
+use = "introspection"
+endpoint = "{url}/introspect"
+client_id = "gate"
+client_secret_file = "secret"
+cache = "30s"
+"""
+
+ACTIVE = reply(
+    json.dumps({"active": True, "sub": "ann"}).encode(),
+    fields=[("Content-Type", "application/json")],
+)
+
+
+def written(tmp_path: Path, options: str) -> str:
+    (tmp_path / "secret").write_text("s3cret\n")
+    (tmp_path / "gateway.toml").write_text(MEMORY + ROUTE + options)
+    return str(tmp_path / "gateway.toml")
+
+
+def checked(file: str, **options: bool) -> list[tuple[str, str]]:
+    parsed = read_file(file)
+    check_file(parsed, file, **options).gateway.close()
+    return parsed.warnings
+
+
+def health(gateway: Any) -> Any:
+    document = Client(gateway).get("/_gateway/health").json
+    assert document is not None
+    return document.get("endpoints")
+
+
+def test_a_gateway_asks_the_endpoint_and_shows_its_state(tmp_path: Path) -> None:
+    with Backend(ACTIVE) as backend:
+        gateway = wsgigate.load(written(tmp_path, INTROSPECTION.format(url=backend.url)))
+        name = f"{backend.url}/introspect"
+        idle = {"circuit": "CLOSED", "in_flight": 0, "waiting": 0}
+        assert health(gateway) == {name: idle}
+        fields = {"Authorization": "Bearer good"}
+        assert Client(gateway).get("/", headers=fields).status_code == 200
+        assert backend.requests[0].value("Authorization") == "Basic Z2F0ZTpzM2NyZXQ="
+        backend.answers = [reply(status="503 Busy")]
+        assert Client(gateway).get("/", headers={"Authorization": "Bearer b"}).status_code == 503
+        assert health(gateway) == {name: {**idle, "error": "it answered 503"}}
+        gateway.close()
+
+
+def test_routes_share_the_bounds_of_one_endpoint(tmp_path: Path) -> None:
+    second = '\n[[routes]]\npath = "/b"\napp = "wsgiref.simple_server:demo_app"\n'
+    with Backend() as backend:
+        url = backend.url
+    options = INTROSPECTION.format(url=url)
+    file = written(tmp_path, f"{options}{second}[[routes.middleware]]{options}")
+    gateway = wsgigate.load(file)
+    for number in range(20):
+        fields = {"Authorization": f"Bearer token-{number}"}
+        assert Client(gateway).get("/", headers=fields).status_code == 503
+    assert list(health(gateway)) == [f"{url}/introspect"]
+    assert health(gateway)[f"{url}/introspect"]["circuit"] == "OPEN"
+    gateway.close()
+
+
+def test_check_warns_of_an_endpoint_that_cannot_be_asked(tmp_path: Path) -> None:
+    with Backend(ACTIVE) as backend:
+        file = written(tmp_path, INTROSPECTION.format(url=backend.url))
+        assert checked(file, asks=True) == []
+        backend.answers = [reply(status="401 Unauthorized")]
+        ((path, text),) = checked(file, asks=True)
+        assert path == "routes[0].middleware[0]"
+        assert text.startswith(f"{backend.url}/introspect cannot be asked: the endpoint failed: ")
+        assert "it answered 401" in text
+        asked = len(backend.requests)
+        assert checked(file, asks=True, offline=True) == checked(file) == []
+        assert len(backend.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "said"),
+    [
+        ('endpoint = "http://id.example.com/"', "endpoint", "must begin with https://"),
+        ('endpoint = "https://a.test"', "client_id", "required, with client_secret"),
+        (
+            'endpoint = "https://a.test"\nclient_id = "a"\nclient_secret_file = "gone"',
+            "client_secret_file",
+            "cannot be read",
+        ),
+        ('endpoint = "https://a.test"\nbearer_token = "b"\nca = "gone"', "ca", "cannot load"),
+        ('endpoint = "https://a.test"\ntimout = "1s"', "timout", 'did you mean "timeout"'),
+        ('endpoint = "https://a.test"\nbearer_token = "b"\ntimeout = "2m"', "timeout", "60"),
+        ('endpoint = "https://a.test"\nbearer_token = "b"\ncache = "-1s"', "cache", ""),
+    ],
+)
+def test_an_error_names_its_key_and_the_cure(options: str, key: str, said: str) -> None:
+    [(path, text)] = errors_of(f'{ROUTE}use = "introspection"\n{options}')
+    assert path == f"routes[0].middleware[0].{key}"
+    assert said in text
+
+
+def test_a_secret_is_not_shown() -> None:
+    options = 'endpoint = "https://a.test"\nbearer_token = "hunter two"'
+    [(_, text)] = errors_of(f'{ROUTE}use = "introspection"\n{options}')
+    assert "hunter" not in text
