@@ -191,6 +191,7 @@ def test_each_failure_has_a_handler_of_its_own():
     client = app.test_client()
     answer = client.get("/")
     assert (answer.text, answer.status_code) == ("log in first", 401)
+    assert answer.headers["WWW-Authenticate"] == 'Bearer realm="api", scope="orders:write"'
     wrong = client.get("/", headers={"Authorization": "Bearer wrong"})
     assert (wrong.text, wrong.status_code) == ("expired", 401)
     assert 'error="invalid_token"' in wrong.headers["WWW-Authenticate"]

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from flask import Flask
+from flask import Blueprint, Flask, Response
 
 from wsgigate.config.build import assemble
 from wsgigate.config.errors import ConfigError
 from wsgigate.flask.identity import get_identity
+from wsgigate.flask.limits import ViewLimit, ViewLimits, exempt, limits_of
 from wsgigate.flask.refusals import (
     InsufficientPermissions,
     InvalidCredentials,
     LimitExceeded,
     MissingCredentials,
     Refused,
+    add_fields,
     render_refusals,
 )
-from wsgigate.flask.settings import EXTENSION, ViewSettings, read_settings
+from wsgigate.flask.settings import EXTENSION, PREFIX, ViewSettings, read_settings
 from wsgigate.flask.testing import IdentityClient
 from wsgigate.gateway import Gateway
+from wsgigate.http.caller import KeyNames
 from wsgigate.http.wsgi import PROPAGATE
+from wsgigate.rules.algorithms import QuotaSpec
 
 __all__ = ["FLASK_APP", "WsgiGate"]
 
@@ -30,14 +35,16 @@ FLASK_APP = "wsgigate.flask.app"
 """``Flask``: the app that the gateway wraps; set by the extension."""
 
 H = TypeVar("H", bound=Callable[..., Any])
+V = TypeVar("V", bound="Callable[..., Any] | Blueprint")
 
 
 class _State:
     """What the extension keeps of one app, in ``app.extensions["wsgigate"]``."""
 
-    def __init__(self, gateway: Gateway, settings: ViewSettings) -> None:
+    def __init__(self, gateway: Gateway, settings: ViewSettings, limits: ViewLimits) -> None:
         self.gateway = gateway
         self.settings = settings
+        self.limits = limits
 
 
 class WsgiGate:
@@ -51,10 +58,23 @@ class WsgiGate:
     in the application factory. Several apps may share it.
 
     :param app: The app, for :meth:`init_app`.
+    :param default_limits: The limits of each view that has none of its own, such as
+        ``["100 per hour"]``, unless ``WSGIGATE_LIMIT_DEFAULT`` is set.
+    :param key: The caller that limits of views count, as for a :class:`~wsgigate.Limiter`, or a
+        function without a parameter, unless ``WSGIGATE_LIMIT_KEY`` is set. Default: the address.
     """
 
-    def __init__(self, app: Flask | None = None) -> None:
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        default_limits: Sequence[QuotaSpec] = (),
+        key: KeyNames | Callable[[], object] | None = None,
+    ) -> None:
         self._apps: list[Flask] = []
+        self._default_limits = default_limits
+        self._key = key
+        self._filters: list[Callable[[], bool]] = []
         self._handlers: dict[type[Refused], Callable[..., Any]] = {}
         if app is not None:
             self.init_app(app)
@@ -83,7 +103,20 @@ class WsgiGate:
             ).gateway
         except ConfigError as error:
             raise settings.renamed(error) from None
-        app.extensions[EXTENSION] = _State(gateway, settings.views)
+        views = replace(
+            settings.views,
+            limit_default=settings.views.limit_default or self._default_limits,
+            limit_key=settings.views.limit_key or self._key,
+        )
+        try:
+            limits = ViewLimits(gateway.store, views, self._filters)
+        except ValueError as error:
+            which = "LIMIT_KEY" if str(error).startswith("key") else "LIMIT_DEFAULT"
+            raise ConfigError("app.config", [(PREFIX + which, str(error))]) from None
+        app.extensions[EXTENSION] = _State(gateway, views, limits)
+        app.before_request(limits.before_request)
+        app.after_request(limits.after_request)
+        app.after_request(add_fields)
         if settings.mounts:
             app.wsgi_app = _Mounted(gateway, app)  # type: ignore[method-assign]
         if app.test_client_class is None:
@@ -92,6 +125,94 @@ class WsgiGate:
         for kind, handler in self._handlers.items():
             app.register_error_handler(kind, handler)
         self._apps.append(app)
+
+    def limit(
+        self,
+        quota: QuotaSpec | Callable[[], QuotaSpec | None],
+        *,
+        key: KeyNames | Callable[[], object] | None = None,
+        methods: Sequence[str] = (),
+        per_method: bool = False,
+        cost: int | Callable[[], int] = 1,
+        exempt_when: Callable[[], bool] | None = None,
+        deduct_when: Callable[[Response], bool] | None = None,
+        override_defaults: bool = True,
+        error_message: str = "",
+        name: str = "",
+        observe: bool = False,
+    ) -> ViewLimit:
+        """Return a decorator that limits how often a caller may use a view.
+
+        ``@gate.limit("5/minute")`` stands below ``@app.route``; each view has a count of its own,
+        and all workers count together. ``decorators = [gate.limit(...)]`` of a class-based view,
+        ``gate.limit(...)(blueprint)``, ``blueprint.before_request(gate.limit(...))`` and ``with
+        gate.limit(...):`` within a view work as well. A request over the quota raises
+        :class:`LimitExceeded` (429). Functions are called without an argument, within the request.
+
+        :param quota: The quota, as for a :class:`~wsgigate.Limiter`, or a function that returns
+            it; None for no limit.
+        :param key: The caller to count: a name such as ``"subject|address"``, a function that
+            returns it, or several of these; None from a function exempts the request. Default:
+            the *key* of the extension.
+        :param methods: The methods that are limited. Default: all.
+        :param per_method: Whether each method has a count of its own.
+        :param cost: Quota units that a request consumes, or a function that returns them.
+        :param exempt_when: A function that returns whether the request is exempt.
+        :param deduct_when: A function of the response that returns whether the request consumes
+            something, such as a failed login. Before the view it is only checked whether anything
+            is left, so requests that run at the same time may exceed the quota together.
+        :param override_defaults: Whether the view has no default limits.
+        :param error_message: The detail of the rejection.
+        :param name: The name of the limit in response fields. Default: the name of the view.
+        :param observe: Dry run: count and log only.
+        :raises ValueError: An argument is invalid; the message names it.
+        """
+        return ViewLimit(
+            quota,
+            key=key,
+            methods=methods,
+            per_method=per_method,
+            cost=cost,
+            exempt_when=exempt_when,
+            deduct_when=deduct_when,
+            override_defaults=override_defaults,
+            error_message=error_message,
+            name=name,
+            observe=observe,
+        )
+
+    def shared_limit(
+        self, quota: QuotaSpec | Callable[[], QuotaSpec | None], scope: str, **options: Any
+    ) -> ViewLimit:
+        """Return a decorator whose views share one count.
+
+        :param quota: As for :meth:`limit`.
+        :param scope: The name of the count.
+        :param options: Further arguments of :meth:`limit`.
+        :raises ValueError: An argument is invalid; the message names it.
+        """
+        return ViewLimit(quota, name=scope, shared=True, **options)
+
+    def exempt(self, view: V) -> V:
+        """Exempt *view* from the default limits and from those of its blueprint.
+
+        :param view: A view, or a blueprint, whose views have no default limits then.
+        """
+        exempt(view)
+        return view
+
+    def request_filter(self, function: Callable[[], bool]) -> Callable[[], bool]:
+        """Exempt the requests for which *function* returns true from the limits of all views."""
+        self._filters.append(function)
+        return function
+
+    def reset(self) -> None:
+        """Reset the counts of the views of all apps.
+
+        :raises StoreError: The store fails.
+        """
+        for app in self._apps:
+            limits_of(app).reset()
 
     def on_missing(self, handler: H) -> H:
         """Let *handler* respond to requests without credentials, in all apps.

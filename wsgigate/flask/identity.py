@@ -18,7 +18,7 @@ from wsgigate.auth.access import AccessCheck
 from wsgigate.auth.authorization import Authorization, AuthorizationRule, Policy
 from wsgigate.auth.claims import RequiredClaims
 from wsgigate.auth.identity import IDENTITY, Identity
-from wsgigate.flask.refusals import refusal_of
+from wsgigate.flask.refusals import raise_refused
 from wsgigate.flask.settings import ViewSettings, settings_of
 from wsgigate.http.problem import Refusal, refused
 from wsgigate.http.wsgi import is_preflight
@@ -215,7 +215,7 @@ def _paths(settings: ViewSettings) -> dict[str, Any]:
 
 def _reject(refusal: Refusal) -> NoReturn:
     refused(request.environ, "requires", str(refusal))
-    raise refusal_of(refusal.problem, request.environ)
+    raise_refused(refusal.problem)
 
 
 _ALWAYS = ("any_of", AuthorizationRule())

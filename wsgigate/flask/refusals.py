@@ -11,9 +11,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from flask import Flask, request
 from werkzeug.exceptions import (
     Forbidden,
     HTTPException,
@@ -27,15 +28,15 @@ from wsgigate.http.limits import QUOTA_EXCEEDED
 from wsgigate.http.problem import Problem, Refuse
 from wsgigate.http.wsgi import RULE
 
-if TYPE_CHECKING:
-    from flask import Flask
-
 __all__ = [
+    "PROBLEM",
     "InsufficientPermissions",
     "InvalidCredentials",
     "LimitExceeded",
     "MissingCredentials",
     "Refused",
+    "add_fields",
+    "raise_refused",
     "refusal_of",
     "render_refusals",
 ]
@@ -118,6 +119,33 @@ def refusal_of(problem: Problem, environ: WSGIEnvironment) -> Refused:
     return _class_of(problem.status)(problem)
 
 
+PROBLEM = "wsgigate.flask.problem"
+"""``Problem``: the rejection of the request from within Flask, until its response is complete."""
+
+
+def raise_refused(problem: Problem) -> NoReturn:
+    """Reject the current request from within Flask.
+
+    :raises Refused: Always.
+    """
+    request.environ[PROBLEM] = problem
+    raise refusal_of(problem, request.environ)
+
+
+def add_fields(response: Any) -> Any:
+    """Add the fields of a rejection to the response of its error handler: ``after_request``."""
+    problem: Problem | None = request.environ.pop(PROBLEM, None)
+    if problem is not None and response.status_code == problem.status:
+        _complete(response, problem)
+    return response
+
+
+def _complete(response: Any, problem: Problem) -> None:
+    for name, value in problem.headers:
+        if name not in response.headers:
+            response.headers.add(name, value)
+
+
 def render_refusals(app: Flask) -> Refuse:
     """Return a *refuse* callback that renders the rejections of a middleware by *app*.
 
@@ -144,9 +172,7 @@ def render_refusals(app: Flask) -> Refuse:
                     response = app.make_response(_plain(app, environ, refused, problem))
                 if response.status_code < 300:
                     response.status_code = problem.status
-                for name, value in problem.headers:
-                    if name not in response.headers:
-                        response.headers.add(name, value)
+                _complete(response, problem)
                 response = app.finalize_request(response, from_error_handler=True)
             return response(environ, start_response)
 

@@ -1,0 +1,389 @@
+"""Rate limits of views, by decorator.
+
+A limit of a view is a :class:`~wsgigate.Limiter` that passes a request on to :func:`_passed`
+instead of an app: it decides, counts and reports in the same way as around an app, and its response
+fields are added when Flask has the response of the view. It counts in the store of the gateway.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import update_wrapper
+from types import TracebackType
+from typing import Any, TypeVar, overload
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from flask import Blueprint, Flask, Response, current_app, request
+
+from wsgigate.flask.refusals import PROBLEM, Refused, raise_refused
+from wsgigate.flask.settings import EXTENSION, ViewSettings
+from wsgigate.http.caller import KeyNames
+from wsgigate.http.problem import Problem, Refuse
+from wsgigate.http.wsgi import LIMITS, LOGGED, ExcInfo, Headers, Key
+from wsgigate.middleware.limiter import Limiter
+from wsgigate.rules.algorithms import QuotaSpec
+from wsgigate.store import Store
+from wsgigate.store.open import open_store
+
+__all__ = ["ViewLimit", "ViewLimits", "exempt", "limits_of"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_HEAD = "wsgigate.flask.head"
+_STARTING = "wsgigate.flask.starting"
+_ONLY_LOOKS = "wsgigate.flask.only_looks"
+_DEDUCTIONS = "wsgigate.flask.deductions"
+
+_OVERRIDES = "wsgigate_overrides_defaults"
+_EXEMPT = "wsgigate_exempt"
+_COUNT = "wsgigate_limits"
+
+_NAME = re.compile(r"[^A-Za-z0-9._:~-]+")
+
+
+class ViewLimit:
+    """A rate limit of views; made by ``limit()`` and ``shared_limit()`` of the extension.
+
+    Called with a view it returns the limited view, with a blueprint it limits all its views. Called
+    without an argument it counts the current request, so it is a ``before_request`` function as
+    well. As a context manager it counts a section of a view.
+
+    The arguments are those of :meth:`.WsgiGate.limit`.
+    """
+
+    def __init__(
+        self,
+        quota: QuotaSpec | Callable[[], QuotaSpec | None],
+        *,
+        key: KeyNames | Callable[[], object] | None = None,
+        methods: Sequence[str] = (),
+        per_method: bool = False,
+        cost: int | Callable[[], int] = 1,
+        exempt_when: Callable[[], bool] | None = None,
+        deduct_when: Callable[[Response], bool] | None = None,
+        override_defaults: bool = True,
+        error_message: str = "",
+        name: str = "",
+        shared: bool = False,
+        observe: bool = False,
+    ) -> None:
+        if isinstance(methods, str):
+            raise ValueError(f'methods: expected a list such as ["POST"], not {methods!r}')
+        for called, function in (("exempt_when", exempt_when), ("deduct_when", deduct_when)):
+            if function is not None and not callable(function):
+                raise ValueError(f"{called}: expected a function, not {function!r}")
+        self._quota = quota
+        self._key = key
+        self._methods = frozenset(method.upper() for method in methods)
+        self._per_method = per_method
+        self._cost = cost
+        self._exempt_when = exempt_when
+        self._deduct_when = deduct_when
+        self._overrides = override_defaults
+        self._message = error_message
+        self._name = name
+        self._shared = shared
+        self._observes = observe
+        self.limiter(open_store("memory:"), ViewSettings())  # so that a wrong argument is an error here
+
+    @overload
+    def __call__(self, view: None = None) -> None: ...
+    @overload
+    def __call__(self, view: Blueprint) -> Blueprint: ...
+    @overload
+    def __call__(self, view: F) -> F: ...
+    def __call__(self, view: Any = None) -> Any:
+        if view is None:
+            if not getattr(current_app.view_functions.get(request.endpoint or ""), _EXEMPT, False):
+                self.check()
+            return None
+        count = getattr(view, _COUNT, 0) + 1
+        if not self._name:
+            name = _NAME.sub("-", getattr(view, "name", getattr(view, "__name__", "view")))
+            self._name = name[-56:] if count == 1 else f"{name[-56:]}-{count}"
+        if isinstance(view, Blueprint):
+            view.before_request(self)
+            self._mark(view, count)
+            return view
+
+        def limited(*args: Any, **kwargs: Any) -> Any:
+            self.check()
+            return current_app.ensure_sync(view)(*args, **kwargs)
+
+        update_wrapper(limited, view)
+        self._mark(limited, count)
+        return limited
+
+    def _mark(self, view: object, count: int) -> None:
+        setattr(view, _COUNT, count)
+        if self._overrides:
+            setattr(view, _OVERRIDES, True)
+
+    def __enter__(self) -> ViewLimit:
+        self.check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Do nothing: a request is counted when the section begins."""
+
+    def check(self) -> None:
+        """Count the current request.
+
+        :raises LimitExceeded: The caller has used up the quota.
+        """
+        found = limits_of(current_app)
+        if not found.settings.limit_enabled or found.passes():
+            return
+        if self._methods and request.method not in self._methods:
+            return
+        if self._exempt_when is not None and self._exempt_when():
+            return
+        limiter, environ = found.limiter(self), request.environ
+        head = environ.setdefault(_HEAD, _Head())
+        if self._deduct_when is None:
+            _consume(limiter(environ, head))
+            return
+        before = len(environ.get(LIMITS, ()))
+        environ[_ONLY_LOOKS] = True
+        try:
+            _consume(limiter(environ, head))
+        finally:
+            del environ[_ONLY_LOOKS]
+        decisions = environ.get(LIMITS, ())
+        if len(decisions) == before:
+            return  # the caller is exempt, or the store fails
+        cost = self._cost() if callable(self._cost) else self._cost
+        if any(verdict[2] < cost for verdict in decisions[-1][0]):
+            _consume(limiter(environ, head))  # which rejects the request, and consumes nothing
+            return
+        environ.setdefault(_DEDUCTIONS, []).append((self._deduct_when, limiter, before))
+
+    def limiter(self, store: Store, settings: ViewSettings) -> Limiter:
+        """Return the limiter that decides for an app.
+
+        :raises ValueError: An argument of the limit is invalid; the message names it.
+        """
+        quota, cost = self._quota, self._cost
+        if self._deduct_when is not None or callable(cost):
+            fixed = cost
+
+            def cost_of(environ: WSGIEnvironment) -> int:
+                if _ONLY_LOOKS in environ:
+                    return 0
+                return fixed() if callable(fixed) else fixed
+
+            if not callable(fixed) and (fixed.__class__ is not int or fixed < 1):
+                raise ValueError(
+                    f"cost is a whole number of at least 1, or a function, not {fixed!r}"
+                )
+            cost = cost_of  # type: ignore[assignment]
+        return Limiter(
+            _passed,
+            _of_request(quota) if callable(quota) else quota,
+            algorithm=settings.limit_algorithm,
+            store=store,
+            namespace="views",
+            key=self._keys(settings),
+            cost=cost,  # type: ignore[arg-type]
+            name=self._name or "view",
+            fields=settings.limit_fields,
+            on_store_error=settings.limit_on_store_error,
+            observe=self._observes,
+            refuse=_refuse_with(self._message),
+        )
+
+    def _keys(self, settings: ViewSettings) -> list[Key | str]:
+        keys: list[Key | str] = []
+        if not self._shared:
+            keys.append(_endpoint)
+        if self._per_method:
+            keys.append(_method)
+        given: Any = settings.limit_key if self._key is None else self._key
+        given = "address" if given is None else given
+        for each in given if isinstance(given, (list, tuple)) else [given]:
+            keys.append(_of_request(each) if callable(each) else each)
+        return keys
+
+
+class ViewLimits:
+    """The limits of the views of one app.
+
+    :param store: The store of the counts.
+    :param filters: Functions of which each exempts the requests for which it returns true.
+    :raises ValueError: A setting is invalid; the message names the key.
+    """
+
+    def __init__(
+        self, store: Store, settings: ViewSettings, filters: Sequence[Callable[[], bool]]
+    ) -> None:
+        self.settings = settings
+        self._store = store
+        self._filters = filters
+        self._limiters: dict[ViewLimit, Limiter] = {}
+        given = settings.limit_default or ()
+        quotas = [given] if isinstance(given, str) else given
+        self._defaults = [
+            ViewLimit(quota, name="default" if number == 1 else f"default-{number}")
+            for number, quota in enumerate(quotas, 1)
+        ]
+        for limit in (*self._defaults, ViewLimit("1/s")):  # one more, for the other settings
+            limit.limiter(store, settings)
+
+    def limiter(self, limit: ViewLimit) -> Limiter:
+        """Return the limiter of *limit* in this app."""
+        made = self._limiters.get(limit)
+        if made is None:
+            made = self._limiters.setdefault(limit, limit.limiter(self._store, self.settings))
+        return made
+
+    def passes(self) -> bool:
+        """Return whether a filter exempts the current request."""
+        return any(each() for each in self._filters)
+
+    def before_request(self) -> None:
+        """Count the current request by the default limits, if its view has no limits of its own."""
+        if not self._defaults or request.endpoint is None:
+            return
+        view = current_app.view_functions.get(request.endpoint)
+        blueprints = [current_app.blueprints[name] for name in request.blueprints]
+        marked = [view, *blueprints]
+        if any(getattr(each, mark, False) for each in marked for mark in (_OVERRIDES, _EXEMPT)):
+            return
+        if request.endpoint.rpartition(".")[2] == "static":
+            return
+        for limit in self._defaults:
+            limit.check()
+
+    def after_request(self, response: Response) -> Response:
+        """Consume what is consumed only after the response, and add the response fields."""
+        environ = request.environ
+        for deducts, limiter, place in environ.pop(_DEDUCTIONS, ()):
+            if deducts(response):
+                _deduct(limiter, environ, place)
+        starting: StartResponse | None = environ.pop(_STARTING, None)
+        if starting is not None:
+            starting(response.status, list(response.headers))
+            response.headers.clear()
+            response.headers.extend(environ[_HEAD].headers)
+        return response
+
+    def reset(self) -> None:
+        """Reset the counts of all limits that have counted.
+
+        :raises StoreError: The store fails.
+        """
+        for limiter in list(self._limiters.values()):
+            limiter.reset()
+
+
+def limits_of(app: Flask) -> ViewLimits:
+    """Return the limits of *app*.
+
+    :raises RuntimeError: It has no extension.
+    """
+    state = app.extensions.get(EXTENSION)
+    if state is None:
+        raise RuntimeError(
+            f"limits of views need the extension: call gate.init_app(app) for {app.name!r}"
+        )
+    found: ViewLimits = state.limits
+    return found
+
+
+def exempt(view: Any) -> Any:
+    """Return *view*, or a blueprint, without default limits."""
+    setattr(view, _EXEMPT, True)
+    return view
+
+
+class _Head:
+    """The ``start_response`` of a limiter; keeps the fields of the response."""
+
+    headers: Headers = []  # noqa: RUF012 - replaced, never changed
+
+    def __call__(
+        self, status: str, headers: Headers, exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        self.headers = headers
+        return _discard
+
+
+def _discard(data: bytes) -> None:
+    """Discard *data*; nothing is written."""
+
+
+def _passed(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+    """Keep the function that adds the fields of the limiter: the request is allowed."""
+    if not isinstance(start_response, _Head):
+        environ[_STARTING] = start_response
+    return ()
+
+
+def _refuse_with(message: str) -> Refuse:
+    def refuse(problem: Problem) -> WSGIApplication:
+        def reject(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            _passed(environ, start_response)
+            raise_refused(_with_detail(problem, message))
+
+        return reject
+
+    return refuse
+
+
+def _with_detail(problem: Problem, message: str) -> Problem:
+    if not message or problem.status != 429:
+        return problem
+    return replace(problem, detail=message)
+
+
+def _consume(body: Iterable[bytes]) -> None:
+    """Discard the body of a limiter, which is empty: it has decided when it was called."""
+
+
+def _deduct(limiter: Limiter, environ: WSGIEnvironment, place: int) -> None:
+    """Consume the cost of a request after its response."""
+    # in an environ of its own: the decision replaces the one before the view, and if others have
+    # used up the quota meanwhile, this response is sent all the same
+    copied = {**environ, LOGGED: True}
+    copied.pop(LIMITS, None)
+    try:
+        _consume(limiter(copied, _Head()))
+    except Refused:
+        environ.pop(PROBLEM, None)
+        return
+    if copied.get(LIMITS):
+        environ[LIMITS][place] = copied[LIMITS][0]
+
+
+def _endpoint(environ: WSGIEnvironment) -> str:
+    return request.endpoint or ""
+
+
+def _method(environ: WSGIEnvironment) -> str:
+    return request.method
+
+
+def _of_request(function: Callable[..., Any]) -> Callable[[WSGIEnvironment], Any]:
+    """Return *function* as a function of ``environ``; it may have no parameter, as Flask's have."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a function in C
+        return function
+    required = [
+        each
+        for each in parameters
+        if each.default is each.empty
+        and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+    ]
+    if required:
+        return function
+
+    return lambda environ: function()
