@@ -87,7 +87,7 @@ class ViewLimit:
         self._name = name
         self._shared = shared
         self._observes = observe
-        self.limiter(open_store("memory:"), ViewSettings())  # so that a wrong argument is an error here
+        self.limiter(open_store("memory:"), ViewSettings())  # a wrong argument is an error here
 
     @overload
     def __call__(self, view: None = None) -> None: ...
