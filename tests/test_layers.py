@@ -92,6 +92,8 @@ DRIVERS = {
     "pytest": {"testing/pytest_plugin.py"},
     "werkzeug": {"flask"},
     "django": {"django"},
+    "asgiref": {"django"},
+    "rest_framework": {"django/rest_framework.py"},
     "flask": {"flask"},
 }
 """The folders and files that may import another package."""

@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 
+from tests.support.django_project import configure
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "wsgigate"
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
+configure()  # Django's modules are imported in a project only
+
 LAZY = ["wsgigate", "wsgigate.django", "wsgigate.testing"]
 """The packages whose names are imported at their first use."""
 

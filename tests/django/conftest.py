@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 
-import django
 import pytest
-from django.conf import settings
-from django.test import override_settings
-from django.urls import path
+
+from tests.support.django_project import configure, database, with_views
+
+configure()
 
 
 @pytest.fixture
 def project() -> Iterator[Callable[..., None]]:
     """Yield a function that sets up views by path and settings: ``project({"": view})``."""
-    if not settings.configured:
-        settings.configure(SECRET_KEY="tests only " * 5, ALLOWED_HOSTS=["*"])
-        django.setup()
-    with ExitStack() as stack:
+    with with_views() as make:
 
-        def make(views: dict[str, Callable[..., object]], **options: object) -> None:
-            urls = tuple(path(route, view) for route, view in views.items())
-            options = {
-                "ROOT_URLCONF": urls,
-                "ALLOWED_HOSTS": ["*"],
-                "MIDDLEWARE": ["wsgigate.django.GateMiddleware"],
-                **options,
-            }
-            stack.enter_context(override_settings(**options))
+        def made(views: dict[str, Callable[..., object]], **options: object) -> None:
+            make(views, **{"MIDDLEWARE": ["wsgigate.django.GateMiddleware"], **options})
 
-        yield make
+        yield made
+
+
+@pytest.fixture
+def db() -> Iterator[None]:
+    """Give the test a database, which is empty again after it."""
+    with database():
+        yield

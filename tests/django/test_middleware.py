@@ -262,16 +262,17 @@ def test_asgi_raises_an_error_that_explains_it(project):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        (None, "WSGIGATE is required"),
-        ([], "WSGIGATE is required"),
-        ("wsgigate.Limiter", "WSGIGATE is required"),
+        (None, "WSGIGATE: is required: a list of middlewares"),
+        ([], "WSGIGATE: is empty"),
+        ({}, "WSGIGATE: is empty"),
+        ("wsgigate.Limiter", "WSGIGATE: expected a list of middlewares .*, got str"),
         (["wsgigate.Nothing"], r"WSGIGATE\[0\]: .*Nothing"),
         (["nowhere.Limiter"], r"WSGIGATE\[0\]: No module"),
-        ([Logger, 1], r"WSGIGATE\[1\] is not a callable"),
-        ([(Limiter, "5/m")], r"WSGIGATE\[0\] is a middleware, or a pair"),
+        ([Logger, 1], r"WSGIGATE\[1\]: expected a callable"),
+        ([(Limiter, "5/m")], r"WSGIGATE\[0\]: expected a middleware, or a pair"),
         ([(Limiter, {"quota": "many"})], r"WSGIGATE\[0\]: a quota is written"),
         ([(Limiter, {"qouta": "5/m"})], r"WSGIGATE\[0\]: .*qouta"),
-        ([lambda app: None], r"WSGIGATE\[0\] returned None"),
+        ([lambda app: None], r"WSGIGATE\[0\]: returned None"),
     ],
 )
 def test_a_wrong_setting_is_named(project, setting, words):

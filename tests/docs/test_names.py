@@ -39,6 +39,8 @@ LOGGERS = {
 
 
 ALIKE = {
+    "Command": "what a command line calls: Django finds the class of a management command by this "
+    "name, and the registration sends commands to its process",
     "Refused": "the exception of a rejected request for the error handlers of Flask and of Django; "
     "each derives from what its framework hands to them",
 }

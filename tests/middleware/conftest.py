@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
-import django
 import pytest
-from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
 from django.test import override_settings
 from django.urls import path
+
+from tests.support.django_project import configure
 
 
 @pytest.fixture
@@ -19,9 +19,7 @@ def django_app() -> Iterator[Callable[..., WSGIHandler]]:
 
     Settings are a process's own in Django, so they are only overridden for the test's time.
     """
-    if not settings.configured:
-        settings.configure(SECRET_KEY="tests only " * 5, ALLOWED_HOSTS=["*"])
-        django.setup()
+    configure()
     with ExitStack() as stack:
 
         def make(views: dict[str, Callable[..., object]], **options: object) -> WSGIHandler:

@@ -11,16 +11,15 @@ from functools import partial
 from typing import Any
 from wsgiref.validate import validator
 
-import django
 import jwt
 import pytest
-from django.conf import settings
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import override_settings
 from django.urls import path
 from flask import Flask, Response, request, session
 
+from tests.support.django_project import configure
 from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.maintenance import MaintenanceSwitch
 from wsgigate.http.problem import Problem
@@ -159,9 +158,7 @@ def framework(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param == "flask":
         yield flask_app()
         return
-    if not settings.configured:
-        settings.configure(ALLOWED_HOSTS=["*"], SECRET_KEY="a key of the tests")
-        django.setup()
+    configure()
     with override_settings(
         ROOT_URLCONF=UrlConf, MIDDLEWARE=[], ALLOWED_HOSTS=["*"], DEBUG=False,
         LOGGING_CONFIG=None,

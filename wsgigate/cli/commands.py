@@ -35,7 +35,17 @@ from wsgigate.rules.routing import MethodNotAllowed
 from wsgigate.server_check import Finding, findings
 from wsgigate.units import parse_duration
 
-__all__ = ["check", "explain", "request", "routes", "run", "schema", "token"]
+__all__ = [
+    "check",
+    "explain",
+    "request",
+    "route_rows",
+    "routes",
+    "routes_table",
+    "run",
+    "schema",
+    "token",
+]
 
 _OVERRIDES = ("bind", "workers", "threads")
 """Arguments of run that override keys of the file's [gateway] table."""
@@ -100,20 +110,44 @@ def routes(arguments: argparse.Namespace) -> int:
         built = assemble(parsed.config, path=arguments.file, errors=parsed.errors)
     except ConfigError as error:
         return failed(error)
-    rows = [("METHODS", "HOST", "PATH", "MIDDLEWARES", "TO")]
-    rows += [("GET", "any", own.path, "-", "the gateway itself") for own in built.own]
-    rows += [_row(entry, built) for entry in built.entries]
-    fallback = parsed.config.gateway.fallback
-    if fallback:
-        rows.append(("any", "any", "all else", "-", fallback))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[4]]).rstrip())
+    for line in routes_table(built, fallback=parsed.config.gateway.fallback):
+        print(line)
     outside = ", ".join(entry.use for entry in parsed.config.middleware)
     if outside:
         print(f"\nbefore all of them: {outside}")
     return 0
+
+
+class RouteRow(NamedTuple):
+    """A route, as the table of routes shows it."""
+
+    methods: str
+    host: str
+    path: str
+    middlewares: str
+    to: str
+
+
+def route_rows(built: BuiltGateway, *, fallback: str | None) -> list[RouteRow]:
+    """Return the routes of a gateway.
+
+    :param fallback: What serves the requests that no route matches.
+    """
+    rows = [RouteRow("GET", "any", own.path, "-", "the gateway itself") for own in built.own]
+    rows += [RouteRow(*_row(entry, built)) for entry in built.entries]
+    if fallback:
+        rows.append(RouteRow("any", "any", "all else", "-", fallback))
+    return rows
+
+
+def routes_table(built: BuiltGateway, *, fallback: str | None) -> Iterator[str]:
+    """Yield the lines of the table of routes."""
+    rows = [RouteRow("METHODS", "HOST", "PATH", "MIDDLEWARES", "TO")]
+    rows += route_rows(built, fallback=fallback)
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        yield "  ".join([*cells, row.to]).rstrip()
 
 
 def schema(_arguments: argparse.Namespace) -> int:
