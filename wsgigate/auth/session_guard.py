@@ -44,14 +44,18 @@ class SessionGuard:
             raise ValueError(f"trusted_origins: expected a list, not {trusted_origins!r}")
         self._trusted = frozenset(map(_origin, trusted_origins))
 
+    @staticmethod
+    def changes_something(environ: WSGIEnvironment) -> bool:
+        """Return whether a request is for a WebSocket, or its method not safe (RFC 9110, 9.2.1)."""
+        return environ["REQUEST_METHOD"].upper() not in _SAFE or is_websocket(environ)
+
     def forgery(self, environ: WSGIEnvironment) -> str:
         """Return why a request may be forged by a page of another site; empty if it cannot be.
 
         ``Sec-Fetch-Site`` and ``Origin`` decide, which scripts of a page cannot set. A request
         without both fields comes from a program, or from a browser too old to send any of them.
         """
-        method = environ["REQUEST_METHOD"].upper()
-        if method in _SAFE and not is_websocket(environ):
+        if not self.changes_something(environ):
             return ""
         if environ.get("HTTP_ORIGIN", "").lower() in self._trusted:
             return ""

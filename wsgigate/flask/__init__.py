@@ -26,8 +26,10 @@ from wsgigate.flask.refusals import (
     Refused,
     render_refusals,
 )
+from wsgigate.flask.session import FlaskSession
 
 __all__ = [
+    "FlaskSession",
     "InsufficientPermissions",
     "InvalidCredentials",
     "LimitExceeded",

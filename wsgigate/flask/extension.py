@@ -22,17 +22,20 @@ from wsgigate.flask.refusals import (
     add_fields,
     render_refusals,
 )
-from wsgigate.flask.settings import EXTENSION, PREFIX, ViewSettings, read_settings
+from wsgigate.flask.settings import (
+    EXTENSION,
+    FLASK_APP,
+    PREFIX,
+    ViewSettings,
+    read_settings,
+)
 from wsgigate.flask.testing import IdentityClient
 from wsgigate.gateway import Gateway
 from wsgigate.http.caller import KeyNames
 from wsgigate.http.wsgi import PROPAGATE
 from wsgigate.rules.algorithms import QuotaSpec
 
-__all__ = ["FLASK_APP", "WsgiGate"]
-
-FLASK_APP = "wsgigate.flask.app"
-"""``Flask``: the app that the gateway wraps; set by the extension."""
+__all__ = ["WsgiGate"]
 
 H = TypeVar("H", bound=Callable[..., Any])
 V = TypeVar("V", bound="Callable[..., Any] | Blueprint")

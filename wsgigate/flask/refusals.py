@@ -106,7 +106,7 @@ def refusal_of(problem: Problem, environ: WSGIEnvironment) -> Refused:
     challenge = next(
         (value for name, value in problem.headers if name.lower() == "www-authenticate"), ""
     )
-    if problem.status == 401 and challenge:
+    if problem.status == 401:
         given = environ.get("HTTP_AUTHORIZATION", "").partition(" ")[0].lower()
         wrong = given == "basic" and challenge.startswith("Basic ")
         return (InvalidCredentials if wrong or 'error="' in challenge else MissingCredentials)(

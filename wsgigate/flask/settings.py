@@ -26,6 +26,7 @@ from wsgigate.store.open import under_test
 
 __all__ = [
     "EXTENSION",
+    "FLASK_APP",
     "PREFIX",
     "AppSettings",
     "ViewSettings",
@@ -38,6 +39,9 @@ PREFIX = "WSGIGATE_"
 
 EXTENSION = "wsgigate"
 """The key of the extension's state in ``app.extensions``."""
+
+FLASK_APP = "wsgigate.flask.app"
+"""``Flask``: the app that the gateway wraps; set by the extension."""
 
 _TEXTS = UnionOf(is_list, ListOf(Text()), Text())
 
