@@ -28,6 +28,7 @@ __all__ = [
     "has_user",
     "identity_of",
     "is_disabled",
+    "user_of",
 ]
 
 SESSION = "session"
@@ -93,7 +94,7 @@ class IdentityMiddleware:
 
     def set_user(self, request: Any, identity: Identity) -> None:
         """Set ``request.user`` to the user of *identity*."""
-        user = SimpleLazyObject(lambda: _user_of(request, identity))
+        user = SimpleLazyObject(lambda: user_of(request, identity))
         request.user = user
 
         async def auser() -> Any:
@@ -136,8 +137,10 @@ def is_disabled(request: Any) -> bool:
     return getattr(request, _DISABLED, False) is True
 
 
-def _user_of(request: Any, identity: Identity) -> Any:
+def user_of(request: Any, identity: Identity) -> Any:
     """Return the user that the first backend finds for *identity*, an anonymous one without any.
+
+    :param request: Django's request, which is marked if the user is inactive.
 
     The backends are asked directly: ``authenticate()`` would report a failed login for each request
     of a program, which has no user.

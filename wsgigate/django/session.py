@@ -284,8 +284,13 @@ def _session_middleware() -> Any:
         raise ImproperlyConfigured(
             "set DJANGO_SETTINGS_MODULE and call django.setup(), as get_wsgi_application() does"
         )
-    standard: Any = import_string(_SESSIONS)
-    found = [import_string(path) for path in settings.MIDDLEWARE]
-    own = (each for each in found if isclass(each) and issubclass(each, standard))
-    made: Any = next(own, standard)
+    made: Any = import_string(_SESSIONS)
+    for path in settings.MIDDLEWARE:
+        try:
+            found = import_string(path)
+        except ImportError:  # Django reports it
+            continue
+        if isclass(found) and issubclass(found, made):
+            made = found
+            break
     return made(_no_response)
