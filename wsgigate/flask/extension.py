@@ -12,7 +12,7 @@ from flask import Blueprint, Flask, Response
 from wsgigate.config.build import assemble
 from wsgigate.config.errors import ConfigError
 from wsgigate.flask.identity import get_identity
-from wsgigate.flask.limits import ViewLimit, ViewLimits, exempt, limits_of
+from wsgigate.flask.limits import AppLimits, LimitDecorator, exempt, limits_of
 from wsgigate.flask.refusals import (
     InsufficientPermissions,
     InvalidCredentials,
@@ -33,6 +33,7 @@ from wsgigate.flask.testing import IdentityClient
 from wsgigate.gateway import Gateway
 from wsgigate.http.caller import KeyNames
 from wsgigate.http.wsgi import PROPAGATE
+from wsgigate.middleware.limiter import LimitedViews
 from wsgigate.rules.algorithms import QuotaSpec
 
 __all__ = ["WsgiGate"]
@@ -44,7 +45,7 @@ V = TypeVar("V", bound="Callable[..., Any] | Blueprint")
 class _State:
     """What the extension keeps of one app, in ``app.extensions["wsgigate"]``."""
 
-    def __init__(self, gateway: Gateway, settings: ViewSettings, limits: ViewLimits) -> None:
+    def __init__(self, gateway: Gateway, settings: ViewSettings, limits: AppLimits) -> None:
         self.gateway = gateway
         self.settings = settings
         self.limits = limits
@@ -112,7 +113,7 @@ class WsgiGate:
             limit_key=settings.views.limit_key or self._key,
         )
         try:
-            limits = ViewLimits(gateway.store, views, self._filters)
+            limits = AppLimits(LimitedViews(app.import_name), gateway.store, views, self._filters)
         except ValueError as error:
             which = "LIMIT_KEY" if str(error).startswith("key") else "LIMIT_DEFAULT"
             raise ConfigError("app.config", [(PREFIX + which, str(error))]) from None
@@ -143,7 +144,7 @@ class WsgiGate:
         error_message: str = "",
         name: str = "",
         observe: bool = False,
-    ) -> ViewLimit:
+    ) -> LimitDecorator:
         """Return a decorator that limits how often a caller may use a view.
 
         ``@gate.limit("5/minute")`` stands below ``@app.route``; each view has a count of its own,
@@ -170,7 +171,7 @@ class WsgiGate:
         :param observe: Dry run: count and log only.
         :raises ValueError: An argument is invalid; the message names it.
         """
-        return ViewLimit(
+        return LimitDecorator(
             quota,
             key=key,
             methods=methods,
@@ -186,7 +187,7 @@ class WsgiGate:
 
     def shared_limit(
         self, quota: QuotaSpec | Callable[[], QuotaSpec | None], scope: str, **options: Any
-    ) -> ViewLimit:
+    ) -> LimitDecorator:
         """Return a decorator whose views share one count.
 
         :param quota: As for :meth:`limit`.
@@ -194,7 +195,7 @@ class WsgiGate:
         :param options: Further arguments of :meth:`limit`.
         :raises ValueError: An argument is invalid; the message names it.
         """
-        return ViewLimit(quota, name=scope, shared=True, **options)
+        return LimitDecorator(quota, name=scope, shared=True, **options)
 
     def exempt(self, view: V) -> V:
         """Exempt *view* from the default limits and from those of its blueprint.

@@ -1,39 +1,36 @@
 """Rate limits of views, by decorator.
 
-A limit of a view is a :class:`~wsgigate.Limiter` that passes a request on to :func:`_passed`
-instead of an app: it decides, counts and reports in the same way as around an app, and its response
-fields are added when Flask has the response of the view. It counts in the store of the gateway.
+A limit of a view decides, counts and reports by a :class:`~wsgigate.Limiter`, in the store of the
+gateway; its response fields are added when Flask has the response of the view.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import update_wrapper
 from types import TracebackType
 from typing import Any, TypeVar, overload
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import WSGIEnvironment
 
 from flask import Blueprint, Flask, Response, current_app, request
 
-from wsgigate.flask.refusals import PROBLEM, Refused, raise_refused
+from wsgigate.flask.refusals import raise_refused
 from wsgigate.flask.settings import EXTENSION, ViewSettings
 from wsgigate.http.caller import KeyNames
-from wsgigate.http.problem import Problem, Refuse
-from wsgigate.http.wsgi import LIMITS, LOGGED, ExcInfo, Headers, Key
-from wsgigate.middleware.limiter import Limiter
+from wsgigate.http.wsgi import LIMITS, LOGGED, Headers, Key
+from wsgigate.middleware.limiter import LimitedViews, ViewLimit
 from wsgigate.rules.algorithms import QuotaSpec
 from wsgigate.store import Store
 from wsgigate.store.open import open_store
 
-__all__ = ["ViewLimit", "ViewLimits", "exempt", "limits_of"]
+__all__ = ["AppLimits", "LimitDecorator", "exempt", "limits_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_HEAD = "wsgigate.flask.head"
-_STARTING = "wsgigate.flask.starting"
+_FIELDS = "wsgigate.flask.limit_fields"
 _ONLY_LOOKS = "wsgigate.flask.only_looks"
 _DEDUCTIONS = "wsgigate.flask.deductions"
 
@@ -44,7 +41,7 @@ _COUNT = "wsgigate_limits"
 _NAME = re.compile(r"[^A-Za-z0-9._:~-]+")
 
 
-class ViewLimit:
+class LimitDecorator:
     """A rate limit of views; made by ``limit()`` and ``shared_limit()`` of the extension.
 
     Called with a view it returns the limited view, with a blueprint it limits all its views. Called
@@ -87,7 +84,8 @@ class ViewLimit:
         self._name = name
         self._shared = shared
         self._observes = observe
-        self.limiter(open_store("memory:"), ViewSettings())  # a wrong argument is an error here
+        # a wrong argument is an error here
+        self.limit(LimitedViews(__name__), open_store("memory:"), ViewSettings())
 
     @overload
     def __call__(self, view: None = None) -> None: ...
@@ -122,7 +120,7 @@ class ViewLimit:
         if self._overrides:
             setattr(view, _OVERRIDES, True)
 
-    def __enter__(self) -> ViewLimit:
+    def __enter__(self) -> LimitDecorator:
         self.check()
         return self
 
@@ -146,15 +144,14 @@ class ViewLimit:
             return
         if self._exempt_when is not None and self._exempt_when():
             return
-        limiter, environ = found.limiter(self), request.environ
-        head = environ.setdefault(_HEAD, _Head())
+        limit, environ = found.limit(self), request.environ
         if self._deduct_when is None:
-            _consume(limiter(environ, head))
+            self._count(limit)
             return
         before = len(environ.get(LIMITS, ()))
         environ[_ONLY_LOOKS] = True
         try:
-            _consume(limiter(environ, head))
+            self._count(limit)
         finally:
             del environ[_ONLY_LOOKS]
         decisions = environ.get(LIMITS, ())
@@ -162,12 +159,26 @@ class ViewLimit:
             return  # the caller is exempt, or the store fails
         cost = self._cost() if callable(self._cost) else self._cost
         if any(verdict[2] < cost for verdict in decisions[-1][0]):
-            _consume(limiter(environ, head))  # which rejects the request, and consumes nothing
+            self._count(limit)  # which rejects the request, and consumes nothing
             return
-        environ.setdefault(_DEDUCTIONS, []).append((self._deduct_when, limiter, before))
+        environ.setdefault(_DEDUCTIONS, []).append((self._deduct_when, limit, before))
 
-    def limiter(self, store: Store, settings: ViewSettings) -> Limiter:
-        """Return the limiter that decides for an app.
+    def _count(self, limit: ViewLimit) -> None:
+        """Count the current request, and keep the fields for its response.
+
+        :raises Refused: The limit rejects it.
+        """
+        problem, fields = limit.count(request.environ)
+        if fields:
+            request.environ[_FIELDS] = fields
+        if problem is not None:
+            request.environ[_FIELDS] = [each for each in fields if each not in problem.headers]
+            if self._message and problem.status == 429:
+                problem = replace(problem, detail=self._message)
+            raise_refused(problem)
+
+    def limit(self, views: LimitedViews, store: Store, settings: ViewSettings) -> ViewLimit:
+        """Return the limit of an app.
 
         :raises ValueError: An argument of the limit is invalid; the message names it.
         """
@@ -185,19 +196,18 @@ class ViewLimit:
                     f"cost is a whole number of at least 1, or a function, not {fixed!r}"
                 )
             cost = cost_of  # type: ignore[assignment]
-        return Limiter(
-            _passed,
+        return ViewLimit(
+            views,
             _of_request(quota) if callable(quota) else quota,
             algorithm=settings.limit_algorithm,
             store=store,
             namespace="views",
             key=self._keys(settings),
-            cost=cost,  # type: ignore[arg-type]
+            cost=cost,
             name=self._name or "view",
             fields=settings.limit_fields,
             on_store_error=settings.limit_on_store_error,
             observe=self._observes,
-            refuse=_refuse_with(self._message),
         )
 
     def _keys(self, settings: ViewSettings) -> list[Key | str]:
@@ -213,35 +223,42 @@ class ViewLimit:
         return keys
 
 
-class ViewLimits:
+class AppLimits:
     """The limits of the views of one app.
 
+    :param views: Identifies the app.
     :param store: The store of the counts.
     :param filters: Functions of which each exempts the requests for which it returns true.
     :raises ValueError: A setting is invalid; the message names the key.
     """
 
     def __init__(
-        self, store: Store, settings: ViewSettings, filters: Sequence[Callable[[], bool]]
+        self,
+        views: LimitedViews,
+        store: Store,
+        settings: ViewSettings,
+        filters: Sequence[Callable[[], bool]],
     ) -> None:
         self.settings = settings
         self._store = store
         self._filters = filters
-        self._limiters: dict[ViewLimit, Limiter] = {}
+        self._views = views
+        self._limits: dict[LimitDecorator, ViewLimit] = {}
         given = settings.limit_default or ()
         quotas = [given] if isinstance(given, str) else given
         self._defaults = [
-            ViewLimit(quota, name="default" if number == 1 else f"default-{number}")
+            LimitDecorator(quota, name="default" if number == 1 else f"default-{number}")
             for number, quota in enumerate(quotas, 1)
         ]
-        for limit in (*self._defaults, ViewLimit("1/s")):  # one more, for the other settings
-            limit.limiter(store, settings)
+        for limit in (*self._defaults, LimitDecorator("1/s")):  # one more, for the other settings
+            limit.limit(views, store, settings)
 
-    def limiter(self, limit: ViewLimit) -> Limiter:
-        """Return the limiter of *limit* in this app."""
-        made = self._limiters.get(limit)
+    def limit(self, decorator: LimitDecorator) -> ViewLimit:
+        """Return the limit that *decorator* has in this app."""
+        made = self._limits.get(decorator)
         if made is None:
-            made = self._limiters.setdefault(limit, limit.limiter(self._store, self.settings))
+            new = decorator.limit(self._views, self._store, self.settings)
+            made = self._limits.setdefault(decorator, new)
         return made
 
     def passes(self) -> bool:
@@ -265,14 +282,13 @@ class ViewLimits:
     def after_request(self, response: Response) -> Response:
         """Consume what is consumed only after the response, and add the response fields."""
         environ = request.environ
-        for deducts, limiter, place in environ.pop(_DEDUCTIONS, ()):
+        for deducts, limit, place in environ.pop(_DEDUCTIONS, ()):
             if deducts(response):
-                _deduct(limiter, environ, place)
-        starting: StartResponse | None = environ.pop(_STARTING, None)
-        if starting is not None:
-            starting(response.status, list(response.headers))
-            response.headers.clear()
-            response.headers.extend(environ[_HEAD].headers)
+                _deduct(limit, environ, place)
+        fields: Headers = environ.pop(_FIELDS, [])
+        for name, _ in fields:
+            response.headers.remove(name)
+        response.headers.extend(fields)
         return response
 
     def reset(self) -> None:
@@ -280,11 +296,11 @@ class ViewLimits:
 
         :raises StoreError: The store fails.
         """
-        for limiter in list(self._limiters.values()):
-            limiter.reset()
+        for limit in list(self._limits.values()):
+            limit.limiter.reset()
 
 
-def limits_of(app: Flask) -> ViewLimits:
+def limits_of(app: Flask) -> AppLimits:
     """Return the limits of *app*.
 
     :raises RuntimeError: It has no extension.
@@ -294,7 +310,7 @@ def limits_of(app: Flask) -> ViewLimits:
         raise RuntimeError(
             f"limits of views need the extension: call gate.init_app(app) for {app.name!r}"
         )
-    found: ViewLimits = state.limits
+    found: AppLimits = state.limits
     return found
 
 
@@ -304,63 +320,19 @@ def exempt(view: Any) -> Any:
     return view
 
 
-class _Head:
-    """The ``start_response`` of a limiter; keeps the fields of the response."""
+def _deduct(limit: ViewLimit, environ: WSGIEnvironment, place: int) -> None:
+    """Consume the cost of a request after its response.
 
-    headers: Headers = []  # noqa: RUF012 - replaced, never changed
-
-    def __call__(
-        self, status: str, headers: Headers, exc_info: ExcInfo | None = None
-    ) -> Callable[[bytes], object]:
-        self.headers = headers
-        return _discard
-
-
-def _discard(data: bytes) -> None:
-    """Discard *data*; nothing is written."""
-
-
-def _passed(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """Keep the function that adds the fields of the limiter: the request is allowed."""
-    if not isinstance(start_response, _Head):
-        environ[_STARTING] = start_response
-    return ()
-
-
-def _refuse_with(message: str) -> Refuse:
-    def refuse(problem: Problem) -> WSGIApplication:
-        def reject(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-            _passed(environ, start_response)
-            raise_refused(_with_detail(problem, message))
-
-        return reject
-
-    return refuse
-
-
-def _with_detail(problem: Problem, message: str) -> Problem:
-    if not message or problem.status != 429:
-        return problem
-    return replace(problem, detail=message)
-
-
-def _consume(body: Iterable[bytes]) -> None:
-    """Discard the body of a limiter, which is empty: it has decided when it was called."""
-
-
-def _deduct(limiter: Limiter, environ: WSGIEnvironment, place: int) -> None:
-    """Consume the cost of a request after its response."""
-    # in an environ of its own: the decision replaces the one before the view, and if others have
-    # used up the quota meanwhile, this response is sent all the same
-    copied = {**environ, LOGGED: True}
-    copied.pop(LIMITS, None)
-    try:
-        _consume(limiter(copied, _Head()))
-    except Refused:
-        environ.pop(PROBLEM, None)
-        return
-    if copied.get(LIMITS):
-        environ[LIMITS][place] = copied[LIMITS][0]
+    :param place: The place of the decision before the view, which the one of now replaces.
+    """
+    # in a copy: if others have used up the quota meanwhile, this response is sent all the same
+    decisions: list[Any] = environ[LIMITS]
+    others = [*decisions[:place], *decisions[place + 1 :]]
+    copied = {**environ, LOGGED: True, LIMITS: others}
+    outcome = limit.count(copied)
+    if outcome.problem is None and outcome.fields:
+        decisions[:] = copied[LIMITS]
+        environ[_FIELDS] = outcome.fields
 
 
 def _endpoint(environ: WSGIEnvironment) -> str:

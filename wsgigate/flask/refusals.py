@@ -29,7 +29,6 @@ from wsgigate.http.problem import Problem, Refuse
 from wsgigate.http.wsgi import RULE
 
 __all__ = [
-    "PROBLEM",
     "InsufficientPermissions",
     "InvalidCredentials",
     "LimitExceeded",
@@ -119,7 +118,7 @@ def refusal_of(problem: Problem, environ: WSGIEnvironment) -> Refused:
     return _class_of(problem.status)(problem)
 
 
-PROBLEM = "wsgigate.flask.problem"
+_PROBLEM = "wsgigate.flask.problem"
 """``Problem``: the rejection of the request from within Flask, until its response is complete."""
 
 
@@ -128,13 +127,13 @@ def raise_refused(problem: Problem) -> NoReturn:
 
     :raises Refused: Always.
     """
-    request.environ[PROBLEM] = problem
+    request.environ[_PROBLEM] = problem
     raise refusal_of(problem, request.environ)
 
 
 def add_fields(response: Any) -> Any:
     """Add the fields of a rejection to the response of its error handler: ``after_request``."""
-    problem: Problem | None = request.environ.pop(PROBLEM, None)
+    problem: Problem | None = request.environ.pop(_PROBLEM, None)
     if problem is not None and response.status_code == problem.status:
         _complete(response, problem)
     return response
