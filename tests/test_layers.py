@@ -82,7 +82,12 @@ DRIVERS = {
     "httptools": {"client/response_reader.py"},
     "argon2": {"auth/passwords.py"},
     "jwt": {"auth/internal_token.py", "auth/jwk.py", "auth/jwt.py"},
-    "cryptography": {"auth/internal_token.py", "auth/jwk.py", "auth/jwt.py"},
+    "cryptography": {
+        "auth/client_certificate.py",
+        "auth/internal_token.py",
+        "auth/jwk.py",
+        "auth/jwt.py",
+    },
     "requests": {"client", "proxy", "runtime/tls.py"},
     "urllib3": {"client", "proxy"},
     "granian": {"servers/granian.py"},

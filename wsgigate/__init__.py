@@ -36,6 +36,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.middleware.body_limit import BodyLimit as BodyLimit
     from wsgigate.middleware.breaker import Breaker as Breaker
     from wsgigate.middleware.client_address import ClientAddress as ClientAddress
+    from wsgigate.middleware.client_certificate import ClientCertificate as ClientCertificate
     from wsgigate.middleware.concurrency import ConcurrencyLimiter as ConcurrencyLimiter
     from wsgigate.middleware.cors import Cors as Cors
     from wsgigate.middleware.fallback import Fallback as Fallback

@@ -31,6 +31,7 @@ from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.basic import BasicAuthenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.client_address import ClientAddress
+from wsgigate.middleware.client_certificate import ClientCertificate
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.fallback import Fallback
@@ -60,6 +61,7 @@ MIDDLEWARES: dict[str, Callable[[Any], Any]] = {
     "basic": lambda app: BasicAuthenticator(app, "none", store=MemoryStore(), required=False),
     "body_limit": lambda app: BodyLimit(app, 1000),
     "client_address": ClientAddress,
+    "client_certificate": lambda app: ClientCertificate(app, required=False),
     "concurrency": lambda app: ConcurrencyLimiter(app, 1000, store=MemoryStore()),
     "cors": lambda app: Cors(app, origins=[ORIGIN]),
     "fallback": lambda app: Fallback(app, Problem(503)),

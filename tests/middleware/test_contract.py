@@ -23,6 +23,7 @@ from wsgigate.middleware.basic import BasicAuthenticator
 from wsgigate.middleware.body_limit import BodyLimit
 from wsgigate.middleware.breaker import Breaker
 from wsgigate.middleware.client_address import ClientAddress
+from wsgigate.middleware.client_certificate import ClientCertificate
 from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.fallback import Fallback
@@ -85,6 +86,11 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ("body_limit", BodyLimit, True),
     ("breaker", lambda app: Breaker(app, NEVER, store=MemoryStore()), False),
     ("client_address", ClientAddress, True),
+    (
+        "client_certificate",
+        lambda app: ClientCertificate(app, source="client-cert", required=False),
+        True,
+    ),
     ("concurrency", lambda app: ConcurrencyLimiter(app, 1000, store=MemoryStore()), False),
     ("cors", lambda app: Cors(app, origins=["https://app.example.com"]), True),
     ("fallback", lambda app: Fallback(app, Problem(503)), True),

@@ -15,7 +15,15 @@ from typing import Any
 
 from argon2 import PasswordHasher
 
-from wsgigate import ApiKeyAuthenticator, ApiKeys, Authenticator, BasicAuthenticator, MemoryStore
+from tests.support.certificates import Authority
+from wsgigate import (
+    ApiKeyAuthenticator,
+    ApiKeys,
+    Authenticator,
+    BasicAuthenticator,
+    ClientCertificate,
+    MemoryStore,
+)
 from wsgigate.auth.jwt import mint
 
 __all__ = ["AUTHENTICATORS", "Row", "Way"]
@@ -84,5 +92,20 @@ def basic(folder: Path) -> Way:
     )
 
 
-AUTHENTICATORS: dict[str, Row] = {"api-key": api_key, "authenticator": bearer, "basic": basic}
+def client_certificate(folder: Path) -> Way:
+    def of_server(days: int) -> dict[str, Any]:
+        pem = Authority(folder).issue("orders", [], days=days).read_text()
+        pem = pem.partition("-----BEGIN PRIVATE")[0]
+        return {"environ_overrides": {"SSL_CLIENT_CERT": pem, "SSL_CLIENT_VERIFY": "SUCCESS"}}
+
+    factory = partial(ClientCertificate, subject="cn")
+    return Way(factory, of_server(1), of_server(-1), "orders", "mtls")
+
+
+AUTHENTICATORS: dict[str, Row] = {
+    "api-key": api_key,
+    "authenticator": bearer,
+    "basic": basic,
+    "client-certificate": client_certificate,
+}
 """By ``use`` in the file."""

@@ -21,6 +21,7 @@ class Authority:
     :param identified: Whether certificates name keys (Subject and Authority Key Identifier), as RFC
         5280 requires and many private authorities do not.
     :param hosts: The servers that its own certificate is for.
+    :param own: Whether its certificate is one of an authority.
     :ivar path: Its certificate and key in one file.
     """
 
@@ -32,12 +33,13 @@ class Authority:
         issuer: Authority | None = None,
         identified: bool = False,
         hosts: Sequence[x509.GeneralName] = (),
+        own: bool = True,
     ) -> None:
         self.folder = folder
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         self.identified = identified
-        self.path = (issuer or self).sign(name, self.key, hosts, days=1, own=True)
+        self.path = (issuer or self).sign(name, self.key, hosts, days=1, own=own)
 
     def issue(self, name: str, hosts: list[x509.GeneralName], *, days: int = 1) -> Path:
         """Write a certificate and its key into one file.

@@ -83,6 +83,7 @@ __all__ = [
     "check",
     "check_certificate",
     "check_file",
+    "client_authorities",
     "load",
     "outage_of",
     "worker_report",
@@ -102,6 +103,17 @@ def certificate_files(config: Config, path: str) -> tuple[str, str] | None:
         return None
     folder = Path(path).absolute().parent if path else Path.cwd()
     return str(folder / tls.cert), str(folder / (tls.key or tls.cert))
+
+
+def client_authorities(config: Config, path: str) -> str | None:
+    """Return the file of the authorities of client certificates; None without ``client_ca``.
+
+    :param path: The file that *config* was read from; relative names refer to its folder.
+    """
+    tls = config.gateway.tls
+    if tls is None or tls.client_ca is None:
+        return None
+    return str((Path(path).absolute().parent if path else Path.cwd()) / tls.client_ca)
 
 
 def check_certificate(config: Config, path: str) -> None:
@@ -126,6 +138,13 @@ def check_certificate(config: Config, path: str) -> None:
             f"{files[0]} and its key cannot be used: {why}; "
             "they must be PEM files, the key without a password"
         ) from None
+    authorities = client_authorities(config, path)
+    if authorities is not None:
+        try:
+            context.load_verify_locations(authorities)
+        except OSError as error:
+            why = getattr(error, "reason", None) or error.strerror or str(error)
+            raise ValueError(f"client_ca: {authorities} cannot be used: {why}") from None
 
 
 # What the gateway's own endpoints report.
@@ -290,7 +309,9 @@ def check_file(
         if trouble:
             parsed.warnings.append(("store.url", trouble))
     parsed.errors.catch(
-        "gateway.tls", lambda: check_certificate(parsed.config, path), keys=["cert", "key"]
+        "gateway.tls",
+        lambda: check_certificate(parsed.config, path),
+        keys=["cert", "key", "client_ca"],
     )
     _check_api_keys(parsed, path)
     _check_users(parsed, path)

@@ -40,6 +40,7 @@ def check_across(
     _check_services(config, errors, warnings)
     _check_faults(config, warnings)
     _check_api_keys(config, errors, warnings)
+    _check_client_certificates(config, errors, warnings)
     _check_registry(config, errors)
     for path, entries in config.middleware_lists():
         outside = () if path == "middleware" else config.middleware
@@ -261,6 +262,31 @@ def _check_api_keys(config: Config, errors: Errors, warnings: Warnings) -> None:
     else:
         return
     warnings.append(("store.url", f'{lost}; set api_keys.file, such as "keys.json", or use redis:'))
+
+
+def _check_client_certificates(config: Config, errors: Errors, warnings: Warnings) -> None:
+    """Check that certificates can arrive where they are expected from."""
+    gateway, tls = config.gateway, config.gateway.tls
+    if tls is not None and tls.client_cert == "required" and tls.client_ca is None:
+        errors.add("gateway.tls.client_ca", "is required for required client certificates")
+    for path, entry in config.middlewares_at():
+        if entry.use != "client-certificate" or entry.options is None:
+            continue
+        source = entry.options.get("source", "server")
+        if source != "server" and not gateway.trusted_proxies:
+            errors.add(
+                at(path, "source"),
+                f"{shown(source)} requires gateway.trusted_proxies: certificates in fields are "
+                "accepted from trusted proxies only",
+            )
+        elif source == "server" and (tls is None or tls.client_ca is None):
+            warnings.append(
+                (
+                    at(path, "source"),
+                    "the gateway asks clients for no certificate; set gateway.tls.client_ca, or "
+                    'the source if a proxy ends TLS, such as "xfcc"',
+                )
+            )
 
 
 def _check_faults(config: Config, warnings: Warnings) -> None:

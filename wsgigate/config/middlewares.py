@@ -510,6 +510,10 @@ def _with_users_file(options: Options, context: BuildContext) -> Options:
     return {**options, "users_file": str(context.folder / options["users_file"])}
 
 
+def _with_ca(options: Options, context: BuildContext) -> Options:
+    return {**options, **({"ca": str(context.folder / options["ca"])} if "ca" in options else {})}
+
+
 def _with_factories(options: Options, context: BuildContext) -> Options:
     """Return the options of a middleware that combines others, with the factories of these."""
     return {**options, "of": [partial(_made, entry, context) for entry in options["of"]]}
@@ -545,7 +549,11 @@ class _FaultInjection(KnownMiddleware):
 COMBINING = ("all-of", "any-of")
 """The middlewares of the package that combine others that verify callers."""
 
+<<<<<<< HEAD
 VERIFIERS = (*COMBINING, "api-key", "authenticator", "basic", "introspection")
+=======
+VERIFIERS = (*COMBINING, "api-key", "authenticator", "basic", "client-certificate")
+>>>>>>> 4cbeb18 (Verify callers by client certificates: of the gateway's own TLS, or from a trusted proxy)
 """The middlewares of the package that verify callers."""
 
 _OF = TableKey(
@@ -609,6 +617,11 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
     ),
     "body-limit": KnownMiddleware("wsgigate.middleware.body_limit:BodyLimit"),
     "breaker": KnownMiddleware("wsgigate.middleware.breaker:Breaker"),
+    "client-certificate": KnownMiddleware(
+        "wsgigate.middleware.client_certificate:ClientCertificate",
+        keys={"exempt": _selection(_EXEMPT, "Requests that pass unchecked, without an identity.")},
+        prepare=_with_ca,
+    ),
     "concurrency-limiter": KnownMiddleware(
         "wsgigate.middleware.concurrency:ConcurrencyLimiter", keys=_COUNTED
     ),

@@ -150,6 +150,17 @@ class ServerTls:
         "A PEM file with the private key. Default: the file of the certificate.",
         default=None,
     )
+    client_ca: str | None = setting(
+        "A PEM file with the certificate authorities of client certificates (mutual TLS). Default: "
+        "clients are asked for none.",
+        default=None,
+    )
+    client_cert: str = setting(
+        'Whether connections require a client certificate: "required", or "optional" if a '
+        "client-certificate middleware decides. An invalid one is always rejected.",
+        Enumeration("optional", "required"),
+        default="optional",
+    )
 
 
 @table

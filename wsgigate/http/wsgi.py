@@ -26,6 +26,7 @@ __all__ = [
     "CLIENT_SOURCE",
     "CLIENT_STREAM",
     "FAILURE",
+    "FORWARDED_CERTIFICATES",
     "IDENTITIES",
     "IDENTITY",
     "INSTANCE",
@@ -84,10 +85,6 @@ CLIENT_SOURCE = "wsgigate.client_source"
 """``tuple[str, ...]``: the ``REMOTE_ADDR`` and the forwarded addresses from which the client's
 address was determined; set by ClientAddress."""
 
-CLIENT_CERTIFICATE = "wsgigate.client_certificate"
-"""``object``: the verified certificate of the client's TLS connection; its ``thumbprint`` is the
-SHA-256 hash of the certificate as base64url text (``x5t#S256`` of RFC 8705)."""
-
 CLAIMS = "wsgigate.claims"
 """``dict``: the verified claims of the caller's token; set by Authenticator."""
 
@@ -98,6 +95,15 @@ authenticates."""
 IDENTITIES = "wsgigate.identities"
 """``tuple[Identity, ...]``: the callers of all authenticators of an AllOf, in their order; set by
 AllOf."""
+
+CLIENT_CERTIFICATE = "wsgigate.client_certificate"
+"""``VerifiedCertificate``: the verified certificate of the client's TLS connection; its
+``thumbprint`` is the SHA-256 hash of the certificate as base64url text (``x5t#S256`` of RFC 8705);
+set by ClientCertificate."""
+
+FORWARDED_CERTIFICATES = "wsgigate.forwarded_certificates"
+"""``dict[str, str]``: the fields with client certificates of a trusted proxy that ClientAddress
+removes with the other forwarding fields, by their ``environ`` keys; set by ClientAddress."""
 
 ATTEMPT = "wsgigate.attempt"
 """``object``: what the authenticators of an AnyOf have decided so far; set by AnyOf until one of

@@ -22,7 +22,13 @@ from wsgigate.http.forwarded import (
 from wsgigate.http.peer_watch import PeerWatch
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.target import BadTarget, normal_host
-from wsgigate.http.wsgi import CLIENT, CLIENT_SOURCE, PEER_TRUSTED, environ_key
+from wsgigate.http.wsgi import (
+    CLIENT,
+    CLIENT_SOURCE,
+    FORWARDED_CERTIFICATES,
+    PEER_TRUSTED,
+    environ_key,
+)
 from wsgigate.rules.arguments import checked
 
 __all__ = ["ClientAddress"]
@@ -34,6 +40,7 @@ and prefix."""
 _log = logging.getLogger("wsgigate.client_address")
 _PREFIX = re.compile(r"(?:/(?!\.\.?(?:/|\Z))[A-Za-z0-9._~!$&'()*+,;=:@-]+)+/?")
 _FORWARDED_KEYS = [f"HTTP_X_FORWARDED_{name}" for name in ("PROTO", "HOST", "PORT", "PREFIX")]
+_CERTIFICATE_KEYS = ("HTTP_X_FORWARDED_CLIENT_CERT", "HTTP_X_FORWARDED_TLS_CLIENT_CERT")
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 
@@ -104,6 +111,7 @@ class ClientAddress:
             return self.app(environ, start_response)
         environ[CLIENT], environ[CLIENT_SOURCE] = _alone(peer)
         environ.pop(PEER_TRUSTED, None)
+        environ.pop(FORWARDED_CERTIFICATES, None)
         if self._trusts and peer in self._trusted:
             try:
                 self._believe(environ, peer)
@@ -142,6 +150,10 @@ class ClientAddress:
 
     def _believe(self, environ: WSGIEnvironment, peer: str) -> None:
         chain, forwarded = self._read(environ, self._trusted, peer)
+        # for a ClientCertificate inside, and never as fields: not each proxy overwrites them
+        certificates = {key: environ[key] for key in _CERTIFICATE_KEYS if key in environ}
+        if certificates:
+            environ[FORWARDED_CERTIFICATES] = certificates
         self._forget(environ)
         environ[PEER_TRUSTED] = True
         if chain:

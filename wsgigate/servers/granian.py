@@ -329,10 +329,15 @@ def application() -> WSGIApplication:
 
 
 def check(config: Config) -> None:
-    """Check that granian supports the routes of *config*.
+    """Check that granian supports the settings of *config*.
 
-    :raises ValueError: A route has a setting that granian does not support; the message names it.
+    :raises ValueError: There is one that granian does not support; the message names it.
     """
+    if config.gateway.tls is not None and config.gateway.tls.client_ca is not None:
+        raise ValueError(
+            "gateway.tls.client_ca: granian does not tell applications the client's certificate; "
+            "run under gunicorn"
+        )
     for route in config.routes:
         if (route.encoded_slash or config.gateway.encoded_slash) == "keep":
             raise ValueError(

@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import ssl
 import subprocess
 import sys
 import time
@@ -33,7 +34,7 @@ import gunicorn
 from gunicorn.app.base import BaseApplication
 from gunicorn.config import Config as Settings
 
-from wsgigate.config.build import build, certificate_files
+from wsgigate.config.build import build, certificate_files, client_authorities
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
 from wsgigate.config.model import Config, GatewayTable
@@ -81,7 +82,8 @@ def settings(
     - ``forwarded_allow_ips`` and ``forwarder_headers`` are empty: forwarding fields are trusted by
       the gateway's ``trusted_proxies`` only, and ``SCRIPT_NAME`` is accepted from no client.
     - ``header_map = "refuse"``: ``X_User_Id`` would be read as ``X-User-Id``.
-    - ``certfile``, ``keyfile`` and ``http_protocols`` are set where the file has ``gateway.tls``.
+    - ``certfile``, ``keyfile`` and ``http_protocols`` are set where the file has ``gateway.tls``,
+      ``ca_certs`` and ``cert_reqs`` where that has ``client_ca``.
     - ``worker_connections`` grows with the threads: gunicorn's default of 1000 may be less than the
       number of threads.
     - ``loglevel`` is the file's ``gateway.log_level``; the gateway's loggers use the same level.
@@ -110,6 +112,18 @@ def planned(config: Config) -> ServerFacts:
     )
 
 
+def _client_certificates(config: Config, path: str) -> dict[str, Any]:
+    """Return gunicorn's settings for client certificates; none without ``client_ca``."""
+    file, tls = client_authorities(config, path), config.gateway.tls
+    if file is None or tls is None:
+        return {}
+    required = tls.client_cert == "required"
+    return {
+        "ca_certs": file,
+        "cert_reqs": ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL,
+    }
+
+
 def _settings(config: Config, path: str = "", *, log_keys: bool = False) -> dict[str, Any]:
     """Return gunicorn's settings.
 
@@ -126,6 +140,7 @@ def _settings(config: Config, path: str = "", *, log_keys: bool = False) -> dict
     served = 10_000 if config.registry is None else 1_000_000
     return {
         **({"certfile": files[0], "keyfile": files[1]} if files else {}),
+        **_client_certificates(config, path),
         "http_protocols": "h2,h1" if gateway.http2 else "h1",
         "bind": gateway.bind,
         "workers": gateway.workers or fork.processors(),

@@ -165,6 +165,8 @@ class ClientConnection:
     :ivar initialized: Whether anything was read; see ``gunicorn_threads``.
     :ivar serving: Whether a thread is in the app with one of its requests.
     :ivar keeps: Whether it stays open after the response; None while that is not decided.
+    :ivar client_certificate: What the environ has of the client's certificate, as Apache's mod_ssl
+        calls it; empty without a verified one.
     :ivar counted: The client's address as its connections are counted; empty if they are not.
     :ivar flushing: Whether a thread is, or will be, called to send what is owed.
     :ivar incomplete: Whether a response whose end only that of the connection shows is incomplete.
@@ -220,6 +222,7 @@ class ClientConnection:
         self._wakeup: Wakeup | None = None  # of the thread that waits
         self.incomplete = False
         self.server: Any = None
+        self.client_certificate: dict[str, str] = {}
         self.counted = ""
         self.http2: Any = None
 
@@ -635,6 +638,13 @@ class TlsConnection(ClientConnection):
             except OSError as error:
                 raise ClientGone(f"TLS failed: {error}") from None
             self._shaken = True
+            certificate = tls.getpeercert(binary_form=True)  # a verified one, if it was asked for
+            if certificate is not None:
+                self.client_certificate = {
+                    "SSL_CLIENT_VERIFY": "SUCCESS",
+                    "SSL_CLIENT_CERT": ssl.DER_cert_to_PEM_cert(certificate),
+                }
+                self._template |= self.client_certificate
             if tls.selected_alpn_protocol() == "h2":
                 raise Http2Preface
         return super().advance()

@@ -244,6 +244,7 @@ class Http2Worker(LoopWorker):
                 response_class=_Http2Response,
                 response_args=(h2_conn, stream),
             )
+            environ |= conn.client_certificate
             environ["wsgi.multithread"] = True
             environ["wsgi.early_hints"] = lambda headers: h2_conn.inform(stream, 103, headers)
             environ[CLIENT_STREAM] = stream
