@@ -549,11 +549,14 @@ class _FaultInjection(KnownMiddleware):
 COMBINING = ("all-of", "any-of")
 """The middlewares of the package that combine others that verify callers."""
 
-<<<<<<< HEAD
-VERIFIERS = (*COMBINING, "api-key", "authenticator", "basic", "introspection")
-=======
-VERIFIERS = (*COMBINING, "api-key", "authenticator", "basic", "client-certificate")
->>>>>>> 4cbeb18 (Verify callers by client certificates: of the gateway's own TLS, or from a trusted proxy)
+VERIFIERS = (
+    *COMBINING,
+    "api-key",
+    "authenticator",
+    "basic",
+    "client-certificate",
+    "introspection",
+)
 """The middlewares of the package that verify callers."""
 
 _OF = TableKey(
