@@ -1,0 +1,1 @@
+"""The shop of the site: its orders, their admin and their API."""
