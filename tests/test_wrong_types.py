@@ -61,6 +61,7 @@ VALID: dict[str, dict[str, Any]] = {
     "FaultRules": {"abort_percent": 1},
     "Faults": {"app": app, "rules": FaultRules(abort_percent=1), "enabled": True},
     "FieldRules": {},
+    "ForwardAuth": {"app": app, "address": "https://auth.example.com/"},
     "Forwarder": {"pool": pool()},
     "Guard": {"app": app},
     "HedgeRules": {},

@@ -42,6 +42,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.middleware.fallback import Fallback as Fallback
     from wsgigate.middleware.faults import FaultRules as FaultRules
     from wsgigate.middleware.faults import Faults as Faults
+    from wsgigate.middleware.forward_auth import ForwardAuth as ForwardAuth
     from wsgigate.middleware.guard import Guard as Guard
     from wsgigate.middleware.introspection import (
         IntrospectionAuthenticator as IntrospectionAuthenticator,

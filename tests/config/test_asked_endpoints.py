@@ -127,3 +127,68 @@ def test_a_secret_is_not_shown() -> None:
     options = 'endpoint = "https://a.test"\nbearer_token = "hunter two"'
     [(_, text)] = errors_of(f'{ROUTE}use = "introspection"\n{options}')
     assert "hunter" not in text
+
+
+FORWARD_AUTH = """
+use = "forward-auth"
+address = "{url}/verify"
+auth_response_headers = ["Remote-User"]
+header_field = "Remote-User"
+claim_headers = {{ email = "Remote-Email" }}
+max_response_body_size = "64KiB"
+cache = "30s"
+cache_key_headers = ["Cookie"]
+exempt = {{ paths = ["/public/*"] }}
+"""
+
+
+def test_forward_authentication_has_its_keys(tmp_path: Path) -> None:
+    allowed = reply(fields=[("Remote-User", "ann"), ("Remote-Email", "ann@example.com")])
+    denied = reply(b"no", status="403 Forbidden")
+    with Backend(allowed, denied) as backend:
+        gateway = wsgigate.load(written(tmp_path, FORWARD_AUTH.format(url=backend.url)))
+        client = Client(gateway, use_cookies=False)
+        response = client.get("/", headers={"Cookie": "a=1", "Remote-Email": "root@example.com"})
+        assert "HTTP_REMOTE_USER = 'ann'" in response.text
+        assert "root" not in response.text
+        assert client.get("/", headers={"Cookie": "a=1"}).status_code == 200
+        assert client.get("/", headers={"Cookie": "a=2"}).status_code == 403
+        assert client.get("/public/x").status_code == 200
+        assert len(backend.requests) == 2
+        assert list(health(gateway)) == [f"{backend.url}/verify"]
+        gateway.close()
+
+
+def test_check_warns_of_a_service_that_cannot_be_asked(tmp_path: Path) -> None:
+    with Backend(reply(b"no", status="401 Unauthorized")) as backend:
+        file = written(tmp_path, FORWARD_AUTH.format(url=backend.url))
+        assert checked(file, asks=True) == []
+        backend.answers = [reply(status="404 Not Found")]
+        ((path, text),) = checked(file, asks=True)
+        assert path == "routes[0].middleware[0]"
+        assert text.startswith(f"{backend.url}/verify cannot be asked: it answered 404; ")
+        assert checked(file, asks=True, offline=True) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "said"),
+    [
+        ("", "address", "is required"),
+        ('address = "http//auth"', "address", "expected a URL such as"),
+        ('address = "https://a.test"\nforward_body = true', "forward_body", "requires preserve_"),
+        ('address = "https://a.test"\ncache = "1s"', "cache_key_headers", "required with cache"),
+        (
+            'address = "https://a.test"\nauth_response_headers = ["Host"]',
+            "auth_response_headers",
+            "cannot be set",
+        ),
+        ('address = "https://a.test"\non_error = "pass"', "on_error", "allow"),
+        ('address = "https://a.test"\ntrust_forward_header = true', "trust_forward_header", ""),
+    ],
+)
+def test_an_error_of_forward_authentication_names_its_key(
+    options: str, key: str, said: str
+) -> None:
+    [(path, text)] = errors_of(f'{ROUTE}use = "forward-auth"\n{options}')
+    assert path == f"routes[0].middleware[0].{key}"
+    assert said in text

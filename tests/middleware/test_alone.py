@@ -36,6 +36,7 @@ from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.fallback import Fallback
 from wsgigate.middleware.faults import FaultRules, Faults
+from wsgigate.middleware.forward_auth import ForwardAuth
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.introspection import IntrospectionAuthenticator
 from wsgigate.middleware.limiter import Limiter
@@ -67,6 +68,9 @@ MIDDLEWARES: dict[str, Callable[[Any], Any]] = {
     "fallback": lambda app: Fallback(app, Problem(503)),
     "faults": lambda app: Faults(
         app, FaultRules(abort_percent=1), enabled=True, random=lambda: 0.5
+    ),
+    "forward_auth": lambda app: ForwardAuth(
+        app, "https://auth.example.com/", exempt=lambda environ: True
     ),
     "guard": Guard,
     "introspection": lambda app: IntrospectionAuthenticator(

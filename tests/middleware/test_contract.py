@@ -28,6 +28,7 @@ from wsgigate.middleware.concurrency import ConcurrencyLimiter
 from wsgigate.middleware.cors import Cors
 from wsgigate.middleware.fallback import Fallback
 from wsgigate.middleware.faults import FaultRules, Faults
+from wsgigate.middleware.forward_auth import ForwardAuth
 from wsgigate.middleware.guard import Guard
 from wsgigate.middleware.introspection import IntrospectionAuthenticator
 from wsgigate.middleware.limiter import Limiter
@@ -97,6 +98,11 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     (
         "faults",
         lambda app: Faults(app, FaultRules(abort_percent=1), enabled=True, random=lambda: 0.5),
+        True,
+    ),
+    (
+        "forward_auth",
+        lambda app: ForwardAuth(app, "https://auth.example.com/", exempt=lambda environ: True),
         True,
     ),
     ("guard", Guard, False),

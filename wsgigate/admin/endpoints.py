@@ -43,6 +43,7 @@ _MIDDLEWARES = (
     ("authenticator", "Authentication"),
     ("api-key", "API keys"),
     ("basic", "HTTP Basic"),
+    ("forward-auth", "Forward authentication"),
     ("introspection", "Token introspection"),
     ("authorizer", "Authorization"),
 )

@@ -188,6 +188,7 @@ class RemoteEndpoint:
         scheme = parts.scheme.lower()
         if ca is not None:
             check_authorities(ca)
+        self.url = url
         self.name = url.partition("?")[0]
         self.authority = parts.netloc
         self.origin = f"{scheme}://{parts.netloc}"

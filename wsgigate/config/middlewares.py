@@ -555,6 +555,7 @@ VERIFIERS = (
     "authenticator",
     "basic",
     "client-certificate",
+    "forward-auth",
     "introspection",
 )
 """The middlewares of the package that verify callers."""
@@ -643,6 +644,13 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
     "faults": _FaultInjection(
         "wsgigate.middleware.faults:Faults",
         keys={"enabled": "Inject faults; requires gateway.fault_injection = true as well."},
+    ),
+    "forward-auth": KnownMiddleware(
+        "wsgigate.middleware.forward_auth:ForwardAuth",
+        keys={
+            "exempt": _selection(_EXEMPT, "Requests that pass unasked, without an identity."),
+        },
+        prepare=_with_client_secrets,
     ),
     "introspection": KnownMiddleware(
         "wsgigate.middleware.introspection:IntrospectionAuthenticator",

@@ -62,7 +62,9 @@ def _resource(url: str, name: str, entries: Sequence[Middleware]) -> ProtectedRe
 
 
 def _protects(entry: Middleware) -> bool:
-    return any(each.use in ("authenticator", "authorizer") for _, each in entry.flat())
+    return any(
+        each.use in ("authenticator", "authorizer", "introspection") for _, each in entry.flat()
+    )
 
 
 def _flat(entries: Sequence[Middleware]) -> Iterator[Middleware]:

@@ -43,6 +43,7 @@ __all__ = [
     "ROUTE",
     "RULE",
     "SERVICE",
+    "SET_FIELDS",
     "SHAPED",
     "TARGET",
     "TUNNELLED",
@@ -112,6 +113,11 @@ them has accepted the request."""
 VERIFYING = "wsgigate.verifying"
 """``object``: the callers that the authenticators of an AllOf have verified so far; set by AllOf
 until all of them have."""
+
+SET_FIELDS = "wsgigate.set_fields"
+"""``tuple[str, ...]``: the ``environ`` keys of the request fields that the gateway has set. They
+are forwarded whatever the client's ``Connection`` names, also those that clients forge, such as
+``X-Forwarded-User``; set by ForwardAuth."""
 
 TARGET = "wsgigate.target"
 """``Target``: the canonical request target as of the last call of ``target_of(environ)``, which

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 from wsgiref.types import WSGIEnvironment
@@ -30,7 +30,8 @@ from wsgigate.http.fields import (
     is_token,
     without_cookies,
 )
-from wsgigate.http.forwarded import CLIENT_FORGED, FAMILY, address_of, format_forwarded
+from wsgigate.http.forwarded import CLIENT_FORGED, FAMILY
+from wsgigate.http.forwarding import forwarding_fields
 from wsgigate.http.problem import Refusal
 from wsgigate.http.target import (
     BadTarget,
@@ -42,9 +43,9 @@ from wsgigate.http.target import (
     mount_of,
 )
 from wsgigate.http.wsgi import (
-    CLIENT_SOURCE,
     PEER_TRUSTED,
     REQUEST_ID,
+    SET_FIELDS,
     environ_key,
     peer_trusted,
 )
@@ -239,17 +240,8 @@ class ForwardingFields:
         :param outside: The part of the client's path that is removed for the next hop.
         :raises Refusal: The request passed this gateway before: a forwarding loop.
         """
-        peer = environ.get("REMOTE_ADDR") or "unknown"
         trusted = PEER_TRUSTED in environ and peer_trusted(environ)
-        if trusted:  # a proxy fix inside ClientAddress may have replaced it by the client's
-            source = environ.get(CLIENT_SOURCE) or (peer,)
-            peer = source[0] if source[0] != "unix" else "unknown"
-        scheme = environ["wsgi.url_scheme"]
-        host = environ.get("HTTP_HOST", "")
-        added = _first_hop(peer, scheme, host)
-        if trusted:
-            added = _next_hop(environ, added)
-        fields.update(added)
+        fields.update(forwarding_fields(environ, trusted))
         before = environ.get("HTTP_X_FORWARDED_PREFIX") if trusted else None
         if outside or before:
             prefix = (before or "").rstrip("/") + outside
@@ -265,54 +257,6 @@ class ForwardingFields:
                 raise Refusal.of(508, "Loop detected.", f"{name} is in {field} already")
             mine = f"{before}, {mine}"
         fields[field] = mine
-
-
-@lru_cache(maxsize=4096)
-def _first_hop(peer: str, scheme: str, host: str) -> Mapping[str, str]:
-    """Return the forwarding fields of a request that no other proxy forwarded."""
-    # On an IPv6 socket an IPv4 client has the address ::ffff:192.0.2.1; use the IPv4 form.
-    added = {
-        "X-Forwarded-For": address_of(peer.partition("%")[0]) or peer,
-        "X-Forwarded-Proto": scheme,
-    }
-    if host:
-        added["X-Forwarded-Host"] = host
-    added["X-Forwarded-Port"] = _port(host, scheme)
-    added["Forwarded"] = format_forwarded(peer, host, scheme)
-    return added
-
-
-def _next_hop(environ: WSGIEnvironment, added: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the fields of the trusted proxies before this one, with *added* appended.
-
-    Scheme, host and port describe the client's view together: a port that the proxy did not send
-    follows from the host and scheme that it sent, never from this hop.
-    """
-    merged = dict(added)
-    for name, key in (
-        ("X-Forwarded-For", "HTTP_X_FORWARDED_FOR"),
-        ("Forwarded", "HTTP_FORWARDED"),
-    ):
-        chain = environ.get(key)
-        if chain:
-            merged[name] = f"{chain}, {added[name]}"
-    for name, key in (
-        ("X-Forwarded-Proto", "HTTP_X_FORWARDED_PROTO"),
-        ("X-Forwarded-Host", "HTTP_X_FORWARDED_HOST"),
-    ):
-        value = environ.get(key)
-        if value:
-            merged[name] = value
-    port = environ.get("HTTP_X_FORWARDED_PORT", "")
-    host, scheme = merged.get("X-Forwarded-Host", ""), merged["X-Forwarded-Proto"]
-    merged["X-Forwarded-Port"] = _port(host, scheme, port)
-    return merged
-
-
-def _port(host: str, scheme: str, forwarded: str = "") -> str:
-    """Return the port of *host*; without one, *forwarded*, or else the scheme's default."""
-    port = host.rpartition(":")[2] if not host.endswith("]") and ":" in host else ""
-    return port or forwarded or ("443" if scheme == "https" else "80")
 
 
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,20}")
@@ -431,6 +375,11 @@ class RequestMaker:
         if protocol not in _PROTOCOLS:
             raise Refusal.of(505, "HTTP version not supported.")
         fields = self._copier.copied(environ)
+        if SET_FIELDS in environ:
+            # after the client's Connection was obeyed, which could else name them
+            for key in environ[SET_FIELDS]:
+                if key in environ:
+                    fields[_field_name(key)] = environ[key]
         if self._hidden_cookies and "Cookie" in fields:
             cookies = without_cookies(fields.pop("Cookie"), self._hidden_cookies)
             if cookies:
