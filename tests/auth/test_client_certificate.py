@@ -118,6 +118,8 @@ def test_a_spiffe_id_is_the_only_uri() -> None:
         ("san_uri", "spiffe://shop/**", ["spiffe://shop/a/b"], ["spiffe://shop.evil/a"]),
         ("san_dns", "*.shop.example", ["A.shop.example"], ["a.b.shop.example", "shop.example"]),
         ("dn", "CN=*,O=Acme", ["CN=a b,O=Acme"], ["CN=a,O=Evil,O=Acme", "CN=a,O=Acme,C=DE"]),
+        ("dn", "CN=*,O=Acme", [r"CN=a\,b,O=Acme"], [r"CN=a\,O=Acme", "CN=a+OU=b,O=Acme"]),
+        ("dn", "CN=*-prod,O=Acme", ["CN=a-prod,O=Acme"], ["CN=-prod,O=Acme"]),
         ("san_email", "*@shop.example", ["a@shop.example"], ["a@b@shop.example", "@shop.example"]),
         ("cn", "orders-*", ["orders-a.b/c"], ["orders-", "xorders-1", "orders-1\n"]),
         ("cn", "a.b", ["a.b"], ["axb", "A.b"]),

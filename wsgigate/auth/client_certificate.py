@@ -340,22 +340,29 @@ _CALLED = {
     "san_email": "email address",
 }
 
-_SEPARATORS = {"dn": ",", "cn": "", "san_dns": ".", "san_uri": "/", "san_email": "@"}
+_WITHIN = {
+    # what is escaped is part of a value; a plus sign begins another attribute beside the first
+    "dn": r"(?:[^,+\\]|\\.)+",
+    "cn": ".+",
+    "san_dns": r"[^.]+",
+    "san_uri": "[^/]+",
+    "san_email": "[^@]+",
+}
+"""What ``*`` stands for in a pattern of each kind of name."""
 
 
 def allowed_subjects(patterns: Iterable[str], kind: str) -> re.Pattern[str] | None:
     """Return the expression that the subjects of *patterns* match; None without patterns.
 
-    ``*`` is any text within one part of a name: between the commas of a distinguished name, the
-    slashes of a URI, the dots of a DNS name. ``**`` is any text.
+    ``*`` is any text within one part of a name: the value of an attribute of a distinguished name,
+    the text between the slashes of a URI or the dots of a DNS name. ``**`` is any text.
 
     :param kind: One of :data:`SUBJECTS`.
     :raises ValueError: A pattern is empty, or no text.
     """
     if isinstance(patterns, str):
         raise ValueError(f'allow: expected a list such as ["spiffe://shop/*"], not {patterns!r}')
-    separator = _SEPARATORS[kind]
-    within = rf"[^{re.escape(separator)}]+" if separator else ".+"
+    within = _WITHIN[kind]
     expressions: list[str] = []
     for pattern in patterns:
         if not isinstance(pattern, str) or not pattern:
