@@ -13,9 +13,10 @@ import pytest
 from werkzeug.test import Client
 
 from tests.support.objects import part
-from wsgigate import Identity, Mirror
+from wsgigate import ApiKeyAuthenticator, ApiKeys, Identity, Mirror
 from wsgigate.http.wsgi import CLAIMS, CLIENT, IDENTITY, ROUTE, BodyError
 from wsgigate.runtime.threads import BackgroundQueue
+from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import FakeClock
 from wsgigate.testing.fakes import Server, new_environ
 
@@ -107,6 +108,50 @@ def test_credentials_are_copied_only_if_configured(shadow: Shadow, credentials: 
     ask(mirror, **SECRETS)
     copy, _ = shadow.next()
     assert {key: copy[key] for key in SECRETS if key in copy} == (SECRETS if credentials else {})
+    mirror.close()
+
+
+@pytest.mark.parametrize("credentials", [False, True])
+@pytest.mark.parametrize("body", [b"", b"an order"])
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_key_that_an_authenticator_inside_removes_is_in_no_copy(
+    shadow: Shadow, credentials: bool, body: bytes, removed: bool
+) -> None:
+    keys = ApiKeys(MemoryStore())
+    key = keys.create("acme").key
+    options: Any = {"header": "X-Partner", "authorization": "ApiKey", "query": "api_key"}
+    inner = ApiKeyAuthenticator(echo, keys, hide_credentials=removed, **options)
+    mirror = Mirror(inner, shadow, credentials=credentials)
+    places: list[dict[str, Any]] = [
+        {"HTTP_X_PARTNER": key},
+        {"HTTP_AUTHORIZATION": f"ApiKey {key}"},
+        {"QUERY_STRING": f"a=1&api_key={key}", "RAW_URI": f"/?a=1&api_key={key}"},
+    ]
+    for place in places:
+        assert ask(mirror, "POST" if body else "GET", body, **place).status == "200 OK"
+        copy, copied = shadow.next()
+        assert copied == body
+        shown = str([value for value in copy.values() if isinstance(value, str)])
+        assert (key in shown) is (not removed and _reaches_the_shadow(place, credentials))
+        assert ("a=1" in shown) is ("QUERY_STRING" in place)
+    mirror.close()
+
+
+def _reaches_the_shadow(place: dict[str, Any], credentials: bool) -> bool:
+    """Return whether a key that is not removed is in a copy; a parameter always is removed."""
+    return "QUERY_STRING" not in place and (credentials or "HTTP_AUTHORIZATION" not in place)
+
+
+def test_an_app_that_fails_is_mirrored_as_well(shadow: Shadow) -> None:
+    def fails(environ: Any, start_response: Any) -> Iterable[bytes]:
+        del environ["HTTP_X_A"]
+        raise LookupError
+
+    mirror = Mirror(fails, shadow)
+    with pytest.raises(LookupError):
+        ask(mirror, HTTP_X_A="1", HTTP_X_B="2")
+    copy, _ = shadow.next()
+    assert ("HTTP_X_A" in copy, copy["HTTP_X_B"]) == (False, "2")
     mirror.close()
 
 

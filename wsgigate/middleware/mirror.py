@@ -46,6 +46,9 @@ _CREDENTIALS = frozenset(
     )
 )
 _NOT_COPIED = frozenset(("HTTP_TRANSFER_ENCODING", "HTTP_EXPECT", "HTTP_UPGRADE"))
+_URL = frozenset(("QUERY_STRING", "RAW_URI", "REQUEST_URI"))
+"""The environ keys from which a middleware removes a credential, besides fields."""
+
 _OF_REQUESTS = frozenset(
     (
         *("REQUEST_METHOD", "SCRIPT_NAME", "PATH_INFO", "QUERY_STRING", "RAW_URI", "REQUEST_URI"),
@@ -75,7 +78,9 @@ class Mirror:
     the copies from a short queue; if the queue is full, copies are dropped and counted. A copy has
     ``X-Gateway-Mirror: 1``, a field that is removed from client requests. Unless *credentials* is
     set, a copy has none of ``Authorization``, ``Cookie``, ``Proxy-Authorization``, ``X-Api-Key``
-    and the verified claims.
+    and the verified claims. What a middleware inside *app* removes from the fields or the query, as
+    an :class:`ApiKeyAuthenticator` does with keys, no copy has. So copies are made once *app* was
+    called.
 
     :param app: The WSGI application that serves the requests.
     :param other: The app that gets the copies, such as a forwarder, whose timeouts bound them.
@@ -147,8 +152,11 @@ class Mirror:
         length = environ.get("CONTENT_LENGTH") or ""
         chunked = "HTTP_TRANSFER_ENCODING" in environ
         if not chunked and length in ("", "0"):
-            self._put(self._copied(environ), b"")
-            return self.app(environ, start_response)
+            copied = self._copied(environ)
+            try:
+                return self.app(environ, start_response)
+            finally:
+                self._put(copied, environ, b"")
         # Python itself refuses to read numbers of thousands of digits.
         if length and not (
             length.isdecimal() and len(length) < 20 and int(length) <= self._largest
@@ -164,7 +172,7 @@ class Mirror:
         finally:
             kept = body.whole()
             if kept is not None:
-                self._put(copied, kept)
+                self._put(copied, environ, kept)
             else:
                 with self.lock:
                     self.too_large += body.too_large
@@ -212,7 +220,15 @@ class Mirror:
         copied["wsgi.run_once"] = False
         return copied
 
-    def _put(self, copied: WSGIEnvironment, body: bytes) -> None:
+    def _put(self, copied: WSGIEnvironment, left: WSGIEnvironment, body: bytes) -> None:
+        """Put a copy into the queue, with the fields and the query as the app has *left* them."""
+        for key in [key for key in copied if key in _URL or key.startswith("HTTP_")]:
+            if key == _MARK:
+                continue
+            if key in left:
+                copied[key] = left[key]
+            else:
+                del copied[key]
         copied["wsgi.input"] = io.BytesIO(body)
         if body:
             copied["CONTENT_LENGTH"] = str(len(body))
