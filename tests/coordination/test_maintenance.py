@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -43,6 +44,28 @@ def test_other_workers_see_a_change_at_their_next_read(clock: FakeClock) -> None
     assert one.notice(["gateway"]) is None
     clock.advance(0.5)
     assert other.notice(["gateway"]) is None
+
+
+def test_a_switch_applies_at_once_though_a_read_began_before_it(clock: FakeClock) -> None:
+    """Another thread of the worker has read the old value, and is slow to note it."""
+
+    class Slow(MemoryStore):
+        def get(self, key: str) -> tuple[bytes | None, float]:
+            found = super().get(key)
+            if turns:
+                turns.pop()()
+            return found
+
+    turns: list[Callable[[], None]] = []
+    switch = MaintenanceSwitch(Slow(clock=clock), clock=clock)
+    for change, out in (
+        (lambda: switch.on("gateway"), True),
+        (lambda: switch.off("gateway"), False),
+    ):
+        clock.advance(1)
+        turns.append(change)
+        switch.notice(["gateway"])
+        assert (switch.notice(["gateway"]) is not None) is out
 
 
 def test_maintenance_ends_by_the_clock_of_the_store(clock: FakeClock) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from wsgigate.rules.arguments import checked
+from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import steady
 from wsgigate.runtime.logs import ChangeLog, FailureLog, one_line
 from wsgigate.store import MisconfiguredStore, Store, StoreError, update
@@ -166,6 +168,9 @@ class MaintenanceSwitch:
         self._staleness = staleness
         self._clock = clock
         self._known: _KnownNotices | None = None
+        self._switches = 0
+        self._lock: threading.Lock
+        fork.renewed(self, _lock="Lock")
         self._may_log = may_log
         self._seen: dict[str, Notice] = {}
         self._changes = ChangeLog(LOG, clock=clock)
@@ -212,7 +217,11 @@ class MaintenanceSwitch:
         now = self._clock()
         known = self._known
         if known is None or now - known.read >= self._staleness:
-            known = self._known = self._read(known, now)
+            switches = self._switches
+            known = self._read(known, now)
+            with self._lock:
+                if switches == self._switches:  # else it may be what was there before a switch
+                    self._known = known
         if not known.notices:
             return None
         there = now + known.ahead
@@ -283,4 +292,6 @@ class MaintenanceSwitch:
 
         switched(None, scope, 0.0, on=on, lasts=lasts, message=message)  # checks them
         update(self._opened.open(), self._key, change)
-        self._known = None  # applies in this worker at once
+        with self._lock:
+            self._switches += 1
+            self._known = None  # applies in this worker at once
