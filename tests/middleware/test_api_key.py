@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -394,6 +395,19 @@ def test_the_reason_names_the_key_by_its_id(backend: Backend, keys: ApiKeys, key
     Client(logger).get("/", headers={"X-API-Key": key}).close()
     logger.flush()
     assert f"bad API key: key {record.id} was revoked" in stream.getvalue()
+
+
+def test_the_access_log_has_the_owner_of_a_key_without_the_scope(
+    backend: Backend, keys: ApiKeys, key: str
+) -> None:
+    stream = io.StringIO()
+    guarded = ApiKeyAuthenticator(backend, keys, scopes=["orders:write"])
+    logger = Logger(guarded, stream=stream, format="json")
+    assert Client(logger).get("/", headers={"X-API-Key": key}).status_code == 403
+    logger.flush()
+    record = json.loads(stream.getvalue())
+    assert (record["status"], record["subject"]) == (403, "acme")
+    assert backend.seen is None
 
 
 # Options.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 from wsgiref.util import setup_testing_defaults
@@ -20,6 +21,7 @@ from wsgigate.auth.token_cache import TokenCache
 from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import CLAIMS, IDENTITY
 from wsgigate.middleware.authenticator import Authenticator
+from wsgigate.middleware.logger import Logger
 
 
 def test_a_valid_token_sets_the_claims():
@@ -266,6 +268,16 @@ def test_all_scopes_are_needed(extra, status):
         )
         assert "orders:write" in gate.reason  # type: ignore[operator]
         assert gate.seen == []
+
+
+def test_the_access_log_has_the_subject_of_a_token_without_the_scope():
+    stream = io.StringIO()
+    logger = Logger(Gate(scopes=["orders:write"]).stack, stream=stream, format="json")
+    fields = {"Authorization": f"Bearer {signed(claims())}"}
+    assert Client(logger).get("/", headers=fields).status_code == 403
+    logger.flush()
+    record = json.loads(stream.getvalue())
+    assert (record["status"], record["subject"]) == (403, "user-1")
 
 
 def test_j33_an_error_during_verification_never_passes():

@@ -194,6 +194,7 @@ class ApiKeyAuthenticator:
         else:
             if self._outages.ongoing:
                 self._outages.resolved(_log.warning, "API keys can be read again")
+        environ[IDENTITY] = identity  # also of a rejected request, for the access log
         if self._scopes and not self._scopes <= identity.scopes:
             missing = ", ".join(sorted(self._scopes - identity.scopes))
             refused(
@@ -202,7 +203,6 @@ class ApiKeyAuthenticator:
                 f"key {identity.client} does not have the scope {missing}",
             )
             return self._insufficient(environ, start_response)
-        environ[IDENTITY] = identity
         return self.app(environ, start_response)
 
     @property

@@ -113,8 +113,8 @@ class Authenticator:
         algorithms cannot be mixed. Default with *jwks*, *jwks_file* or discovery: every asymmetric
         algorithm that a key is for.
     :param secret: The secret of HS256, HS384 and HS512 tokens, or several during rotation.
-    :param public_key: The public key that verifies RS, PS, ES and EdDSA tokens, as PEM text, or
-        several during rotation. A certificate is accepted; only its key is used.
+    :param public_key: The public key that verifies RS, PS, ES and EdDSA tokens, as PEM text or DER
+        bytes, or several during rotation. A certificate is accepted; only its key is used.
     :param jwks: The URL of the issuer's keys (JWK set), ``"https://..."``, or a JWK or JWK set as
         text. Plain ``http`` is allowed for this machine only.
     :param jwks_file: A file that contains a JWK or a JWK set; it is read again when it changes.
@@ -364,6 +364,7 @@ class Authenticator:
                 return refusal(environ, start_response)
             if nonce is not None:
                 start_response = _with_nonce(start_response, nonce)
+        environ[IDENTITY] = verified.identity  # also of a rejected request, for the access log
         if verified.missing:
             refused(
                 environ,
@@ -371,7 +372,6 @@ class Authenticator:
                 f"the token does not grant {', '.join(sorted(verified.missing))}",
             )
             return self._answer("insufficient_scope", value)(environ, start_response)
-        environ[IDENTITY] = verified.identity
         environ[CLAIMS] = claims = verified.claims.copy()
         for name in verified.nested:
             claims[name] = _copied(claims[name])
