@@ -159,10 +159,14 @@ def test_without_anything_read_a_broken_or_absent_file_is_an_error(
             file.look()
 
 
-def test_an_absent_file_may_have_a_meaning(path: Path, lines: Lines) -> None:
+def test_an_absent_file_may_have_a_meaning(
+    path: Path, lines: Lines, caplog: pytest.LogCaptureFixture
+) -> None:
     file = lines(absent=[])
     assert [file.look(), file.look()] == [None, None]
     assert file.value == []
+    said = f"The list of words {path} does not exist, and counts as empty until it does"
+    assert caplog.messages == [said]
     write(path, "one")
     assert file.look() is not None
     assert file.value == ["one"]

@@ -42,7 +42,8 @@ class ReloadedFile(Generic[T]):
     :param what: What the file is, for the log, such as ``the file of API keys``.
     :param logger: The logger that receives errors.
     :param largest: The largest size in bytes.
-    :param absent: What an absent file means. Default: it is an error.
+    :param absent: What an absent file means; that it is absent is logged once. Default: it is an
+        error.
     :param clock: Returns monotonic seconds.
     :param now: Returns the Unix time in seconds.
     :ivar value: What was read last; None before.
@@ -111,6 +112,13 @@ class ReloadedFile(Generic[T]):
             if self._version is None and self.value is not None:
                 return None
             return self._failed("it does not exist")
+        if self.value is None:
+            self._logger.warning(
+                "%s%s %s does not exist, and counts as empty until it does",
+                self._what[:1].upper(),
+                self._what[1:],
+                self.path,
+            )
         self.value, self._version = self._absent, None
         return None
 
