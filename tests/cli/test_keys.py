@@ -111,6 +111,34 @@ def test_invalid_arguments_are_reported(
     assert words in capsys.readouterr().err
 
 
+LIMITED = """
+[[routes.middleware]]
+use = "limiter"
+quota = "10/m"
+plan = "claim:plan"
+plans = { free = "20/m", gold = "100/m" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("limiter", "plan", "warned"),
+    [(LIMITED, "gold", False), (LIMITED, "glod", True), (LIMITED, "", False), ("", "glod", False)],
+)
+def test_a_plan_that_no_limiter_has_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], limiter: str, plan: str, warned: bool
+) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_text(MEMORY + ROUTE + limiter)
+    assert main(["keys", "create", str(path), "--owner", "acme", "--plan", plan]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("key: acme_")
+    expected = (
+        f"wsgigate: warning: --plan: no limiter of {path} has the plan 'glod', so the default "
+        "quotas apply; the plans are free, gold\n"
+    )
+    assert said.err == (expected if warned else "")
+
+
 @pytest.mark.parametrize("arguments", [[], ["create", "gateway.toml"], ["revoke", "gateway.toml"]])
 def test_a_missing_argument_is_reported(
     arguments: list[str], capsys: pytest.CaptureFixture[str]

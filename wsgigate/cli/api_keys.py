@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +49,8 @@ def keys(arguments: argparse.Namespace) -> int:
     try:
         with _keys_of(arguments.file) as found:
             act[arguments.action](found, arguments)
+        if arguments.action == "create":
+            _check_plan(arguments.plan, arguments.file)
     except (ConfigError, ValueError) as error:
         return failed(error)
     except StoreError as error:
@@ -55,6 +58,21 @@ def keys(arguments: argparse.Namespace) -> int:
             return failed(f"the keys cannot be read: {error}", 1)
         return failed(f"unknown whether the change took effect: {error}", 1)
     return 0
+
+
+def _check_plan(plan: str, path: str) -> None:
+    """Warn of a *plan* that the limiters of the file *path* do not have, if they have any."""
+    plans: set[str] = set()
+    for _, entry in load(path).middlewares_at():
+        if entry.use == "limiter":
+            plans.update((entry.options or {}).get("plans") or ())
+    if plan and plans and plan not in plans:
+        there = ", ".join(sorted(plans))
+        print(
+            f"wsgigate: warning: --plan: no limiter of {path} has the plan {plan!r}, so the "
+            f"default quotas apply; the plans are {there}",
+            file=sys.stderr,
+        )
 
 
 def _create(found: ApiKeys, arguments: argparse.Namespace) -> None:
