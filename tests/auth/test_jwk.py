@@ -8,6 +8,13 @@ import re
 
 import jwt
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from tests.support.certificates import Authority
 from tests.support.issuer import octets, signing_key
@@ -23,7 +30,8 @@ from wsgigate.auth.jwk import (
 
 SECRET = b"0123456789abcdef" * 4
 OCT = {"kty": "oct", "k": octets(SECRET), "kid": "s"}
-RSA, EC, OKP = (signing_key(name) for name in ("RS256", "ES256", "EdDSA"))
+RSA, EC, OKP = PUBLIC = [signing_key(name) for name in ("RS256", "ES256", "EdDSA")]
+SPKI = PublicFormat.SubjectPublicKeyInfo
 
 
 def parts(token: str) -> tuple[bytes, bytes]:
@@ -220,6 +228,26 @@ def test_a_certificate_stands_for_its_key(tmp_path):
     assert len(keys.set) == 1
     with pytest.raises(ValueError, match="public_key: expected a key as PEM text"):
         VerificationKeys(["ES256"], public_key="-----BEGIN CERTIFICATE-----\nAAAA\n")
+
+
+def test_a_key_and_a_certificate_may_be_der(tmp_path):
+    authority = Authority(tmp_path)
+    certificate = x509.load_pem_x509_certificate(authority.path.read_bytes())
+    given = [
+        ("ES256", certificate.public_bytes(Encoding.DER)),
+        *((k.algorithm, k.private.public_key().public_bytes(Encoding.DER, SPKI)) for k in PUBLIC),
+    ]
+    for algorithm, data in given:
+        assert len(VerificationKeys([algorithm], public_key=data).set) == 1
+    for key in PUBLIC:
+        secret = key.private.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+        with pytest.raises(ValueError, match="public_key: this is a private key"):
+            VerificationKeys([key.algorithm], public_key=secret)
+    weak = signing_key("RS256-1024").private.public_key().public_bytes(Encoding.DER, SPKI)
+    with pytest.raises(ValueError, match="public_key: RSA of 1024 bits"):
+        VerificationKeys(["RS256"], public_key=weak)
+    with pytest.raises(ValueError, match="neither a public key nor a certificate in DER"):
+        VerificationKeys(["RS256"], public_key=given[0][1][:100])
 
 
 def test_json_given_as_a_public_key_names_the_cure():

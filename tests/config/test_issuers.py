@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from werkzeug.test import Client
 
 from tests.config.files import APP, SECRET, built, errors_of
@@ -121,6 +122,21 @@ def test_an_error_names_its_key_and_the_cure(options: str, key: str, said: str) 
     ((path, text),) = errors_of(route(options))
     assert path == f"routes[0].middleware[0].{key}"
     assert said in text
+
+
+def test_the_file_of_a_public_key_may_be_der_and_that_of_a_secret_may_not(tmp_path: Path) -> None:
+    key = signing_key("ES256")
+    public = key.private.public_key()
+    data = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.der").write_bytes(data)
+    text = route('algorithms = ["ES256"], public_key_file = "key.der"')
+    gateway = built(text, str(tmp_path / "gateway.toml"))
+    assert ask(Client(gateway), key.token({"sub": "7", "exp": 2**33})) == 200
+    gateway.close()
+    text = route('algorithms = ["HS256"], secret_file = "key.der"')
+    ((path, said),) = errors_of(text, str(tmp_path / "gateway.toml"))
+    assert path == "routes[0].middleware[0].secret_file"
+    assert said.endswith("key.der cannot be read: it is not UTF-8 text")
 
 
 def test_secrets_of_issuers_are_not_shown() -> None:

@@ -69,8 +69,8 @@ class TokenIssuer:
         algorithms cannot be mixed. Default with *jwks*, *jwks_file* or discovery: every asymmetric
         algorithm that a key is for.
     :param secret: The secret of HS256, HS384 and HS512 tokens, or several during rotation.
-    :param public_key: The public key that verifies RS, PS, ES and EdDSA tokens, as PEM text, or
-        several during rotation. A certificate is accepted; only its key is used.
+    :param public_key: The public key that verifies RS, PS, ES and EdDSA tokens, as PEM text or DER
+        bytes, or several during rotation. A certificate is accepted; only its key is used.
     :param jwks: The URL of the issuer's keys (JWK set), ``"https://..."``, or a JWK or JWK set as
         text. Plain ``http`` is allowed for this machine only.
     :param jwks_file: A file that contains a JWK or a JWK set; it is read again when it changes.

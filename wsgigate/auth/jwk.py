@@ -35,7 +35,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    load_der_private_key,
+    load_der_public_key,
+    load_pem_public_key,
+)
 from jwt.algorithms import Algorithm, get_default_algorithms
 
 from wsgigate.http.bodies import InvalidJson, read_object, shown
@@ -177,7 +181,7 @@ class VerificationKeys:
         Default with *jwks*: all those of the keys.
     :param secret: For ``HS*``: the shared secret, at least as long as the hash.
     :param public_key: For the others: PEM text, ``-----BEGIN PUBLIC KEY-----``, or a certificate,
-        of which only the key is used.
+        of which only the key is used. Bytes may be DER as well.
     :param jwks: A JWK or a JWK set (RFC 7517), as text or as a table, instead of these.
     :raises ValueError: A key is missing, weak, of the wrong type, or fits no algorithm. The message
         never contains a key.
@@ -306,7 +310,11 @@ def secret_of(algorithm: str, text: KeyText) -> bytes:
 
 def _public_key(text: bytes) -> Any:
     if b"PRIVATE KEY-----" in text:
-        raise ValueError("public_key: this is a private key; the gateway needs only the public key")
+        raise ValueError(_PRIVATE_KEY)
+    if _is_der(text):
+        key = _der_key(text)
+        check_strength(key)
+        return key
     if text.lstrip().startswith(b"{"):
         raise ValueError(
             "public_key: this is JSON, not PEM text; give a JWK or a JWK set as jwks or jwks_file"
@@ -315,7 +323,7 @@ def _public_key(text: bytes) -> Any:
         if b"-----BEGIN CERTIFICATE-----" in text:
             # The first one is the owner's; those of authorities follow. Its dates do not matter,
             # as it is trusted for being configured.
-            key: Any = x509.load_pem_x509_certificate(text).public_key()
+            key = x509.load_pem_x509_certificate(text).public_key()
         else:
             key = load_pem_public_key(text)
     except (ValueError, UnsupportedAlgorithm):
@@ -325,6 +333,35 @@ def _public_key(text: bytes) -> Any:
         ) from None
     check_strength(key)
     return key
+
+
+_PRIVATE_KEY = "public_key: this is a private key; the gateway needs only the public key"
+
+
+def _is_der(data: bytes) -> bool:
+    """Return whether *data* begins as keys and certificates in DER do: a SEQUENCE of its length."""
+    if data[:1] != b"\x30" or len(data) < 3:
+        return False
+    return data[1] in (0x81, 0x82) or data[1] == len(data) - 2
+
+
+def _der_key(data: bytes) -> Any:
+    try:
+        return load_der_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):
+        pass
+    try:
+        return x509.load_der_x509_certificate(data).public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        pass
+    try:
+        load_der_private_key(data, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ValueError(
+            "public_key: these bytes are neither a public key nor a certificate in DER; expected "
+            "one of these, or PEM text, which starts with -----BEGIN PUBLIC KEY-----"
+        ) from None
+    raise ValueError(_PRIVATE_KEY)
 
 
 def check_strength(key: object) -> None:

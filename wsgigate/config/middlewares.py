@@ -429,7 +429,7 @@ _KEY_FILES = {
     "secret_file": TableKey(Text(), "A file that contains the secret.", None),
     "public_key_file": TableKey(
         UnionOf(is_list, ListOf(Text(), least=1), Text("text or a list of texts")),
-        "Files that contain public keys or certificates (PEM).",
+        "Files that contain public keys or certificates (PEM or DER).",
         None,
     ),
 }
@@ -526,12 +526,18 @@ def _made(entry: Middleware, context: BuildContext, app: App, *, refuse: Refuse)
     return wrap(app, entry, context._replace(refuse=refuse))
 
 
-def _content(file: Path, key: str) -> str:
+def _content(file: Path, key: str) -> str | bytes:
+    """Return the content of *file*: text, or of a public key the bytes of a DER file."""
     try:
-        content = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ValueError(f"{key}: {file} cannot be read: {reason}") from error
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{key}: {file} cannot be read: {error.strerror}") from error
+    try:
+        content = data.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        if key == "public_key_file":
+            return data
+        raise ValueError(f"{key}: {file} cannot be read: it is not UTF-8 text") from None
     if not content:
         raise ValueError(f"{key}: {file} is empty")
     return content
