@@ -1,6 +1,13 @@
 """How Sphinx builds these pages: ``make docs``."""
 
+import django
+from django.conf import settings
+
 from wsgigate import __version__
+
+# Parts of Django can be imported in a project only.
+settings.configure(INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes"])
+django.setup()
 
 project = "wsgigate"
 author = "the wsgigate authors"

@@ -22,5 +22,5 @@ def test_the_tests_of_a_django_project_pass_twice(tmp_path: Path) -> None:
             [*command, "mysite"], cwd=tmp_path, env=environ, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert "Ran 1 test" in done.stderr
+        assert "Ran 2 tests" in done.stderr
     assert list(state.iterdir()) == []

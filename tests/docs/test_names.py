@@ -37,6 +37,9 @@ LOGGERS = {
     for name in re.findall(r'getLogger\("(wsgigate\.\w+)"\)', file.read_text(encoding="utf-8"))
 }
 
+CHECKS = set(re.findall(r'"(wsgigate\.[EW]\d+)"', (PACKAGE / "django" / "checks.py").read_text()))
+"""The ids of Django's system checks."""
+
 
 ALIKE = {
     "Command": "what a command line calls: Django finds the class of a management command by this "
@@ -94,7 +97,7 @@ def _exists(name: str) -> bool:
 
 
 def test_each_dotted_name_is_a_name_of_the_package_a_key_of_environ_or_a_logger() -> None:
-    known = {*LOGGERS, *re.findall(r'``"(wsgigate\.\w+)"``', PAGES["environ.rst"])}
+    known = {*LOGGERS, *CHECKS, *re.findall(r'``"(wsgigate\.\w+)"``', PAGES["environ.rst"])}
     new = {file.removesuffix(".py").replace("/", ".") for file in NEW}
     missing = [
         place
@@ -141,6 +144,11 @@ def test_each_command_has_the_options_that_the_pages_give_it() -> None:
         if option not in _options(match[1])
     ]
     assert not missing, "\n".join(missing)
+
+
+def test_each_system_check_is_in_the_table_of_checks() -> None:
+    table = PAGES["django.rst"].partition("     - Problem\n")[2].partition("\n\n")[0]
+    assert sorted(name for name in CHECKS if f"``{name}``" not in table) == []
 
 
 def test_each_logger_is_in_the_table_of_loggers() -> None:
