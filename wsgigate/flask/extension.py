@@ -42,7 +42,7 @@ H = TypeVar("H", bound=Callable[..., Any])
 V = TypeVar("V", bound="Callable[..., Any] | Blueprint")
 
 
-class _State:
+class _ExtensionState:
     """What the extension keeps of one app, in ``app.extensions["wsgigate"]``."""
 
     def __init__(self, gateway: Gateway, settings: ViewSettings, limits: AppLimits) -> None:
@@ -117,7 +117,7 @@ class WsgiGate:
         except ValueError as error:
             which = "LIMIT_KEY" if str(error).startswith("key") else "LIMIT_DEFAULT"
             raise ConfigError("app.config", [(PREFIX + which, str(error))]) from None
-        app.extensions[EXTENSION] = _State(gateway, views, limits)
+        app.extensions[EXTENSION] = _ExtensionState(gateway, views, limits)
         app.before_request(limits.before_request)
         app.after_request(limits.after_request)
         app.after_request(add_fields)
