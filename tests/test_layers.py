@@ -81,6 +81,8 @@ DRIVERS = {
     "hiredis": {"store/redis_connections.py"},
     "httptools": {"client/response_reader.py"},
     "argon2": {"auth/passwords.py"},
+    "http_message_signatures": {"auth/message_signature.py"},
+    "http_sf": {"auth/message_signature.py"},
     "jwt": {"auth/internal_token.py", "auth/jwk.py", "auth/jwt.py"},
     "cryptography": {
         "auth/client_certificate.py",

@@ -87,6 +87,12 @@ VALID: dict[str, dict[str, Any]] = {
     "Route": {"path": "/", "endpoint": app},
     "Shedder": {"app": app},
     "SheddingRules": {},
+    "SignatureAuthenticator": {
+        "app": app,
+        "signers": [{"subject": "ann", "id": "a", "secret": SECRET}],
+        "store": "memory:",
+    },
+    "Signer": {"subject": "ann", "id": "a", "secret": SECRET},
     "Splitter": {"apps": {"a": (app, 1)}},
     "StaleAnswers": {"app": app},
     "Stickiness": {"service": "svc", "secret": SECRET.encode()},

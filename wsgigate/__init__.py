@@ -18,6 +18,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.auth.authorization import AuthorizationRule as AuthorizationRule
     from wsgigate.auth.identity import Identity as Identity
     from wsgigate.auth.internal_token import InternalTokens as InternalTokens
+    from wsgigate.auth.message_signature import Signer as Signer
     from wsgigate.auth.resource import ProtectedResource as ProtectedResource
     from wsgigate.config.build import load as load
     from wsgigate.coordination.api_keys import ApiKeys as ApiKeys
@@ -50,6 +51,9 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.middleware.limiter import Limiter as Limiter
     from wsgigate.middleware.logger import Logger as Logger
     from wsgigate.middleware.maintenance import Maintenance as Maintenance
+    from wsgigate.middleware.message_signature import (
+        SignatureAuthenticator as SignatureAuthenticator,
+    )
     from wsgigate.middleware.mirror import Mirror as Mirror
     from wsgigate.middleware.published_keys import PublishedKeys as PublishedKeys
     from wsgigate.middleware.request_id import RequestId as RequestId

@@ -63,6 +63,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_RUNTIME_DIR", "")
     monkeypatch.setenv("XDG_STATE_HOME", "")
     monkeypatch.setenv("JWT_SECRET", "change me: at least 32 bytes long")
+    monkeypatch.setenv("ACME_SECRET", "change me: at least 32 bytes long")
     monkeypatch.setenv("INTROSPECTION_SECRET", "change me")
     monkeypatch.setenv("INTERNAL_SECRET", "another one: at least 32 bytes long")
     monkeypatch.setenv("ADMIN_TOKEN", "change me: 32 visible characters".replace(" ", "-"))

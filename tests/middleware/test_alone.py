@@ -20,6 +20,7 @@ from django.urls import path
 from flask import Flask, Response, request, session
 
 from tests.support.django_project import configure
+from wsgigate.auth.message_signature import Signer
 from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.maintenance import MaintenanceSwitch
 from wsgigate.http.problem import Problem
@@ -42,6 +43,7 @@ from wsgigate.middleware.introspection import IntrospectionAuthenticator
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.maintenance import Maintenance
+from wsgigate.middleware.message_signature import SignatureAuthenticator
 from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.splitter import Splitter
@@ -84,6 +86,9 @@ MIDDLEWARES: dict[str, Callable[[Any], Any]] = {
     "maintenance": lambda app: Maintenance(app, MaintenanceSwitch(MemoryStore())),
     "mirror": lambda app: Mirror(app, Problem(503)),
     "request_id": RequestId,
+    "signature": lambda app: SignatureAuthenticator(
+        app, [Signer(subject="a", id="a", secret=SECRET)], store=MemoryStore(), required=False
+    ),
     "splitter": lambda app: Splitter({"one": (app, 1), "none": (Problem(500), 0)}),
     "stale": StaleAnswers,
 }

@@ -12,6 +12,7 @@ import jwt
 import pytest
 
 from tests.support.logs import silence
+from wsgigate.auth.message_signature import Signer
 from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.maintenance import MaintenanceSwitch
 from wsgigate.http.problem import Problem
@@ -34,6 +35,7 @@ from wsgigate.middleware.introspection import IntrospectionAuthenticator
 from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.maintenance import Maintenance
+from wsgigate.middleware.message_signature import SignatureAuthenticator
 from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.shedder import Shedder, SheddingRules
@@ -119,6 +121,13 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ("mirror", lambda app: Mirror(app, Problem(503)), True),
     ("request_id", RequestId, True),
     ("shedder", lambda app: Shedder(app, SheddingRules(least=100)), False),
+    (
+        "signature",
+        lambda app: SignatureAuthenticator(
+            app, [Signer(subject="a", id="a", secret="x" * 32)], store=MemoryStore(), required=False
+        ),
+        True,
+    ),
     ("splitter", lambda app: Splitter({"one": (app, 1)}), True),
     ("stale", StaleAnswers, True),
 ]

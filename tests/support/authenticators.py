@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+from wsgiref.types import StartResponse, WSGIEnvironment
 
 from argon2 import PasswordHasher
 
 from tests.support.certificates import Authority
+from tests.support.signing import Requester
 from wsgigate import (
     ApiKeyAuthenticator,
     ApiKeys,
@@ -23,6 +26,7 @@ from wsgigate import (
     BasicAuthenticator,
     ClientCertificate,
     MemoryStore,
+    SignatureAuthenticator,
 )
 from wsgigate.auth.jwt import mint
 
@@ -102,10 +106,43 @@ def client_certificate(folder: Path) -> Way:
     return Way(factory, of_server(1), of_server(-1), "orders", "mtls")
 
 
+class Signing(SignatureAuthenticator):
+    """Signs each request with ``X-Sign`` itself: a signature is for one request, and used once."""
+
+    requester = Requester()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        sign = environ.get("HTTP_X_SIGN")
+        if sign:
+            body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            created = int(time.time()) if sign == "well" else 1
+            signed = self.requester.environ(
+                environ["REQUEST_METHOD"],
+                "http://localhost/",
+                body,
+                created=created,
+                nonce=str(uuid4()),
+            )
+            names = ("HTTP_SIGNATURE", "HTTP_SIGNATURE_INPUT", "HTTP_CONTENT_DIGEST", "wsgi.input")
+            environ.update({name: signed[name] for name in names if name in signed})
+        return super().__call__(environ, start_response)
+
+
+def message_signature(_folder: Path) -> Way:
+    return Way(
+        partial(Signing, signers=[Signing.requester.signer()], store=MemoryStore()),
+        {"headers": {"X-Sign": "well"}},
+        {"headers": {"X-Sign": "badly"}},
+        "ann",
+        "signature",
+    )
+
+
 AUTHENTICATORS: dict[str, Row] = {
     "api-key": api_key,
     "authenticator": bearer,
     "basic": basic,
     "client-certificate": client_certificate,
+    "message-signature": message_signature,
 }
 """By ``use`` in the file."""

@@ -61,6 +61,7 @@ __all__ = [
     "configured_keys",
     "fits",
     "kind_of",
+    "public_key_of",
     "public_members",
     "read_jwk",
     "read_jwks",
@@ -232,7 +233,7 @@ def _given_keys(
             for text in texts:
                 secret_of(name, text)
         return [VerificationKey(text, frozenset(names)) for text in texts]
-    keys = [_public_key(text) for text in texts]
+    keys = [public_key_of(text) for text in texts]
     made = [VerificationKey(key, frozenset(n for n in names if fits(n, key))) for key in keys]
     _check_all_used(names, made)
     return made
@@ -308,7 +309,12 @@ def secret_of(algorithm: str, text: KeyText) -> bytes:
     return data
 
 
-def _public_key(text: bytes) -> Any:
+def public_key_of(given: KeyText) -> Any:
+    """Return the public key of PEM text, of which only the key is used if it is a certificate.
+
+    :raises ValueError: It is something else, or the key is weak.
+    """
+    text = text_of("public_key", given)
     if b"PRIVATE KEY-----" in text:
         raise ValueError(_PRIVATE_KEY)
     if _is_der(text):

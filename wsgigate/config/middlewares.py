@@ -498,12 +498,42 @@ def _with_client_secrets(options: Options, context: BuildContext) -> Options:
     """Return the options of a middleware that asks an endpoint, with its secrets read."""
     if "ca" in options:
         options["ca"] = str(context.folder / options["ca"])
-    kinds = ("client_secret", "bearer_token")
+    return _with_content_of(("client_secret", "bearer_token"), options, context)
+
+
+def _with_content_of(kinds: tuple[str, ...], options: Options, context: BuildContext) -> Options:
+    """Return *options* with the content of the one file that ``KIND_file`` names, for each kind."""
     with_contents = _with_contents_of(kinds, options, context)
     for kind in kinds:
         if isinstance(with_contents.get(kind), list):
             [with_contents[kind]] = with_contents[kind]
     return with_contents
+
+
+_SIGNER = ArgumentTable(
+    "wsgigate.auth.message_signature:Signer",
+    name="Signer",
+    keys={
+        "secret_file": _KEY_FILES["secret_file"],
+        "public_key_file": TableKey(
+            Text(), "A file that contains a public key or a certificate (PEM).", None
+        ),
+        "jwks": "A JWK or JWK set as JSON text, instead of these.",
+        "jwks_file": TableKey(Text(), "A file that contains a JWK or a JWK set.", None),
+    },
+)
+
+
+def _with_signers(options: Options, context: BuildContext) -> Options:
+    """Return the options of a verifier of signatures with the keys of its signers read."""
+    made = []
+    for number, each in enumerate(options["signers"]):
+        try:
+            signer = _with_content_of(("secret", "public_key", "jwks"), dict(each), context)
+            made.append(_SIGNER.make(**_SIGNER.arguments(signer)))
+        except ValueError as error:
+            raise ValueError(f"signers[{number}].{error}") from None
+    return {**options, "signers": made}
 
 
 def _with_users_file(options: Options, context: BuildContext) -> Options:
@@ -563,6 +593,7 @@ VERIFIERS = (
     "client-certificate",
     "forward-auth",
     "introspection",
+    "message-signature",
 )
 """The middlewares of the package that verify callers."""
 
@@ -711,6 +742,16 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
                 convert=lambda name: sys.stderr if name == "stderr" else None,
             )
         },
+    ),
+    "message-signature": KnownMiddleware(
+        "wsgigate.middleware.message_signature:SignatureAuthenticator",
+        keys={
+            "signers": TableKey(
+                ListOf(_SIGNER, least=1), "The callers and their keys, each a table."
+            ),
+            "exempt": _selection(_EXEMPT, "Requests that pass unchecked, without an identity."),
+        },
+        prepare=_with_signers,
     ),
     "request-id": KnownMiddleware("wsgigate.middleware.request_id:RequestId"),
     "shedder": KnownMiddleware("wsgigate.middleware.shedder:Shedder"),
