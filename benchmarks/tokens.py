@@ -2,11 +2,13 @@
 
 Microseconds of processor time that a request takes more than one around the bare app, the least of
 many rounds that alternate between the cases, as other work of the machine only adds. A miss is a
-token that is not cached: it is parsed, its signature and claims are verified.
+token that is not cached: it is parsed, its signature and claims are verified. ``introspection`` and
+``forward-auth`` are remembered answers of another server.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,10 +20,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from benchmarks.meter import least_costs
 from benchmarks.table import aligned
-from wsgigate import Authenticator, DenyList
+from wsgigate import Authenticator, DenyList, ForwardAuth, IntrospectionAuthenticator
 from wsgigate.auth.jwks import KeySources
 from wsgigate.auth.jwks_record import JwksAnswer
 from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import Backend, reply
 
 __all__ = ["costs"]
 
@@ -51,10 +54,35 @@ def _cases() -> dict[str, Callable[[], object]]:
     sources = KeySources(store, ask=lambda *_, **__: JwksAnswer((jwk,)))
 
     def serve(app: Any, text: str = token) -> Callable[[], object]:
-        environ = {"REQUEST_METHOD": "GET", "HTTP_AUTHORIZATION": f"Bearer {text}"}
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "HTTP_AUTHORIZATION": f"Bearer {text}",
+            "HTTP_HOST": "shop.example",
+            "PATH_INFO": "/orders/7",
+            "RAW_URI": "/orders/7",
+            "wsgi.url_scheme": "https",
+        }
         assert app(environ, _start) == [b""], "the token is rejected"
         return lambda: app(environ, _start)
 
+    active = json.dumps({**claims, "active": True}).encode()
+    with Backend(reply(active, fields=[("Content-Type", "application/json")])) as server:
+        client: dict[str, Any] = {"client_id": "gate", "client_secret": "s", "audience": "api"}
+        introspection = serve(
+            IntrospectionAuthenticator(_app, server.url, **client, cache=86_400.0), "a" * 40
+        )
+    with Backend(reply(fields=[("Remote-User", "ann"), ("Remote-Groups", "clerks")])) as server:
+        forward_auth = serve(
+            ForwardAuth(
+                _app,
+                server.url,
+                auth_response_headers=["Remote-User", "Remote-Groups"],
+                header_field="Remote-User",
+                cache=86_400.0,
+                cache_key_headers=["Authorization"],
+            ),
+            "a" * 40,
+        )
     rules: dict[str, Any] = {"issuer": ISSUER, "audience": "api"}
     keyed: dict[str, Any] = {**rules, "algorithms": ["RS256"], "public_key": pem}
     other = {"issuer": "https://other.example", "jwks": jwk}
@@ -66,6 +94,8 @@ def _cases() -> dict[str, Callable[[], object]]:
         "cached, nested claims": serve(Authenticator(_app, **keyed), nested),
         "cached, fetched keys": serve(Authenticator(_app, **rules, key_sources=sources)),
         "cached, two issuers": serve(Authenticator(_app, issuers=several)),
+        "introspection": introspection,
+        "forward-auth": forward_auth,
         "RS256 miss": serve(Authenticator(_app, **keyed, cache_size=0)),
         "RS256 miss, fetched keys": serve(
             Authenticator(_app, **rules, key_sources=sources, cache_size=0)

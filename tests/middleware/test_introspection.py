@@ -8,15 +8,16 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
 from werkzeug.test import Client, TestResponse
 
 from tests.support.certificates import Authority, make_certificate
-from wsgigate import ApiKeyAuthenticator, ApiKeys, IntrospectionAuthenticator
+from wsgigate import AnyOf, ApiKeyAuthenticator, ApiKeys, IntrospectionAuthenticator
 from wsgigate.auth.identity import IDENTITY
 from wsgigate.http.wsgi import CLAIMS, REASON
 from wsgigate.store.memory import MemoryStore
@@ -42,10 +43,6 @@ class Server(Backend):
     def __init__(self, **options: Any) -> None:
         super().__init__(self._answer, **options)
         self.tokens: dict[str, Any] = {}
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        return self
 
     def _answer(self, connection: socket.socket, request: Received) -> None:
         [token] = parse_qs(request.body.decode())["token"]
@@ -386,6 +383,32 @@ def test_an_optional_token_leaves_the_identity_of_another_authenticator() -> Non
         assert it.seen[-1][IDENTITY].subject == "ann"
         client.get("/")
         assert IDENTITY not in it.seen[-1]
+        assert client.get("/", headers={"Authorization": "Bearer bad"}).status_code == 401
+
+
+def test_another_authenticator_may_accept_a_request_without_a_token() -> None:
+    keys = ApiKeys(MemoryStore())
+    key, _ = keys.create("acme")
+    with Server() as server:
+        seen: list[str] = []
+
+        def app(environ: Any, start_response: Any) -> Iterable[bytes]:
+            seen.append(environ[IDENTITY].subject)
+            start_response("200 OK", [])
+            return [b""]
+
+        options = {"client_id": "gate", "client_secret": "s3cret"}
+        server.tokens = {"good": ACTIVE}
+        ways = [
+            partial(IntrospectionAuthenticator, endpoint=server.url, **options),
+            partial(ApiKeyAuthenticator, keys=keys),
+        ]
+        client = Client(AnyOf(app, ways))
+        assert client.get("/", headers={"X-API-Key": key}).status_code == 200
+        assert client.get("/", headers={"Authorization": "Bearer good"}).status_code == 200
+        assert seen == ["acme", "ann"]
+        response = client.get("/")
+        assert response.headers.getlist("WWW-Authenticate")[0] == 'Bearer realm="api"'
         assert client.get("/", headers={"Authorization": "Bearer bad"}).status_code == 401
 
 

@@ -7,8 +7,8 @@ answer arrives. An endpoint that is slow or dead must not hold all of them, so a
 - One time limit covers everything: waiting for a place, connecting, and the last byte of the
   answer. An endpoint that sends one byte per second cannot extend it. Only the resolution of a name
   is not covered, as the system's resolver cannot be interrupted.
-- At most ``max_concurrent`` exchanges run at a time in a process. As many requests may wait for a
-  place; all others fail at once.
+- At most ``max_concurrent`` exchanges run at a time in a process. Other requests wait for a place,
+  for at most a second, and not at all once an exchange has failed.
 - After failures in a row the circuit opens (:mod:`wsgigate.rules.circuit`): requests fail at once,
   those that wait for a place as well, and single requests probe whether the endpoint answers again.
 - No lock is held during an exchange, and a fork in the middle of one leaves no place taken.
@@ -166,7 +166,10 @@ class RemoteEndpoint:
     :param clock: Returns monotonic seconds, for the circuit.
     :raises ValueError: An argument is invalid; the message names it.
     :ivar name: Its URL without the query, for logs and ``/health``.
+    :ivar patience: Maximum seconds for which a request waits for a place.
     """
+
+    patience = 1.0
 
     def __init__(
         self,
@@ -273,6 +276,7 @@ class RemoteEndpoint:
     def _enter(self, until: float) -> int:
         """Take a place; return the generation of the circuit that granted it."""
         fork.notice_fork()
+        until = min(until, real() + self.patience)
         with self._changed:
             while True:
                 verdict, wait = acquire(self._verdict, self._clock(), self._rules)
@@ -283,11 +287,9 @@ class RemoteEndpoint:
                     self._verdict = verdict
                     self._running += 1
                     return verdict.generation
-                if verdict.state is not State.CLOSED or self._waiting >= self._most:
-                    raise EndpointFailed(f"{self._running} requests wait for its answer already")
                 left = until - real()
-                if left <= 0:
-                    raise EndpointFailed("other requests waited for it all the time", 1.0, True)
+                if left <= 0 or verdict.state is not State.CLOSED or self._tally.failures:
+                    raise EndpointFailed(f"{self._running} requests wait for its answer already")
                 self._waiting += 1
                 try:
                     self._changed.wait(left)

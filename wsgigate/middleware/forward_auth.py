@@ -122,8 +122,8 @@ class ForwardAuth:
     :param max_response_body_size: Maximum size of an answer in bytes; a larger one is a 503.
     :param ca: A file of trusted certificate authorities. Default: those of the package ``certifi``.
     :param timeout: Maximum time for an answer, in seconds.
-    :param max_concurrent: Maximum number of exchanges with the service at a time in each worker. As
-        many requests wait; others get a 503 at once.
+    :param max_concurrent: Maximum number of exchanges with the service at a time in each worker.
+        Other requests wait for at most a second, and then get a 503.
     :param cache: Time for which an answer that lets a request pass is remembered, in seconds, or
         less if its ``Cache-Control`` says so. Default: not at all.
     :param cache_key_headers: The fields with the client's credential, such as ``["Cookie"]``:

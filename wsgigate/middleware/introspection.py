@@ -69,8 +69,8 @@ class IntrospectionAuthenticator:
         none.
     :param ca: A file of trusted certificate authorities. Default: those of the package ``certifi``.
     :param timeout: Maximum time for an answer, in seconds.
-    :param max_concurrent: Maximum number of exchanges with the server at a time in each worker. As
-        many requests wait; others get a 503 at once.
+    :param max_concurrent: Maximum number of exchanges with the server at a time in each worker.
+        Other requests wait for at most a second, and then get a 503.
     :param cache: Maximum time for which a valid token is remembered, in seconds; never beyond its
         ``exp``. A revoked token is accepted for as long.
     :param inactive_cache: Time for which an invalid token is remembered, in seconds.

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TypeAlias
+from typing import Self, TypeAlias
 from urllib.parse import quote
 
 __all__ = ["Backend", "Received", "ScriptedAnswer", "cut", "reply"]
@@ -108,7 +108,7 @@ class Backend:
         self._threads: list[threading.Thread] = []
         self._accepted = 0
 
-    def __enter__(self) -> Backend:
+    def __enter__(self) -> Self:
         self.port = 0
         if self._unix is not None:
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
