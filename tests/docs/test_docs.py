@@ -17,12 +17,9 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import BLOCKS, FOLDER, NAMED, PAGES, RUN, commands, output, write_all
-from tests.support.django_project import configure
 from wsgigate.config.build import build
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import read_file
-
-configure()  # views are defined in a project only
 
 SERVED = {
     *("limited", "monolith", "shop", "run", "gunicorn", "gevent", "gate_worker"),
