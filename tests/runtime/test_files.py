@@ -159,6 +159,27 @@ def test_without_anything_read_a_broken_or_absent_file_is_an_error(
             file.look()
 
 
+def test_a_caller_that_needs_the_content_gets_its_errors_unlogged(
+    path: Path, lines: Lines, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = lines()
+    with pytest.raises(FileNotFoundError):
+        file.first()
+    for text, error in (("broken", "it is broken"), ("x" * 101, "it is larger than 100 bytes")):
+        write(path, text)
+        with pytest.raises(ValueError, match=error):
+            file.first()
+    assert (file.value, caplog.messages) == (None, [])
+    write(path, "one")
+    assert (file.first(), file.value, file.failing) == (["one"], ["one"], False)
+    write(path, "broken", 2.0)
+    file.look()
+    assert (file.value, file.failing) == (["one"], True)
+    write(path, "two", 3.0)
+    file.look()
+    assert (file.value, file.failing) == (["two"], False)
+
+
 def test_an_absent_file_may_have_a_meaning(
     path: Path, lines: Lines, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,7 +33,6 @@ While the store fails, each worker keeps the value for itself, and fetches for i
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 import threading
 from collections.abc import Callable, Sequence
@@ -57,6 +56,7 @@ from wsgigate.auth.jwks_record import (
 from wsgigate.client.exchange import Stopped
 from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import real, steady, wall
+from wsgigate.runtime.files import ReloadedFile
 from wsgigate.runtime.logs import FailureLog, one_line
 from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import VALUE_BYTES, Store, StoreError
@@ -119,6 +119,8 @@ class StaticKeys:
 
 _LOOK = 1.0
 
+_SETTING = "jwks_file: "
+
 
 class FileKeys:
     """The keys of a file, which is read again when it has changed.
@@ -129,6 +131,7 @@ class FileKeys:
     :param algorithms: The algorithms to use the keys for; None for all asymmetric ones.
     :param name: The name of the issuer, for logs.
     :param clock: Returns monotonic seconds; the file is looked at once a second.
+    :param now: Returns the Unix time in seconds.
     :raises ValueError: The file cannot be read, or has no key that can be used; the message begins
         with ``jwks_file``.
     """
@@ -140,15 +143,26 @@ class FileKeys:
         *,
         name: str,
         clock: Callable[[], float] = steady,
+        now: Callable[[], float] = wall,
     ) -> None:
         self.name = name
-        self._path = path
         self._algorithms = algorithms
         self._clock = clock
-        self._trouble = ""
-        self._failing = FailureLog(_log, "The keys of %r can be read again, after %.0f s", name)
-        self._version = self._on_disk()
-        self._keys = self._read()
+        self._file = ReloadedFile(
+            path,
+            self._parsed,
+            what=f"the file of the keys of {name!r}",
+            logger=_log,
+            largest=MOST_BYTES,
+            clock=clock,
+            now=now,
+        )
+        try:
+            self._file.first()
+        except OSError as error:
+            raise ValueError(f"jwks_file: {path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ValueError(f"jwks_file: {path}: {str(error).removeprefix(_SETTING)}") from None
         self._looked = clock()
 
     @property
@@ -157,8 +171,11 @@ class FileKeys:
         now = self._clock()
         if not 0 <= now - self._looked < _LOOK:
             self._looked = now
-            self._look()
-        return self._keys
+            before = self._file.value
+            self._file.look()
+            if self._file.value is not before:
+                _log.info("The keys of %r were read again: %d keys", self.name, self._count)
+        return self._file.value
 
     def newer(self, seen: KeySet | None) -> KeySet | None:
         """Return the keys if the file has been changed since *seen*."""
@@ -167,41 +184,18 @@ class FileKeys:
 
     def status(self) -> dict[str, Any]:
         """Return the status, as members of a JSON object."""
-        status: dict[str, Any] = {"keys": len(self._keys)}
-        return {**status, "error": self._trouble} if self._trouble else status
+        status: dict[str, Any] = {"keys": self._count}
+        if self._file.failing:
+            status["error"] = "the changed file cannot be used"
+        return status
 
-    def _look(self) -> None:
-        # Threads that look at the same time read the same file.
-        try:
-            version = self._on_disk()
-            if version == self._version:
-                return
-            keys = self._read()
-        except ValueError as error:
-            self._trouble = "the changed file cannot be used"
-            self._failing.failed("The keys of %r stay unchanged: %s", self.name, one_line(error))
-            return
-        self._version, self._keys, self._trouble = version, keys, ""
-        self._failing.ended()
-        _log.info("The keys of %r were read again: %d keys", self.name, len(keys))
+    @property
+    def _count(self) -> int:
+        keys = self._file.value
+        return 0 if keys is None else len(keys)
 
-    def _on_disk(self) -> tuple[int, int, int]:
-        try:
-            found = os.stat(self._path)
-        except OSError as error:
-            raise ValueError(f"jwks_file: {self._path} cannot be read: {error.strerror}") from error
-        return found.st_mtime_ns, found.st_size, found.st_ino
-
-    def _read(self) -> KeySet:
-        try:
-            with open(self._path, "rb") as file:
-                content = file.read(MOST_BYTES + 1)
-        except OSError as error:
-            raise ValueError(f"jwks_file: {self._path} cannot be read: {error.strerror}") from error
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"jwks_file: {self._path} is larger than {MOST_BYTES} bytes")
-        setting = f"jwks_file: {self._path}"
-        return KeySet(configured_keys(content, self._algorithms, setting))
+    def _parsed(self, data: bytes) -> tuple[KeySet, list[str]]:
+        return KeySet(configured_keys(data, self._algorithms, "jwks_file")), []
 
 
 class _SharedValue:

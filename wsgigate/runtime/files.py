@@ -78,6 +78,22 @@ class ReloadedFile(Generic[T]):
             clock=clock,
         )  # fmt: skip
 
+    @property
+    def failing(self) -> bool:
+        """Whether the file could not be read or parsed at the last look."""
+        return self._trouble.since is not None
+
+    def first(self) -> T:
+        """Read the file and return what it means, for a caller that cannot begin without it.
+
+        Its errors are the caller's to report; they are not logged.
+
+        :raises OSError: It cannot be read.
+        :raises ValueError: It cannot be parsed.
+        """
+        with self._lock, open(self.path, "rb") as file:
+            return self._accept(_signature(os.fstat(file.fileno())), file.read(self._largest + 1))
+
     def look(self) -> object:
         """Read the file if it has changed; return a value that differs after each change.
 
@@ -132,25 +148,33 @@ class ReloadedFile(Generic[T]):
         except OSError as error:
             return self._failed(error.strerror or str(error))
         try:
-            if len(data) > self._largest:
-                raise ValueError(f"it is larger than {self._largest >> 20} MiB")
-            value, errors = self._parse(data)
+            self._accept(seen, data)
         except ValueError as error:
             self._invalid = seen, str(error)
             return self._failed(str(error))
+        return seen
+
+    def _accept(self, seen: object, data: bytes) -> T:
+        if len(data) > self._largest:
+            raise ValueError(f"it is larger than {_size(self._largest)}")
+        value, errors = self._parse(data)
         self._invalid = None
         self._trouble.ended()
         for why in errors[:_MOST_LOGGED]:
             self._logger.error("In %s %s, %s; this entry is ignored", self._what, self.path, why)
         self.value = value  # before the version: a thread that sees the new version has the value
         self._version = seen
-        return seen
+        return value
 
     def _failed(self, why: str) -> object:
         self._trouble.failed(f"{self._what[:1].upper()}{self._what[1:]} %s: %s", self.path, why)
         if self.value is None:
             raise UnreadableFile(f"{self._what} {self.path}: {why}")
         return self._version
+
+
+def _size(most: int) -> str:
+    return f"{most >> 20} MiB" if most >= 1 << 20 else f"{most} bytes"
 
 
 def _signature(status: os.stat_result) -> tuple[int, int, int, int]:
