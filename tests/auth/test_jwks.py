@@ -2,88 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
-from tests.support.issuer import signing_key
+from tests.auth.jwks_fleet import NEW, OLD, Clock, Fleet, names
 from tests.support.logs import silence
-from wsgigate.auth.jwks import KeySources, KeysUnavailable, RemoteKeys
-from wsgigate.auth.jwks_fetch import FetchFailed
-from wsgigate.auth.jwks_record import JwksAnswer
+from wsgigate.auth.jwks import KeysUnavailable
 from wsgigate.store import StoreError
 from wsgigate.store.memory import MemoryStore
 
 quiet = silence("wsgigate.jwks")
-
-OLD, NEW, NEWER = (signing_key("ES256", number) for number in range(3))
-
-
-class Clock:
-    """The time of the store and of the workers."""
-
-    meanwhile: Callable[[], object] | None = None
-    """What another thread does when the time is read."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        meanwhile, self.meanwhile = self.meanwhile, None
-        if meanwhile is not None:
-            meanwhile()
-            self.meanwhile = meanwhile
-        return self.now
-
-
-class Endpoint:
-    """An issuer's endpoint: a list of keys, or a failure."""
-
-    during: Callable[[], object]
-
-    def __init__(self, *keys):
-        self.keys = keys
-        self.failure = ""
-        self.fetches = 0
-        self.during = lambda: None
-
-    def __call__(self, url, *, discovers, ca, stopping=None):
-        self.fetches += 1
-        self.during()
-        if self.failure:
-            raise FetchFailed(self.failure)
-        return JwksAnswer(tuple(key.jwk() for key in self.keys))
-
-
-class Fleet:
-    """Workers that share a store; a test steps their threads itself."""
-
-    def __init__(self, count=2, *keys, store=None):
-        self.clock = Clock()
-        self.endpoint = Endpoint(*(keys or [OLD]))
-        self.store = store or MemoryStore(clock=self.clock)
-        self.workers = [self.worker() for _ in range(count)]
-
-    def worker(self):
-        made = RemoteKeys("https://id.example.com", self.store, ask=self.endpoint, clock=self.clock)
-        made.start = lambda: False  # the test is the thread
-        made.wait = 0.0
-        return made
-
-    def step(self):
-        return [worker.step() for worker in self.workers]
-
-    def names(self):
-        return [
-            None if worker.current is None else sorted(worker.current.names)
-            for worker in self.workers
-        ]
-
-
-def names(*keys):
-    return sorted(key.kid for key in keys)
 
 
 def test_one_worker_fetches_for_all():
@@ -385,97 +312,6 @@ def test_the_status_has_the_age_of_the_keys_and_the_last_error():
         assert worker.status() == {"keys": 1, "age": 600.0, "error": "it answered 500"}
 
 
-# With threads.
-
-
-@pytest.fixture
-def sources():
-    made = []
-
-    def make(endpoint):
-        made.append(KeySources(MemoryStore(), ask=endpoint))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-def test_nothing_runs_before_the_first_use_and_the_start_waits_for_the_keys(sources):
-    endpoint = Endpoint(OLD)
-    made = sources(endpoint)
-    keys: Any = made.remote("https://id.example.com")
-    assert keys is made.remote("https://id.example.com")
-    assert endpoint.fetches == 0
-    assert keys.current is None
-    made.start(wait=20)
-    assert sorted(made.remote("https://id.example.com").newer(None).names) == names(OLD)
-
-
-def test_a_start_while_the_endpoint_fails_does_not_wait_for_it(sources):
-    endpoint = Endpoint()
-    endpoint.failure = "it answered 500"
-    made = sources(endpoint)
-    keys = made.remote("https://id.example.com")
-    made.start(wait=3600)
-    with pytest.raises(KeysUnavailable):
-        keys.newer(None)
-
-
-@pytest.mark.parametrize("fails", ["https://a.example.com", "https://b.example.com"])
-def test_a_failure_of_one_of_two_urls_of_an_issuer_is_reported(sources, fails):
-    def ask(url, **_):
-        if url == fails:
-            raise FetchFailed("it answered 500")
-        return JwksAnswer((OLD.jwk(),))
-
-    made = sources(ask)
-    for url in ("https://a.example.com", "https://b.example.com"):
-        made.remote(url, issuer="shop").step()
-    assert made.probe() == {"shop": "it answered 500"}
-    assert made.status() == {"shop": {"keys": 0, "age": None, "error": "it answered 500"}}
-
-
-def test_the_first_token_starts_the_thread_and_waits_for_the_keys(sources):
-    keys: Any = sources(Endpoint(OLD)).remote("https://id.example.com")
-    assert sorted(keys.newer(None).names) == names(OLD)
-
-
-def test_a_token_of_a_key_that_was_just_published_waits_for_it(sources):
-    endpoint = Endpoint(OLD)
-    keys: Any = sources(endpoint).remote("https://id.example.com", cooldown=0.001)
-    old = keys.newer(None)
-    endpoint.keys = (OLD, NEW)
-    threading.Event().wait(0.002)
-    assert sorted(keys.newer(old).names) == names(OLD, NEW)
-
-
-def test_a_hanging_endpoint_makes_few_requests_wait_and_none_twice(sources):
-    endpoint, released = Endpoint(OLD), threading.Event()
-    keys: Any = sources(endpoint).remote("https://id.example.com", cooldown=0.001)
-    old = keys.newer(None)
-    threading.Event().wait(0.002)
-    endpoint.during = lambda: released.wait(20)
-    outcomes = []
-
-    def ask():
-        with pytest.raises(KeysUnavailable, match="an unknown key, and the keys of"):
-            keys.newer(old)
-        outcomes.append(503)
-
-    keys.wait = 0.1
-    ask()
-    keys.wait = 3600.0  # for ever: whoever waits now never answers
-    others = [threading.Thread(target=ask, daemon=True) for _ in range(20)]
-    for other in others:
-        other.start()
-    for other in others:
-        other.join(timeout=20)
-    assert outcomes == [503] * 21
-    assert keys.current is old
-    released.set()
-
-
 def test_an_unexpected_error_is_a_failure_like_others():
     fleet = Fleet(1)
 
@@ -489,17 +325,6 @@ def test_an_unexpected_error_is_a_failure_like_others():
     fleet.clock.now += 1
     fleet.step()
     assert fleet.names() == [names(OLD)]
-
-
-def test_after_a_fork_the_keys_come_from_the_store(sources):
-    endpoint = Endpoint(OLD)
-    keys: Any = sources(endpoint).remote("https://id.example.com")
-    keys.newer(None)
-    keys.stop()
-    keys.after_fork()
-    assert keys.current is None
-    assert sorted(keys.newer(None).names) == names(OLD)
-    assert endpoint.fetches == 1
 
 
 def test_a_store_that_has_lost_its_values_gets_them_back_from_a_worker():
