@@ -16,7 +16,7 @@ from wsgigate.coordination.denylist import DenyList
 from wsgigate.http.wsgi import CLIENT_CERTIFICATE, IDENTITY
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.client_address import ClientAddress
-from wsgigate.store import StoreError
+from wsgigate.store import MisconfiguredStore, StoreError
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 
@@ -291,6 +291,28 @@ def test_a_full_store_refuses_proofs() -> None:
             raise StoreError("the store is full of values")
 
     assert Guard(store=Full()).bound(proof())[0] == 503
+
+
+class Wrong(MemoryStore):
+    def update(self, key: str, change: Any) -> Any:
+        raise MisconfiguredStore("WRONGPASS")
+
+
+def test_a_store_that_never_worked_is_an_error_with_its_cure() -> None:
+    with pytest.raises(MisconfiguredStore, match=r"used proofs .* cannot be stored: WRONGPASS; "):
+        Guard(store=Wrong()).bound(proof())
+
+
+def test_a_store_that_was_checked_at_the_start_fails_for_a_time() -> None:
+    store = Wrong()
+    store.checked = True  # type: ignore[attr-defined]
+    assert Guard(store=store).bound(proof())[0] == 503
+
+
+def test_the_proof_is_hidden_from_apps_behind_alternatives() -> None:
+    assert Guard().stack.hides == {"HTTP_DPOP"}
+    assert Guard(hide_proof=False).stack.hides == frozenset()
+    assert Gate().stack.hides == frozenset()
 
 
 def test_a_denied_token_is_denied_with_its_proof() -> None:

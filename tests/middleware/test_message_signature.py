@@ -17,6 +17,7 @@ from wsgigate.auth.identity import Identity
 from wsgigate.http.wsgi import IDENTITY, PEER_TRUSTED, REASON
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.message_signature import SignatureAuthenticator
+from wsgigate.store import MisconfiguredStore
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
 
@@ -378,6 +379,17 @@ def test_a_store_that_fails_refuses_all_or_allows_the_valid() -> None:
     assert allows.ask({**ANN.environ(), "REQUEST_METHOD": "PUT"}) == INVALID
     store.broken = False
     assert refuses.ask(ANN.environ()) == (200, "")
+
+
+def test_a_store_that_never_worked_is_an_error_with_its_cure() -> None:
+    class Wrong(MemoryStore):
+        def update(self, key: str, change: Any) -> Any:
+            raise MisconfiguredStore("WRONGPASS")
+
+    for mode in ("refuse", "allow"):
+        gate = Gate(store=Wrong(), on_store_error=mode)
+        with pytest.raises(MisconfiguredStore, match=r"used signatures .*: WRONGPASS; correct"):
+            gate.ask(ANN.environ())
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,12 @@ from wsgigate.http.target import BadTarget
 from wsgigate.http.wsgi import CLIENT_CERTIFICATE
 from wsgigate.store import StoreError
 
-__all__ = ["MODES", "PROOF", "SenderBinding", "SenderRejected"]
+__all__ = ["MODES", "PROOF", "ProofNotMarked", "SenderBinding", "SenderRejected"]
 
 MODES = ("off", "optional", "required")
 
 PROOF = "HTTP_DPOP"
+"""The ``environ`` key of the field with the proof."""
 
 _KEY, _CERTIFICATE = "jkt", "x5t#S256"
 
@@ -42,6 +43,10 @@ class SenderRejected(Exception):
         self.error = error
 
 
+class ProofNotMarked(Exception):
+    """The store failed, so a valid proof may have been used before; the message has the cause."""
+
+
 class SenderBinding:
     """Checks that the sender of a request is the client of its token.
 
@@ -53,7 +58,7 @@ class SenderBinding:
     :param nonces: The nonces that proofs must have. Default: none is required.
     :param hide: Whether the proof is removed from a request that is accepted.
     :param failed: Called with the error when the store fails; returns whether the proof is accepted
-        although it may have been used before.
+        although it may have been used before. What it raises is not caught.
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class SenderBinding:
         :param now: Unix time in seconds.
         :returns: A new nonce for the client, if it is to use another one from now on.
         :raises SenderRejected: The sender is not its client.
-        :raises StoreError: The store failed, so the proof may have been used before.
+        :raises ProofNotMarked: The store failed, so the proof may have been used before.
         """
         bound: Mapping[str, Any] = cnf or {}
         for member in bound:
@@ -143,7 +148,7 @@ class SenderBinding:
             first = self._spent.spend(proof.key, proof.id, seconds=proof.seconds)
         except StoreError as error:
             if not self._failed(error):
-                raise
+                raise ProofNotMarked(f"the proof cannot be marked as used: {error}") from error
             first = True
         if not first:
             raise SenderRejected("invalid_dpop_proof", "the proof was used before (jti)")

@@ -41,7 +41,7 @@ from wsgigate.auth.jwt import (
 )
 from wsgigate.auth.token_cache import TokenCache
 from wsgigate.coordination.denylist import GRACE, DenyList, TokenIdentity, identity
-from wsgigate.coordination.sender import MODES, SenderBinding, SenderRejected
+from wsgigate.coordination.sender import MODES, PROOF, ProofNotMarked, SenderBinding, SenderRejected
 from wsgigate.coordination.spent import SpentOnce
 from wsgigate.http.bodies import InvalidJson
 from wsgigate.http.caller import Exempt, exempt_of
@@ -307,6 +307,7 @@ class Authenticator:
         # one question for both, so that a token without either costs nothing more
         self._further = self._binding is not None or deny_list is not None
         self._with_proofs = dpop != "off"
+        self._hides_proof = hide_proof and self._binding is not None
         check_realm(realm)
         check_resource_metadata(resource_metadata)
         answers = _Answers(
@@ -385,6 +386,11 @@ class Authenticator:
             self._opened.close()
 
     @property
+    def hides(self) -> frozenset[str]:
+        """The ``environ`` keys that no app behind it gets."""
+        return frozenset({PROOF} if self._hides_proof else ())
+
+    @property
     def store_errors(self) -> int:
         """Number of tokens and proofs that could not be looked up, as the store failed."""
         return self._outages.total + self._proof_outages.total
@@ -413,8 +419,8 @@ class Authenticator:
             except SenderRejected as error:
                 refused(environ, "Authenticator", f"bad token: {error}")
                 return self._for_sender(self._binding, error.error, value), None
-            except StoreError as error:
-                refused(environ, "Authenticator", f"the proof cannot be marked as used: {error}")
+            except ProofNotMarked as error:
+                refused(environ, "Authenticator", str(error))
                 return self._unknown, None
         if self._deny_list is None:
             return None, nonce

@@ -203,7 +203,7 @@ class SignatureAuthenticator:
             refused(environ, "SignatureAuthenticator", "no signature")
             return self._missing(environ, start_response)
         try:
-            identity = self._verified(given or "", signature or "", environ)
+            found, used = self._verified(given or "", signature or "", environ)
         except (SignatureRejected, BadTarget) as error:
             return self._rejected(self._invalid, f"bad signature: {error}", environ, start_response)
         except BodyTooLarge as error:
@@ -214,9 +214,10 @@ class SignatureAuthenticator:
         except Refusal as error:
             answer = self._refuse(error.problem)
             return self._rejected(answer, str(error), environ, start_response)
-        except StoreError as error:
-            reason = f"the signature cannot be marked as used: {error}"
-            return self._rejected(self._unavailable, reason, environ, start_response)
+        replay = self._refusal_of_replay(found, used)
+        if replay is not None:
+            return self._rejected(*replay, environ, start_response)
+        identity = found.key.identity
         if self._scopes and not self._scopes <= identity.scopes:
             missing = ", ".join(sorted(self._scopes - identity.scopes))
             reason = f"the signer {identity.subject} does not have the scope {missing}"
@@ -233,23 +234,19 @@ class SignatureAuthenticator:
         """Close the store, unless it was passed in as an object."""
         self._opened.close()
 
-    def _verified(self, given: str, signature: str, environ: WSGIEnvironment) -> Identity:
-        """Return the caller who has signed a request."""
+    def _verified(
+        self, given: str, signature: str, environ: WSGIEnvironment
+    ) -> tuple[ReceivedSignature, tuple[str, str]]:
+        """Return the valid signature of a request, and what it is marked as used by."""
         now = self._clock()
         found = self._rules.candidate(given, signature, has_body=has_body(environ), now=now)
         fields = _covered_fields(found, environ)
+        digests = digests_of(fields["content-digest"]) if found.covers_digest else None
         url = client_url(environ)
-        digests = None
-        if found.covers_digest:
-            digests = digests_of(fields["content-digest"])
         signed = self._rules.verify(found, environ["REQUEST_METHOD"], url, fields)
         if digests is not None:
             self._check_body(digests, environ)
-        if found.nonce:
-            self._spend(found, "nonce", found.nonce)
-        else:
-            self._spend(found, "signed", signed.hex())
-        return found.key.identity
+        return found, ("nonce", found.nonce) if found.nonce else ("signed", signed.hex())
 
     def _check_body(self, digests: Mapping[str, bytes], environ: WSGIEnvironment) -> None:
         """Check the digests of the body, and leave one that can be read from its beginning."""
@@ -271,19 +268,21 @@ class SignatureAuthenticator:
             if kept is not None:
                 kept.rewind()
 
-    def _spend(self, found: ReceivedSignature, kind: str, value: str) -> None:
+    def _refusal_of_replay(
+        self, found: ReceivedSignature, used: tuple[str, str]
+    ) -> tuple[WSGIApplication, str] | None:
+        """Mark a valid signature as used; return the response if it was before, and why."""
         try:
-            first = self._spent.spend(found.key.id, kind, value, seconds=found.seconds)
+            first = self._spent.spend(found.key.id, *used, seconds=found.seconds)
         except StoreError as error:
             self._opened.check_outage(error, "used signatures cannot be stored")
             self._outages.log(error)
-            if not self._allows_on_error:
-                raise
-            return
+            if self._allows_on_error:
+                return None
+            return self._unavailable, f"the signature cannot be marked as used: {error}"
         if self._outages.ongoing:
             self._outages.resolved(_log.warning, "signatures can be marked as used again")
-        if not first:
-            raise SignatureRejected(f"it was used before ({kind})")
+        return None if first else (self._invalid, f"bad signature: it was used before ({used[0]})")
 
     def _rejected(
         self,
