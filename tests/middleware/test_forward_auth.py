@@ -6,6 +6,7 @@ import ssl
 import threading
 from collections.abc import Iterable
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,33 @@ def test_the_method_and_the_body_are_sent_on_request() -> None:
         assert it.ask(method="PUT", data=b"1,2,3,").status_code == 413
         assert it.ask(method="DELETE").status_code == 200
         assert len(service.requests) == 2
+
+
+def test_a_chunked_body_is_sent_and_a_truncated_one_is_not() -> None:
+    with gate(preserve_request_method=True, forward_body=True) as (it, service):
+        chunked = {
+            "HTTP_TRANSFER_ENCODING": "chunked",
+            "wsgi.input": BytesIO(b"1,2,3"),
+            "wsgi.input_terminated": True,
+        }
+        assert it.ask(method="POST", environ=chunked).status_code == 200
+        assert service.requests[0].body == it.bodies[0] == b"1,2,3"
+        truncated = {"CONTENT_LENGTH": "9", "wsgi.input": BytesIO(b"1,2,3")}
+        assert it.ask(method="POST", environ=truncated).status_code == 400
+        assert len(service.requests) == 1
+        assert it.app.errors == 0
+
+
+def test_a_request_without_a_host_is_asked_about() -> None:
+    def old(environ: Any, start_response: Any) -> Iterable[bytes]:
+        environ["SERVER_PROTOCOL"] = "HTTP/1.0"
+        del environ["HTTP_HOST"]
+        return it.app(environ, start_response)
+
+    with gate() as (it, service):
+        assert Client(old).get("/a").status_code == 200
+        assert service.requests[0].value("X-Forwarded-Uri") == "/a"
+        assert service.requests[0].value("X-Forwarded-Host") is None
 
 
 @pytest.mark.parametrize(

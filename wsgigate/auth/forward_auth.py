@@ -28,7 +28,7 @@ from wsgiref.types import WSGIEnvironment
 from wsgigate.auth.identity import Identity
 from wsgigate.auth.token_cache import TokenCache
 from wsgigate.client.endpoint import EndpointFailed, EndpointReply, RemoteEndpoint, check_url
-from wsgigate.http.client_url import client_url
+from wsgigate.http.client_url import client_target
 from wsgigate.http.fields import HOP_BY_HOP, connection_tokens, is_field_value, is_token
 from wsgigate.http.forwarded import CLIENT_FORGED, FAMILY
 from wsgigate.http.forwarding import forwarding_fields
@@ -129,7 +129,7 @@ class AuthRequestFields:
         :raises Refusal: A field or the target is malformed.
         """
         try:
-            url = client_url(environ)
+            target = client_target(environ)
             named = connection_tokens(environ.get("HTTP_CONNECTION", "")) - _PROTECTED
         except BadTarget as error:
             raise Refusal.of(400, "Malformed request target.", str(error)) from None
@@ -152,10 +152,9 @@ class AuthRequestFields:
             if not is_token(name) or not is_field_value(value):
                 raise Refusal.of(400, "Malformed request field.", "a malformed request field")
             fields[name] = value
-        path = url.path if url.query is None else f"{url.path}?{url.query}"
         fields |= forwarding_fields(environ, peer_trusted(environ))
         fields["X-Forwarded-Method"] = environ["REQUEST_METHOD"]
-        fields["X-Forwarded-Uri"] = path
+        fields["X-Forwarded-Uri"] = target
         fields["Accept-Encoding"] = "identity"
         return fields
 

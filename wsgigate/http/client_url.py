@@ -16,7 +16,7 @@ from wsgiref.types import WSGIEnvironment
 from wsgigate.http.target import BadTarget, canonical_path, kept_target_of, mount_of
 from wsgigate.http.wsgi import PEER_TRUSTED, peer_trusted
 
-__all__ = ["ClientUrl", "client_url", "normal_url"]
+__all__ = ["ClientUrl", "client_target", "client_url", "normal_url"]
 
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
@@ -55,18 +55,33 @@ def client_url(environ: WSGIEnvironment) -> ClientUrl:
 
     :raises BadTarget: The target or the host is ambiguous or malformed, or there is no host.
     """
-    target = kept_target_of(environ)
+    path, query = _path_and_query(environ)
     scheme, host = environ["wsgi.url_scheme"], environ.get("HTTP_HOST", "")
-    prefix = mount_of(environ) if environ.get("SCRIPT_NAME") else ""
     port = ""
     if PEER_TRUSTED in environ and peer_trusted(environ):
         host = environ.get("HTTP_X_FORWARDED_HOST") or host
         port = environ.get("HTTP_X_FORWARDED_PORT", "")
+    return ClientUrl(scheme, _authority(scheme, host, port), path, query)
+
+
+def client_target(environ: WSGIEnvironment) -> str:
+    """Return the path and query of that URL, also of a request without a host (HTTP/1.0).
+
+    :raises BadTarget: The target or the host is ambiguous or malformed.
+    """
+    path, query = _path_and_query(environ)
+    return path if query is None else f"{path}?{query}"
+
+
+def _path_and_query(environ: WSGIEnvironment) -> tuple[str, str | None]:
+    target = kept_target_of(environ)
+    prefix = mount_of(environ) if environ.get("SCRIPT_NAME") else ""
+    if PEER_TRUSTED in environ and peer_trusted(environ):
         prefix = environ.get("HTTP_X_FORWARDED_PREFIX", "").rstrip("/") + prefix
     path = target.path
     if prefix:  # a request for the mount itself has no path below it
         path = canonical_path(prefix) + (path if environ.get("PATH_INFO") else "")
-    return ClientUrl(scheme, _authority(scheme, host, port), path, target.query)
+    return path, target.query
 
 
 def normal_url(url: str) -> str:
