@@ -89,6 +89,7 @@ DRIVERS = {
         "auth/internal_token.py",
         "auth/jwk.py",
         "auth/jwt.py",
+        "auth/webhooks.py",
     },
     "requests": {"client", "proxy", "runtime/tls.py"},
     "urllib3": {"client", "proxy"},

@@ -48,6 +48,7 @@ from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.splitter import Splitter
 from wsgigate.middleware.stale import StaleAnswers
+from wsgigate.middleware.webhooks import WebhookVerifier
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing.fakes import Server, new_environ
 
@@ -91,6 +92,9 @@ MIDDLEWARES: dict[str, Callable[[Any], Any]] = {
     ),
     "splitter": lambda app: Splitter({"one": (app, 1), "none": (Problem(500), 0)}),
     "stale": StaleAnswers,
+    "webhook": lambda app: WebhookVerifier(
+        app, secret="a secret", provider="github", required=False
+    ),
 }
 
 each = pytest.mark.parametrize("make", MIDDLEWARES.values(), ids=MIDDLEWARES)

@@ -41,6 +41,7 @@ from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.shedder import Shedder, SheddingRules
 from wsgigate.middleware.splitter import Splitter
 from wsgigate.middleware.stale import StaleAnswers
+from wsgigate.middleware.webhooks import WebhookVerifier
 from wsgigate.rules.circuit import CircuitRules
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import check_middleware
@@ -130,6 +131,11 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ),
     ("splitter", lambda app: Splitter({"one": (app, 1)}), True),
     ("stale", StaleAnswers, True),
+    (
+        "webhook",
+        lambda app: WebhookVerifier(app, secret="a secret", provider="github", required=False),
+        True,
+    ),
 ]
 
 

@@ -19,6 +19,7 @@ from argon2 import PasswordHasher
 
 from tests.support.certificates import Authority
 from tests.support.signing import Requester
+from tests.support.webhooks import SECRETS, github
 from wsgigate import (
     ApiKeyAuthenticator,
     ApiKeys,
@@ -27,6 +28,7 @@ from wsgigate import (
     ClientCertificate,
     MemoryStore,
     SignatureAuthenticator,
+    WebhookVerifier,
 )
 from wsgigate.auth.jwt import mint
 
@@ -138,11 +140,36 @@ def message_signature(_folder: Path) -> Way:
     )
 
 
+def webhook(_folder: Path) -> Way:
+    # of a body that some tests send, and of none
+    by_body = {body: github(body, 0)["X-Hub-Signature-256"] for body in (b"a body", b"")}
+
+    def factory(app: Any, **options: Any) -> Any:
+        checked = WebhookVerifier(app, secret=SECRETS["github"], provider="github", **options)
+
+        def signed(environ: Any, start_response: Any) -> Any:
+            if environ.get("HTTP_X_HUB_SIGNATURE_256") == "valid":
+                body = b"a body" if environ.get("CONTENT_LENGTH") == "6" else b""
+                environ["HTTP_X_HUB_SIGNATURE_256"] = by_body[body]
+            return checked(environ, start_response)
+
+        return signed
+
+    return Way(
+        factory,
+        {"headers": {"X-Hub-Signature-256": "valid"}},
+        {"headers": {"X-Hub-Signature-256": f"sha256={'0' * 64}"}},
+        "github",
+        "webhook",
+    )
+
+
 AUTHENTICATORS: dict[str, Row] = {
     "api-key": api_key,
     "authenticator": bearer,
     "basic": basic,
     "client-certificate": client_certificate,
     "message-signature": message_signature,
+    "webhook": webhook,
 }
 """By ``use`` in the file."""

@@ -594,6 +594,7 @@ VERIFIERS = (
     "forward-auth",
     "introspection",
     "message-signature",
+    "webhook",
 )
 """The middlewares of the package that verify callers."""
 
@@ -755,5 +756,13 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
     ),
     "request-id": KnownMiddleware("wsgigate.middleware.request_id:RequestId"),
     "shedder": KnownMiddleware("wsgigate.middleware.shedder:Shedder"),
+    "webhook": KnownMiddleware(
+        "wsgigate.middleware.webhooks:WebhookVerifier",
+        keys={
+            "secret_file": _KEY_FILES["secret_file"],
+            "exempt": _selection(_EXEMPT, "Requests that pass unchecked, without an identity."),
+        },
+        prepare=_with_files,
+    ),
 }
 """The middlewares of the package, by ``use``; each is imported when it is first used."""
