@@ -62,6 +62,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("JWT_SECRET", "change me: at least 32 bytes long")
     monkeypatch.setenv("ACME_SECRET", "change me: at least 32 bytes long")
     monkeypatch.setenv("INTROSPECTION_SECRET", "change me")
+    for sender in ("GITHUB", "OLD_GITHUB", "SHOPIFY", "STRIPE"):
+        monkeypatch.setenv(f"{sender}_SECRET", f"change me, {sender}")
     monkeypatch.setenv("INTERNAL_SECRET", "another one: at least 32 bytes long")
     monkeypatch.setenv("ADMIN_TOKEN", "change me: 32 visible characters".replace(" ", "-"))
     before = set(sys.modules)
