@@ -307,6 +307,7 @@ class Authenticator:
         # one question for both, so that a token without either costs nothing more
         self._further = self._binding is not None or deny_list is not None
         self._with_proofs = dpop != "off"
+        self._accepts_bearers = "required" not in (dpop, certificate_bound)
         self._hides_proof = hide_proof and self._binding is not None
         check_realm(realm)
         check_resource_metadata(resource_metadata)
@@ -413,7 +414,12 @@ class Authenticator:
         :returns: The app that rejects it, and a nonce that its client is to use from now on.
         """
         nonce = None
-        if self._binding is not None:
+        if self._binding is None:
+            pass
+        elif verified.bound is None and self._accepts_bearers and not _is_dpop(value):
+            if self._hides_proof and PROOF in environ:
+                del environ[PROOF]
+        else:
             try:
                 nonce = self._check_sender(self._binding, value, verified, environ)
             except SenderRejected as error:
