@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 
 import nox
 
@@ -17,6 +18,8 @@ SETUP = configparser.ConfigParser()
 SETUP.read("setup.cfg")
 PYTHONS = re.findall(r"Python :: (3\.\d+)", SETUP["metadata"]["classifiers"])
 EXTRAS = ",".join(SETUP["options.extras_require"])
+with open("pyproject.toml", "rb") as project:
+    DEV = tomllib.load(project)["dependency-groups"]["dev"]
 PYTEST = ("python", "-m", "pytest", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
 
 nox.options.sessions = ["unit"]
@@ -37,6 +40,24 @@ def unit(session: nox.Session) -> None:
     package = ("--no-build-isolation", "--editable", ".[server]", "--group", "dev")
     session.install(*constraint, *package)
     session.run(*PYTEST, "--ignore=tests/acceptance", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def frameworks(session: nox.Session) -> None:
+    """Run the tests of the frameworks with the oldest release of each that is supported.
+
+    The sessions ``unit`` run them with the newest that each Python can have.
+    """
+    constraint = ("--constraint", "constraints.txt")
+    session.install(*constraint, "--upgrade", "pip", "setuptools")
+    session.install(*constraint, "--no-build-isolation", "--editable", ".", "pytest", "hypothesis")
+    session.install(*(each.replace(">=", "==") for each in DEV if is_framework(each)))
+    session.run("python", "-m", "pytest", "-q", "tests/django", "tests/flask", *session.posargs)
+
+
+def is_framework(requirement: str) -> bool:
+    """Return whether *requirement* is a framework that wsgigate is part of, or one of its own."""
+    return requirement.partition(">")[0] in ("django", "djangorestframework", "flask")
 
 
 @nox.session
