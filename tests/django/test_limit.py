@@ -15,6 +15,7 @@ from django.views import View
 from wsgigate.django import UNSAFE, limit
 from wsgigate.rules.quota import Quota
 from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import FakeClock
 
 
 def hello(request):
@@ -22,7 +23,7 @@ def hello(request):
 
 
 def made(rate="2/m", view=hello, **options):
-    return limit(rate, store=MemoryStore(), **options)(view)
+    return limit(rate, store=MemoryStore(clock=FakeClock()), **options)(view)
 
 
 def statuses(project, view, requests, **settings) -> list[int]:

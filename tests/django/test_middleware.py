@@ -24,6 +24,7 @@ from wsgigate.auth.jwt import mint
 from wsgigate.django import GateMiddleware, render_refusals
 from wsgigate.http.wsgi import CLAIMS
 from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import FakeClock
 from wsgigate.testing.fakes import Server, new_environ
 
 SECRET = "a secret of the tests, thirty-two bytes or more"
@@ -35,7 +36,10 @@ def hello(request):
 
 
 def limited(quota="2/m", **options):
-    return ("wsgigate.Limiter", {"quota": quota, "store": MemoryStore(), **options})
+    return (
+        "wsgigate.Limiter",
+        {"quota": quota, "store": MemoryStore(clock=FakeClock()), **options},
+    )
 
 
 def test_requests_of_the_test_client_pass_the_stack(project):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from flask import Blueprint, Flask, abort, request
 from flask.views import MethodView
+from freezegun import freeze_time
 
 from wsgigate import Identity
 from wsgigate.config.errors import ConfigError
@@ -44,6 +45,7 @@ def test_each_view_has_a_count_of_its_own():
     assert statuses(client, "/hello", environ_base={"REMOTE_ADDR": "192.0.2.7"}) == [200, 200, 429]
 
 
+@freeze_time("2030-06-01 12:00:00")
 def test_the_response_has_the_fields_of_a_limiter():
     gate = WsgiGate()
     client = made(gate, gate.limit("2/d")(hello), other).test_client()

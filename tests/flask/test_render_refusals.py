@@ -10,6 +10,7 @@ from werkzeug.test import Client
 from wsgigate import Authenticator, Dispatcher, Limiter, Problem, Route
 from wsgigate.flask import Refused, render_refusals
 from wsgigate.store.memory import MemoryStore
+from wsgigate.testing import FakeClock
 from wsgigate.testing.fakes import Server, new_environ
 
 SECRET = "a secret of the tests, thirty-two bytes or more"
@@ -30,7 +31,9 @@ def app():
 
 
 def refused(app, **headers):
-    limiter = Limiter(app.wsgi_app, "1/m", store=MemoryStore(), refuse=render_refusals(app))
+    limiter = Limiter(
+        app.wsgi_app, "1/m", store=MemoryStore(clock=FakeClock()), refuse=render_refusals(app)
+    )
     client = Client(limiter)
     client.get("/", headers={"Accept": "*/*"})
     return client.get("/", headers=headers)

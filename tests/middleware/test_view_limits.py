@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wsgigate.middleware.limiter import LimitedViews, Limiter, ViewLimit
 from wsgigate.store.memory import MemoryStore
-from wsgigate.testing.fakes import new_environ
+from wsgigate.testing.fakes import FakeClock, new_environ
 from wsgigate.testing.limits import limits_off
 from wsgigate.testing.store import BrokenStore
 
@@ -12,7 +12,7 @@ VIEWS = LimitedViews("tests")
 
 
 def test_requests_over_the_quota_have_a_problem_and_its_fields() -> None:
-    limit = ViewLimit(VIEWS, "2/m", store=MemoryStore(), name="orders")
+    limit = ViewLimit(VIEWS, "2/m", store=MemoryStore(clock=FakeClock()), name="orders")
     first, second, third = (limit.count(new_environ()) for _ in range(3))
     assert (first.problem, second.problem) == (None, None)
     assert dict(first.fields)["RateLimit"] == '"orders";r=1;t=30'
