@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from freezegun import freeze_time
 
 from tests.docs.pages import BLOCKS, FOLDER, NAMED, PAGES, RUN, commands, output, write_all
 from wsgigate.config.build import build
@@ -36,6 +37,9 @@ ELSEWHERE = {
 """Programs that a server reads: run by those that are served."""
 
 STATUS = {"broken.sh": 2}
+
+FROZEN = {"breaker.py", "limiter.py", "pages.py"}
+"""Programs that print how long to wait: the time stands still while they run."""
 
 SETTINGS = """\
 SECRET_KEY = "of the tests"
@@ -103,7 +107,8 @@ def test_a_program_does_what_is_printed(
     name: str, folder: Path, request: pytest.FixtureRequest
 ) -> None:
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    still = freeze_time("2030-06-01 12:00:00") if name in FROZEN else contextlib.nullcontext()
+    with contextlib.redirect_stdout(printed), still:
         module = runpy.run_path(str(folder / name), run_name=name.removesuffix(".py"))
         for test in [value for key, value in module.items() if key.startswith("test_")]:
             for mark in getattr(test, "pytestmark", ()):
