@@ -259,10 +259,8 @@ def test_what_a_token_is_bound_to() -> None:
 
 
 segment = st.text("abcABC012-_=.", max_size=40)
-member = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
-    max_leaves=8,
+member = st.text(max_size=10) | st.sampled_from(
+    [None, True, False, 0, -1, 10**30, 1.5, float("inf"), [], ["x"], {}, {"kty": "EC"}, NOW, URL]
 )
 names = st.sampled_from(["typ", "alg", "jwk", "crit", "kid", "x"])
 keys = st.sampled_from(["kty", "crv", "x", "y", "n", "e", "d", "use"])
@@ -295,4 +293,6 @@ def test_any_claims_are_accepted_or_rejected_cleanly(claims: dict[str, Any]) -> 
         check(value)
     except ProofRejected:
         return
-    assert not {"htm", "htu", "ath"} & claims.keys() or claims.get("htm") == "GET"
+    assert claims.get("htm", "GET") == "GET"
+    assert claims.get("htu", URL) == URL
+    assert "ath" not in claims

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.stores import WrappedStore
@@ -162,7 +162,6 @@ marks = st.integers(0, 7).map(lambda number: bytes([number % 3] * 6 + [number] *
 
 
 @given(st.lists(st.tuples(marks, st.integers(0, 30), st.integers(0, 20)), max_size=60))
-@settings(max_examples=200)
 def test_a_bucket_is_a_dict_of_expiries(steps: list[tuple[bytes, int, int]]) -> None:
     bucket: bytes | None = None
     expiries: dict[bytes, float] = {}
