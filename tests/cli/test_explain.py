@@ -189,6 +189,21 @@ def test_explain_prints_what_the_caller_needs(
     assert ("403: no rule of the authorizer allows PUT here" in out) == bool(code)
 
 
+def test_explain_prints_the_scopes_of_opaque_tokens(cli: Cli) -> None:
+    text = """
+[[routes]]
+path = "/"
+app = "wsgiref.simple_server:demo_app"
+[[routes.middleware]]
+use = "introspection"
+endpoint = "https://id.example.com/introspect"
+bearer_token = "token"
+scopes = ["orders:read"]
+"""
+    _, out, _ = cli("explain", cli.file(text), "GET", "/")
+    assert "requires     scopes orders:read" in out
+
+
 def test_explain_reports_hosts_that_are_not_served(cli: Cli) -> None:
     text = SHOP.replace("[gateway]", '[gateway]\nallowed_hosts = ["a.test"]', 1)
     code, out, _ = cli("explain", cli.file(text), "GET", "/elsewhere")

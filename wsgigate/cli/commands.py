@@ -471,7 +471,7 @@ def _named(entry: Middleware) -> str:
 
 def _required(entry: Middleware, environ: dict[str, Any]) -> int:
     """Print what the caller of a request needs; return 1 if no rule allows the request."""
-    if entry.use not in ("api-key", "authenticator", "authorizer"):
+    if entry.use not in ("api-key", "authenticator", "authorizer", "introspection"):
         return 0
     options = entry.options or {}
     rules = [rule for rule in options.get("rules", ()) if _is_for(rule, environ)]

@@ -7,8 +7,8 @@ answer arrives. An endpoint that is slow or dead must not hold all of them, so a
 - One time limit covers everything: waiting for a place, connecting, and the last byte of the
   answer. An endpoint that sends one byte per second cannot extend it. Only the resolution of a name
   is not covered, as the system's resolver cannot be interrupted.
-- At most ``max_concurrent`` exchanges run at a time in a process. Other requests wait for a place,
-  for at most a second, and not at all once an exchange has failed.
+- At most ``max_concurrent`` exchanges run at a time in a process. Other requests wait for a place
+  for at most a second: a burst is served, and an endpoint that hangs does not keep their threads.
 - After failures in a row the circuit opens (:mod:`wsgigate.rules.circuit`): requests fail at once,
   those that wait for a place as well, and single requests probe whether the endpoint answers again.
 - No lock is held during an exchange, and a fork in the middle of one leaves no place taken.
@@ -288,7 +288,7 @@ class RemoteEndpoint:
                     self._running += 1
                     return verdict.generation
                 left = until - real()
-                if left <= 0 or verdict.state is not State.CLOSED or self._tally.failures:
+                if left <= 0 or verdict.state is not State.CLOSED:
                     raise EndpointFailed(f"{self._running} requests wait for its answer already")
                 self._waiting += 1
                 try:
