@@ -103,6 +103,7 @@ DRIVERS = {
     "asgiref": {"django"},
     "rest_framework": {"django/rest_framework.py"},
     "flask": {"flask"},
+    "click": {"flask/commands.py"},
 }
 """The folders and files that may import another package."""
 

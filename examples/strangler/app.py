@@ -1,37 +1,77 @@
-"""A monolith that hands one of its paths to a new service, and keeps the rest in its process."""
+"""A shop that moves its orders to a new service, path by path, behind the login it has.
+
+The gateway is mounted around the app, in the same process; ``gateway.toml`` says what it forwards.
+"""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from flask import Flask
+from flask import Flask, redirect, request, session, url_for
+from markupsafe import escape
+from werkzeug.security import check_password_hash, generate_password_hash
+from werkzeug.wrappers import Response
 
-from wsgigate import Dispatcher, Forwarder, Instance, Pool, Route
+from wsgigate.flask import MissingCredentials, WsgiGate
+
+USERS = {"ada": generate_password_hash("lovelace"), "alan": generate_password_hash("turing")}
+ORDERS = {"ada": ["1 analytical engine"], "alan": ["2 enigmas", "1 bombe"]}  # a database, in fact
 
 app = Flask(__name__)
+app.config.update(
+    SECRET_KEY=os.environ.get("SECRET_KEY", "change me"),
+    SESSION_COOKIE_SAMESITE="Lax",
+    WSGIGATE_FILE="gateway.toml",
+)
+gate = WsgiGate(app)
 
 
 @app.get("/")
-def home() -> dict[str, str]:
-    return {"answered_by": "the monolith"}
+def home() -> str:
+    user = session.get("user_id")
+    if user is None:
+        return '<h1>The shop</h1><a href="/login">Log in</a>'
+    return f'<h1>The shop</h1>Hello {escape(user)}! <a href="/api/orders">Your orders</a>'
 
 
-@app.get("/customers/<int:number>")
-def customer(number: int) -> dict[str, object]:
-    return {"answered_by": "the monolith", "customer": number}
+@app.get("/login")
+def login_form() -> str:
+    return (
+        '<form method="post"><input name="name"><input name="password" type="password">'
+        "<button>Log in</button></form>"
+    )
 
 
-@app.get("/products")
-def products() -> dict[str, str]:
-    """Not reached any more: the new service answers. Delete it once it is not needed."""
-    return {"answered_by": "the monolith"}
+@app.post("/login")
+def login() -> Response | tuple[str, int]:
+    name = request.form["name"]
+    if not check_password_hash(USERS.get(name, ""), request.form["password"]):
+        return "Wrong name or password.", 403
+    session.clear()  # nothing of before the login stays
+    session["user_id"] = name
+    back = request.args.get("next", "/")
+    # a path of this site: "//a.example" and "/\\a.example" are other sites to a browser
+    is_here = back.startswith("/") and back[1:2] not in ("/", "\\")
+    return redirect(back if is_here else url_for("home"))
 
 
-PRODUCT_SERVICE = os.environ.get("PRODUCT_SERVICE_URL", "http://127.0.0.1:3002")
+@app.post("/logout")
+def logout() -> Response:
+    session.clear()
+    return redirect(url_for("home"))
 
-# /products and everything below it is forwarded; what no route matches falls through to the Flask
-# app in this process, without another hop. The next path to move is the next line.
-app.wsgi_app = Dispatcher(
-    [Route("/products", Forwarder(Pool("product-service", [Instance(PRODUCT_SERVICE)])))],
-    fallback=app.wsgi_app,
-)
+
+@app.get("/api/orders")
+def orders() -> dict[str, Any] | tuple[dict[str, str], int]:
+    """The path that moves. Delete this view once percent is gone from gateway.toml."""
+    user = session.get("user_id")
+    if user is None:
+        return {"detail": "Log in first."}, 401
+    return {"answered_by": "the monolith", "customer": user, "orders": ORDERS[user]}
+
+
+@app.errorhandler(MissingCredentials)
+def log_in_first(error: MissingCredentials) -> tuple[dict[str, str], int]:
+    """Respond for the new service as the monolith does."""
+    return {"detail": "Log in first."}, 401

@@ -177,30 +177,6 @@ def test_the_django_example_gives_its_views_the_verified_claims():
                 assert refused.headers["WWW-Authenticate"].startswith("Bearer")
 
 
-def test_the_strangler_example_forwards_one_path_and_keeps_the_rest():
-    service = "gunicorn --no-control-socket --bind 127.0.0.1:1 products:app"
-    with (
-        gunicorn(service, EXAMPLES / "shop") as products,
-        as_its_readme_says("strangler", PRODUCT_SERVICE_URL=products.url) as client,
-    ):
-        for path in ("/products", "/products/7", "/products/99", "/products?ids=1,2"):
-            there, here = products.ask("GET", path), client.ask("GET", path)
-            assert (here.status_code, here.json()) == (there.status_code, there.json())
-        assert client.ask("GET", "/").json() == {"answered_by": "the monolith"}
-        assert client.ask("GET", "/customers/7").json()["customer"] == 7
-        assert "<html" in client.ask("GET", "/nothing").text  # Flask's own 404
-
-
-def test_the_strangler_example_serves_the_rest_while_the_new_service_is_down():
-    down = f"http://{HOME}:{free_ports()}"
-    with as_its_readme_says("strangler", PRODUCT_SERVICE_URL=down) as client:
-        refused = client.ask("GET", "/products/7")
-        assert refused.status_code == 503
-        assert refused.json()["message"] == "Service unavailable"
-        assert refused.json()["error"] == "Connection refused"
-        assert client.ask("GET", "/").status_code == 200
-
-
 class Shop(Program):
     """The shop as ``make demo`` runs it, on other ports."""
 

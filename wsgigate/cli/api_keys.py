@@ -18,21 +18,21 @@ from wsgigate.cli.operations import shared_store
 from wsgigate.config.build_routes import api_keys_of
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
+from wsgigate.config.model import Config
 from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.store import StoreError
 from wsgigate.units import parse_duration
 
-__all__ = ["keys"]
+__all__ = ["change_keys", "keys"]
 
 
 @contextmanager
-def _keys_of(path: str) -> Iterator[ApiKeys]:
-    """Yield the keys of the gateway in the file *path*.
+def _keys_of(config: Config, path: str) -> Iterator[ApiKeys]:
+    """Yield the keys of the gateway that *config*, read from the file *path*, describes.
 
-    :raises ConfigError: The file is invalid.
+    :raises ConfigError: The gateway cannot be built.
     :raises ValueError: The keys are private to each worker.
     """
-    config = load(path)
     folder = Path(path).absolute().parent
     in_file = config.api_keys is not None and config.api_keys.file is not None
     if in_file and config.store.url == "memory:":
@@ -45,9 +45,21 @@ def _keys_of(path: str) -> Iterator[ApiKeys]:
 
 def keys(arguments: argparse.Namespace) -> int:
     """Create, list, revoke or rotate API keys."""
+    try:
+        config = load(arguments.file)
+    except ConfigError as error:
+        return failed(error)
+    return change_keys(arguments, config, arguments.file)
+
+
+def change_keys(arguments: argparse.Namespace, config: Config, path: str) -> int:
+    """Create, list, revoke or rotate API keys of the gateway that *config* describes.
+
+    :param path: The file that *config* was read from.
+    """
     act = {"create": _create, "list": _list, "revoke": _revoke, "rotate": _rotate}
     try:
-        with _keys_of(arguments.file) as found:
+        with _keys_of(config, path) as found:
             act[arguments.action](found, arguments)
         if arguments.action == "create":
             _check_plan(arguments.plan, arguments.file)

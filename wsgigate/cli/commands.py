@@ -37,6 +37,7 @@ from wsgigate.units import parse_duration
 
 __all__ = [
     "check",
+    "counted",
     "explain",
     "request",
     "route_rows",
@@ -97,7 +98,7 @@ def check(arguments: argparse.Namespace) -> int:
         print(f"{path}: {severity}: {finding}", file=sys.stderr)
     if refused and any(finding.severity == "error" for finding in found):
         return 2
-    print(f"{path}: ok: {_counted(services, 'service')}, {_counted(count, 'route')}")
+    print(f"{path}: ok: {counted(services, 'service')}, {counted(count, 'route')}")
     for line in _thread_shares(parsed.config):
         print(f"{path}: {line}")
     return 0
@@ -164,7 +165,7 @@ def _thread_shares(config: Config) -> Iterator[str]:
     if len(services) > 1 and shared:
         rules = ThreadShareRules(threads=threads, services=len(services))
         yield (
-            f"{_counted(threads, 'thread')} per worker, of which a service holds at most "
+            f"{counted(threads, 'thread')} per worker, of which a service holds at most "
             f"{rules.most}: {', '.join(shared)}; further requests wait, and get a 503 only while "
             "the service is slow and no other thread is free"
         )
@@ -226,7 +227,8 @@ def _row(entry: RouteEntry, built: BuiltGateway) -> tuple[str, str, str, str, st
     )
 
 
-def _counted(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """Return the number of things, such as ``2 routes``."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 

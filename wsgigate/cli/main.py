@@ -20,9 +20,11 @@ from wsgigate.server_check import MOST_THREADS, MOST_WORKERS
 from wsgigate.units import parse_duration
 
 __all__ = [
+    "KEYS",
     "REGISTER_ABOUT",
     "REGISTER_EXAMPLES",
     "SERVERS",
+    "add_keys_arguments",
     "add_register_arguments",
     "failed",
     "main",
@@ -409,7 +411,7 @@ def _parser() -> argparse.ArgumentParser:
     deny.add_argument(
         "--last", metavar="TIME", help="the time until the last of these tokens expires, such as 1h"
     )
-    _keys(command("keys", "api_keys:keys", KEYS, KEYS_EXAMPLES))
+    add_keys_arguments(command("keys", "api_keys:keys", KEYS, KEYS_EXAMPLES))
     password = command("password", "password:password", USER_LINE, USER_LINE_EXAMPLES)
     password.add_argument("user", metavar="USER", help="the name of the user")
     switch = command("maintenance", "operations:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
@@ -433,11 +435,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _keys(parser: argparse.ArgumentParser) -> None:
+def add_keys_arguments(parser: argparse.ArgumentParser, *, file: bool = True) -> None:
+    """Add the arguments of the command keys to *parser*.
+
+    :param file: Whether they include the gateway's file.
+    """
     actions = parser.add_subparsers(metavar="ACTION", required=True, dest="action")
     for name, about in KEYS_ACTIONS.items():
         action = actions.add_parser(name, help=about, description=about)
-        _file(action)
+        if file:
+            _file(action)
         if name in ("revoke", "rotate"):
             action.add_argument("id", metavar="ID", help="the id of the key, as list prints it")
         if name in ("create", "list"):

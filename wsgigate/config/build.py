@@ -83,6 +83,7 @@ __all__ = [
     "check",
     "check_certificate",
     "check_file",
+    "check_store_later",
     "client_authorities",
     "load",
     "outage_of",
@@ -254,10 +255,18 @@ def load(
     gateway = assemble(
         parsed.config, path=path, errors=parsed.errors, fallback=fallback, refuse=refuse
     ).gateway
-    store: Any = gateway.store
-    if hasattr(store, "checked"):  # no command has checked the store: the first request does
-        store.checked, store.cure = False, f"correct store.url in {path}"
+    check_store_later(gateway, f"correct store.url in {path}")
     return gateway
+
+
+def check_store_later(gateway: Gateway, cure: str) -> None:
+    """Let the first request check the store, as no command does before the gateway serves.
+
+    :param cure: The remedy that the error recommends if the store is misconfigured.
+    """
+    store: Any = gateway.store
+    if hasattr(store, "checked"):
+        store.checked, store.cure = False, cure
 
 
 def check(config: Config, *, path: str = "") -> None:

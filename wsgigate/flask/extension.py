@@ -9,8 +9,9 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Blueprint, Flask, Response
 
-from wsgigate.config.build import assemble
+from wsgigate.config.build import assemble, check_store_later
 from wsgigate.config.errors import ConfigError
+from wsgigate.flask.commands import commands
 from wsgigate.flask.identity import get_identity
 from wsgigate.flask.limits import AppLimits, LimitDecorator, exempt, limits_of
 from wsgigate.flask.refusals import (
@@ -107,6 +108,7 @@ class WsgiGate:
             ).gateway
         except ConfigError as error:
             raise settings.renamed(error) from None
+        check_store_later(gateway, f"correct store.url of {settings.path}")
         views = replace(
             settings.views,
             limit_default=settings.views.limit_default or self._default_limits,
@@ -126,6 +128,7 @@ class WsgiGate:
         if app.test_client_class is None:
             app.test_client_class = IdentityClient
         app.context_processor(_template_names)
+        app.cli.add_command(commands)
         for kind, handler in self._handlers.items():
             app.register_error_handler(kind, handler)
         self._apps.append(app)

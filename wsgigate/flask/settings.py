@@ -100,21 +100,15 @@ class AppSettings(NamedTuple):
     path: str
     mounts: bool
 
-    def raise_any(self) -> None:
-        """Raise the errors of the configuration, each with the key of ``app.config``.
-
-        :raises ConfigError: There are some.
-        """
-        if self.views.file is not None:
-            self.gateway.errors.raise_any(self.path)
-        else:
-            _raise_any(self.gateway.errors)
+    def key(self, path: str) -> str:
+        """Return the key path *path* of the gateway as the user wrote it."""
+        return path if self.views.file is not None else _config_key(path)
 
     def renamed(self, error: ConfigError) -> ConfigError:
         """Return *error* with the keys of ``app.config``, unless they are those of a file."""
         if self.views.file is not None:
             return error
-        return ConfigError("app.config", [(_config_key(key), text) for key, text in error.errors])
+        return ConfigError("app.config", [(self.key(key), text) for key, text in error.errors])
 
 
 def settings_of(app: Flask) -> ViewSettings:
