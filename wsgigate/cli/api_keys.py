@@ -62,7 +62,7 @@ def change_keys(arguments: argparse.Namespace, config: Config, path: str) -> int
         with _keys_of(config, path) as found:
             act[arguments.action](found, arguments)
         if arguments.action == "create":
-            _check_plan(arguments.plan, arguments.file)
+            _check_plan(arguments.plan, config, path)
     except (ConfigError, ValueError) as error:
         return failed(error)
     except StoreError as error:
@@ -72,10 +72,10 @@ def change_keys(arguments: argparse.Namespace, config: Config, path: str) -> int
     return 0
 
 
-def _check_plan(plan: str, path: str) -> None:
+def _check_plan(plan: str, config: Config, path: str) -> None:
     """Warn of a *plan* that the limiters of the file *path* do not have, if they have any."""
     plans: set[str] = set()
-    for _, entry in load(path).middlewares_at():
+    for _, entry in config.middlewares_at():
         if entry.use == "limiter":
             plans.update((entry.options or {}).get("plans") or ())
     if plan and plans and plan not in plans:
