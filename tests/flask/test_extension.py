@@ -50,11 +50,11 @@ def test_an_app_without_settings_is_not_wrapped():
 
 def test_a_factory_makes_several_apps_with_counts_of_their_own():
     gate = WsgiGate()
-    gate.on_limit(lambda error: (f"slow down, {error.retry_after} s", 429))
+    gate.on_limit(lambda error: (f"{error.retry_after > 0}: slow down", 429))
     first, second = (made(gate, name, **LIMITED).test_client() for name in ("one", "two"))
     assert [first.get("/").status_code for _ in range(2)] == [200, 429]
     assert second.get("/").status_code == 200
-    assert second.get("/").text == "slow down, 86400 s"
+    assert second.get("/").text == "True: slow down"
     gate.close()
 
 
@@ -115,11 +115,10 @@ def test_variables_of_the_environment_are_substituted_as_in_a_file(monkeypatch):
 
 def test_the_apps_error_handlers_render_rejections():
     app = made(**LIMITED)
-    app.register_error_handler(429, lambda error: (f"slow down, {error.retry_after}", 429))
+    app.register_error_handler(429, lambda error: (type(error).__name__, 429))
     client = app.test_client()
     client.get("/")
-    assert client.get("/").text == "slow down, 86400"
-    assert isinstance(LimitExceeded, type)
+    assert client.get("/").text == LimitExceeded.__name__
 
 
 def test_a_test_client_gets_the_exceptions_of_views():
