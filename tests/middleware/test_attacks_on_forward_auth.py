@@ -8,6 +8,8 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from werkzeug.test import Client
 
 from tests.support.forward_auth import AuthGate, allow, deny, gate
@@ -237,6 +239,23 @@ def test_different_credentials_have_different_keys(
     keys = [cache_key(each, ["a", "b"], per_request=False) for each in (one, other)]
     assert None not in keys
     assert keys[0] != keys[1]
+
+
+VALUES = st.lists(st.none() | st.text("a1:;-", max_size=6), min_size=3, max_size=3)
+
+
+@settings(max_examples=200, deadline=None)
+@given(VALUES, VALUES)
+def test_keys_are_equal_only_if_all_values_are(
+    one: list[str | None], other: list[str | None]
+) -> None:
+    def key(values: list[str | None]) -> bytes | None:
+        named = zip("abc", values, strict=True)
+        fields = {name: value for name, value in named if value is not None}
+        return cache_key(fields, "abc", per_request=False)
+
+    assert (key(one) == key(other)) == (one == other)
+    assert (key(one) is None) == (one == [None] * 3)
 
 
 def test_a_remembered_answer_is_for_one_kind_of_request() -> None:

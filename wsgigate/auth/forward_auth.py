@@ -19,7 +19,7 @@ first and the third of these.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 from urllib.parse import urljoin
@@ -120,7 +120,10 @@ class AuthRequestFields:
     """
 
     def __init__(self, names: Sequence[str] | None) -> None:
-        self._names = None if names is None else {environ_key(name): name for name in names}
+        self._names: dict[str, str] | None = None
+        if names is not None:
+            keys = {environ_key(name): name for name in names}
+            self._names = {key: name for key, name in keys.items() if not _is_dropped(key)}
 
     def of(self, environ: WSGIEnvironment, credentials: Mapping[str, str]) -> dict[str, str]:
         """Return the fields for the request of *environ*.
@@ -136,17 +139,7 @@ class AuthRequestFields:
         except ValueError as error:
             raise Refusal.of(400, "Malformed Connection field.", str(error)) from None
         fields: dict[str, str] = {}
-        for key, value in (*environ.items(), *credentials.items()):
-            if key[:5] != "HTTP_" or key in _NOT_SENT:
-                continue
-            if key in CLIENT_FORGED or key.startswith(FAMILY):
-                continue
-            if self._names is None:
-                name = key[5:].replace("_", "-").title()
-            elif key in self._names:
-                name = self._names[key]
-            else:
-                continue
+        for name, value in self._given(environ, credentials):
             if name.lower() in named:
                 continue
             if not is_token(name) or not is_field_value(value):
@@ -158,27 +151,48 @@ class AuthRequestFields:
         fields["Accept-Encoding"] = "identity"
         return fields
 
+    def _given(
+        self, environ: WSGIEnvironment, credentials: Mapping[str, str]
+    ) -> Iterator[tuple[str, str]]:
+        """Yield the client's own fields."""
+        if self._names is None:
+            for key, value in (*environ.items(), *credentials.items()):
+                if key[:5] == "HTTP_" and not _is_dropped(key):
+                    yield key[5:].replace("_", "-").title(), value
+            return
+        for key, name in self._names.items():
+            value = credentials.get(key) or environ.get(key)
+            if value is not None:
+                yield name, value
+
+
+def _is_dropped(key: str) -> bool:
+    return key in _NOT_SENT or key in CLIENT_FORGED or key.startswith(FAMILY)
+
 
 def cache_key(
-    fields: Mapping[str, str], names: Collection[str], *, per_request: bool
+    fields: Mapping[str, str], names: Sequence[str], *, per_request: bool
 ) -> bytes | None:
     """Return the key under which the answer to a request with *fields* is remembered.
 
-    :param names: The names of the fields with the client's credential.
+    :param names: The names of the fields with the client's credential, as in *fields*.
     :param per_request: Whether the answer is for this method, URL and client address only.
     :returns: None if the request has none of *names*: it is nobody's in particular.
     """
-    folded = {name.lower(): value for name, value in fields.items()}
-    if not any(name.lower() in folded for name in names):
+    values = [fields.get(name) for name in names]
+    if not any(value is not None for value in values):
         return None
-    kept = [(name.lower(), folded.get(name.lower())) for name in sorted(names)]
     if per_request:
-        kept += sorted((n, v) for n, v in folded.items() if n.startswith(("x-forwarded-", "forw")))
-    hashed = sha256()
-    for name, value in kept:  # lengths first: no value can pass for a part of another
-        text = "-" if value is None else f"{len(value)}:{value}"
-        hashed.update(f"{len(name)}:{name}={text};".encode("utf-8", "surrogatepass"))
-    return hashed.digest()
+        values += [fields.get(name) for name in _OF_REQUEST]
+    # Lengths first: no value can pass for another one and a part of the next.
+    text = ";".join(["-" if value is None else f"{len(value)}:{value}" for value in values])
+    return sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+_OF_REQUEST = (
+    *("X-Forwarded-Method", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port"),
+    *("X-Forwarded-Uri", "X-Forwarded-For", "Forwarded"),
+)
 
 
 # What it answers.
