@@ -44,7 +44,7 @@ def configure() -> None:
 def _made_database() -> None:
     from django.db import connection
 
-    connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
+    connection.creation.create_test_db(verbosity=0, autoclobber=True)
 
 
 @contextmanager
