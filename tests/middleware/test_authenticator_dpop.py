@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import ssl
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from werkzeug.test import Client
 
+from tests.support.certificates import Authority
 from tests.support.dpop import Prover
 from tests.support.logs import silence
 from tests.support.stores import Fickle
 from tests.support.tokens import GOOD, NOW, Gate, signed
+from tests.support.tokens import SECRET as TOKEN_SECRET
 from wsgigate.auth.identity import Identity
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.http.wsgi import CLIENT_CERTIFICATE, IDENTITY
+from wsgigate.middleware.all_of import AllOf
 from wsgigate.middleware.authenticator import Authenticator
 from wsgigate.middleware.client_address import ClientAddress
+from wsgigate.middleware.client_certificate import ClientCertificate
 from wsgigate.store import MisconfiguredStore, StoreError
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
@@ -381,6 +390,41 @@ def test_a_token_that_is_bound_by_both() -> None:
     guard = Guard(certificate_bound="optional")
     assert guard.bound(ANN.proof(token), token) == INVALID
     assert guard.bound(ANN.proof(token), token, **{CLIENT_CERTIFICATE: Certificate()}) == (200, "")
+
+
+@pytest.mark.parametrize("combined", [False, True], ids=["in front", "all of"])
+def test_the_certificate_is_the_one_that_was_verified(tmp_path: Path, combined: bool) -> None:
+    authority = Authority(tmp_path)
+
+    def pem(name: str) -> str:
+        return authority.issue(name, []).read_text().partition("-----BEGIN PRIVATE")[0]
+
+    orders, other = pem("orders"), pem("other")
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(orders)).digest()
+    thumbprint = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    token = signed({**GOOD, "cnf": {"x5t#S256": thumbprint}})
+    guard = Guard("off", certificate_bound="required")
+    if combined:
+        bound = partial(
+            Authenticator,
+            algorithms=["HS256"],
+            secret=TOKEN_SECRET,
+            certificate_bound="required",
+            store=MemoryStore(),
+            clock=guard.clock,
+        )
+        guard.stack = AllOf(guard.app, [ClientCertificate, bound])  # type: ignore[assignment]
+    else:
+        guard.stack = ClientCertificate(guard.stack, required=False)  # type: ignore[assignment]
+
+    def with_certificate(text: str, verified: str = "SUCCESS") -> tuple[int, str]:
+        return guard.bearer(token, SSL_CLIENT_CERT=text, SSL_CLIENT_VERIFY=verified)
+
+    assert with_certificate(orders) == (200, "")
+    assert with_certificate(other)[0] == 401
+    assert with_certificate(orders, "NONE")[0] == 401
+    assert guard.bearer(token)[0] == 401
+    assert guard.bearer(token, **{CLIENT_CERTIFICATE: {"thumbprint": thumbprint}})[0] == 401
 
 
 @pytest.mark.parametrize(

@@ -97,9 +97,10 @@ def check_installed() -> None:
     :raises ValueError: It is not; the message says how to install it.
     """
     if find_spec("http_message_signatures") is None:
-        raise ValueError(
-            'message signatures need http-message-signatures: pip install "wsgigate[signatures]"'
-        )
+        raise ValueError(_NEEDED)
+
+
+_NEEDED = 'message signatures need http-message-signatures 3: pip install "wsgigate[signatures]"'
 
 
 class SignerKey(NamedTuple):
@@ -281,6 +282,7 @@ class SignatureRules:
             raise ValueError(f"max_age: 1 to 86400 seconds, not {max_age!r}")
         if not 0 <= leeway <= 300:
             raise ValueError(f"leeway: 0 to 300 seconds, not {leeway!r}")
+        self._library = _library()  # now, and not at the first request of each worker
         self._tag = tag
         self._components = frozenset(components)
         self._max_age = max_age
@@ -433,13 +435,12 @@ class SignatureRules:
         :param fields: The values of the fields that the signature covers, by name in lower case.
         :raises SignatureRejected: The signature does not match.
         """
-        library = _library()
         message = _Message(method, url, {**fields, "Signature-Input": found.input})
         message.headers["Signature"] = found.signature
-        verifier = library.verifier(found.key)
+        verifier = self._library.verifier(found.key)
         try:
             (result,) = verifier.verify(message, max_age=None)
-        except library.errors as error:
+        except self._library.errors as error:
             raise SignatureRejected(f"it does not verify: {shown(str(error))}") from None
         base = "\n".join(f"{name}: {value}" for name, value in result.covered_components.items())
         return sha256(base.encode("ascii")).digest()
@@ -465,15 +466,21 @@ class _Library(NamedTuple):
 
 @cache
 def _library() -> _Library:
-    """Return what is used of the library; it is imported at the first request."""
-    import http_sf
-    from http_message_signatures import (
-        HTTPMessageSignaturesException,
-        HTTPMessageVerifier,
-        HTTPSignatureComponentResolver,
-        algorithms,
-    )
-    from http_message_signatures.resolvers import MappingKeyResolver
+    """Return what is used of the library, which is optional.
+
+    :raises ValueError: It is too old.
+    """
+    try:
+        import http_sf
+        from http_message_signatures import (
+            HTTPMessageSignaturesException,
+            HTTPMessageVerifier,
+            HTTPSignatureComponentResolver,
+            MappingKeyResolver,
+            algorithms,
+        )
+    except ImportError as error:
+        raise ValueError(f"{_NEEDED} ({error})") from error
 
     class ComponentResolver(HTTPSignatureComponentResolver):
         """Takes the parts of the URL as they are: queries may have characters such as ``[``."""
