@@ -13,7 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from wsgigate.http.problem import rejection_logs
 from wsgigate.runtime import fork
@@ -24,8 +24,11 @@ from wsgigate.testing.fakes import FakeClock
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# how long an example takes is the machine's doing
-settings.register_profile("wsgigate", deadline=None)
+# How long an example takes is the machine's doing; and a change is judged by the same examples in
+# each run. `pytest --hypothesis-profile=search` looks for others.
+_search = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", _search)
+settings.register_profile("wsgigate", _search, derandomize=True)
 settings.load_profile("wsgigate")
 
 

@@ -3,7 +3,7 @@
 import struct
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.rules.models import MODELS
@@ -18,7 +18,6 @@ from wsgigate.rules.algorithms import (
 from wsgigate.rules.quota import LARGEST, LONGEST, Quota, Verdict
 
 # how long it takes to draw a story says something of the machine, and nothing of the algorithm
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 KINDS = [TokenBucket, FixedWindow, SlidingWindow, CalendarWindow]
 TODAY = 1_764_547_200_000_000  # in microseconds: 2025-12-01, a Monday
 
@@ -137,7 +136,6 @@ def events_of(algorithm, moves):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@PATIENT
 @given(stories())
 def test_each_algorithm_decides_as_its_model_does(kind, story):
     limit, period, moves = story
@@ -150,7 +148,6 @@ def test_each_algorithm_decides_as_its_model_does(kind, story):
 
 
 @pytest.mark.parametrize("kind", [FixedWindow, SlidingWindow, CalendarWindow])
-@PATIENT
 @given(stories(back=True))
 def test_a_clock_set_back_makes_of_later_moments_the_present_one(kind, story):
     limit, period, moves = story
@@ -161,7 +158,6 @@ def test_a_clock_set_back_makes_of_later_moments_the_present_one(kind, story):
         assert verdict.allowed is model.take(now, cost)
 
 
-@PATIENT
 @given(stories(back=True))
 def test_a_clock_set_back_never_fills_a_bucket(story):
     limit, period, moves = story
@@ -179,7 +175,6 @@ def test_a_clock_set_back_never_fills_a_bucket(story):
 
 
 @pytest.mark.parametrize("kind", [TokenBucket, SlidingWindow])
-@PATIENT
 @given(stories())
 def test_no_span_of_time_admits_more_than_the_algorithm_allows(kind, story):
     limit, period, moves = story
@@ -200,7 +195,6 @@ def test_no_span_of_time_admits_more_than_the_algorithm_allows(kind, story):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@PATIENT
 @given(stories(back=True))
 @example((LARGEST, LONGEST, [(0, LARGEST), (3, 1), (0, LARGEST)]))
 def test_retry_after_and_reset_are_exact_to_the_microsecond(kind, story):
@@ -339,7 +333,6 @@ def test_foreign_bytes_count_as_none(kind, state):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@PATIENT
 @given(
     st.binary(max_size=80)
     | st.builds(bytes.__add__, st.sampled_from([b"b", b"f", b"c"]), st.binary(min_size=16))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rules.models import MODELS
@@ -20,7 +20,6 @@ from wsgigate.rules.quota import Quota, Verdict
 
 NOW = 1_764_547_200.0
 # how long it takes to draw a story says something of the machine, and nothing of the algorithms
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SECOND = FixedWindow(Quota(2, 1))
 MINUTE = SlidingWindow(Quota(3, 60))
 MONTH = CalendarWindow(Quota(4, calendar="month"))
@@ -59,7 +58,6 @@ def sets(draw):
     return algorithms, moves
 
 
-@PATIENT
 @given(sets())
 def test_several_quotas_decide_as_their_models_do(drawn):
     algorithms, moves = drawn
@@ -119,14 +117,12 @@ def test_a_value_cut_short_holds_as_far_as_it_goes():
     assert seen == {0, 1, 2, 3}
 
 
-@PATIENT
 @given(st.binary(max_size=120) | st.binary(max_size=120).map(lambda rest: b"t" + rest))
 def test_foreign_bytes_count_as_none(state):
     verdicts = CombinedAlgorithm([SECOND, MINUTE, MONTH]).take(state, NOW)[2]
     assert [verdict.remaining for verdict in verdicts] == [1, 2, 3]
 
 
-@PATIENT
 @given(st.data())
 def test_no_change_of_its_bytes_locks_a_caller_out_for_longer_than_a_period(data):
     together = CombinedAlgorithm([SECOND, MINUTE, TokenBucket(Quota(2, 10))])
