@@ -6,6 +6,7 @@ One row each: a new authenticator is tested alone, as an alternative, and togeth
 from __future__ import annotations
 
 import base64
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,11 +27,14 @@ from wsgigate import (
     Authenticator,
     BasicAuthenticator,
     ClientCertificate,
+    ForwardAuth,
+    IntrospectionAuthenticator,
     MemoryStore,
     SignatureAuthenticator,
     WebhookVerifier,
 )
 from wsgigate.auth.jwt import mint
+from wsgigate.client.endpoint import EndpointReply
 
 __all__ = ["AUTHENTICATORS", "Row", "Way"]
 
@@ -164,11 +168,81 @@ def webhook(_folder: Path) -> Way:
     )
 
 
+class AskedEndpoint:
+    """Stands in for the endpoints of a middleware, and for each of them: answers without a socket.
+
+    :param answer: Returns the answer to the fields and the body of a request.
+    """
+
+    url = "https://id.example.com/"
+    origin = "https://id.example.com"
+    target = "/"
+    timeout = 5.0
+
+    def __init__(self, answer: Callable[[Mapping[str, str], bytes], EndpointReply]) -> None:
+        self._answer = answer
+
+    def get(self, *_: object, **__: object) -> AskedEndpoint:
+        return self
+
+    def ask(
+        self, method: str, fields: Mapping[str, str], body: bytes | None = None, **_: object
+    ) -> EndpointReply:
+        return self._answer(fields, body or b"")
+
+
+def introspection(_folder: Path) -> Way:
+    def answer(_fields: Mapping[str, str], form: bytes) -> EndpointReply:
+        document = {"active": form == b"token=opaque", "sub": "ann"}
+        kind = [("Content-Type", "application/json")]
+        return EndpointReply(200, kind, json.dumps(document).encode())
+
+    return Way(
+        partial(
+            IntrospectionAuthenticator,
+            endpoint=AskedEndpoint.url,
+            bearer_token="own",
+            endpoints=AskedEndpoint(answer),  # type: ignore[arg-type]
+        ),
+        {"headers": {"Authorization": "Bearer opaque"}},
+        {"headers": {"Authorization": "Bearer forged"}},
+        "ann",
+        "introspection",
+    )
+
+
+def forward_auth(_folder: Path) -> Way:
+    def answer(fields: Mapping[str, str], _body: bytes) -> EndpointReply:
+        if fields.get("Authorization") == "Session ann":
+            return EndpointReply(200, [("Remote-User", "ann")], b"")
+        document = {"success": False, "detail": "The authentication service rejected the request."}
+        return EndpointReply(
+            401,
+            [("WWW-Authenticate", "Session"), ("Content-Type", "application/json")],
+            json.dumps(document).encode(),
+        )
+
+    return Way(
+        partial(
+            ForwardAuth,
+            address=AskedEndpoint.url,
+            header_field="Remote-User",
+            endpoints=AskedEndpoint(answer),  # type: ignore[arg-type]
+        ),
+        {"headers": {"Authorization": "Session ann"}},
+        {"headers": {"Authorization": "Session forged"}},
+        "ann",
+        "forward-auth",
+    )
+
+
 AUTHENTICATORS: dict[str, Row] = {
     "api-key": api_key,
     "authenticator": bearer,
     "basic": basic,
     "client-certificate": client_certificate,
+    "forward-auth": forward_auth,
+    "introspection": introspection,
     "message-signature": message_signature,
     "webhook": webhook,
 }

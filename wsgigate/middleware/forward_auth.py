@@ -50,6 +50,8 @@ _CACHE_SCOPES = ("request", "credential")
 
 _NAME = "ForwardAuth"
 
+_REJECTED = "The authentication service rejected the request."
+
 
 class ForwardedAnswer(Problem):
     """The response of the service to a client that it rejects, and the app that responds with it.
@@ -64,7 +66,7 @@ class ForwardedAnswer(Problem):
         """Return the problem of *answer*."""
         telling = ("retry-after", "set-cookie", "www-authenticate")
         headers = tuple(field for field in answer.headers if field[0].lower() in telling)
-        made = cls(answer.status, headers=headers)
+        made = cls(answer.status, _REJECTED, headers=headers)
         object.__setattr__(made, "answer", answer)  # a problem is frozen
         return made
 
