@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from flask import Blueprint, Flask, abort, request
 from flask.views import MethodView
@@ -226,6 +229,22 @@ def test_class_based_views_blueprints_and_sections_are_limited():
         assert statuses(client, path, 2) == [200, 429], path
     for path in ("/one/free", "/two/free", "/section"):
         assert statuses(client, path, 2) == [200, 200], path
+
+
+def test_limits_that_are_made_for_each_request_are_not_kept():
+    gate = WsgiGate()
+    made_limits = weakref.WeakSet()
+
+    def section():
+        limit = gate.limit("2/d", name="mail")
+        made_limits.add(limit)
+        with limit:
+            return "sent"
+
+    client = made(gate, section).test_client()
+    assert statuses(client, "/section") == [200, 200, 429]
+    gc.collect()
+    assert len(made_limits) == 0
 
 
 def defaults(**config):

@@ -214,7 +214,7 @@ class WsgiGate:
         return function
 
     def reset(self) -> None:
-        """Reset the counts of the views of all apps.
+        """Reset the counts of all limits of views that have counted in this process.
 
         :raises StoreError: The store fails.
         """

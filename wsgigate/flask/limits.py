@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import update_wrapper
@@ -243,7 +244,9 @@ class AppLimits:
         self._store = store
         self._filters = filters
         self._views = views
-        self._limits: dict[LimitDecorator, ViewLimit] = {}
+        # weak: a view may make a decorator for each request, for a section of it
+        self._limits: weakref.WeakKeyDictionary[LimitDecorator, ViewLimit]
+        self._limits = weakref.WeakKeyDictionary()
         given = settings.limit_default or ()
         quotas = [given] if isinstance(given, str) else given
         self._defaults = [
@@ -292,7 +295,7 @@ class AppLimits:
         return response
 
     def reset(self) -> None:
-        """Reset the counts of all limits that have counted.
+        """Reset the counts of all limits that have counted in this process.
 
         :raises StoreError: The store fails.
         """
