@@ -72,18 +72,16 @@ def test_a_gateway_asks_the_endpoint_and_shows_its_state(tmp_path: Path) -> None
         gateway.close()
 
 
-def test_routes_share_the_bounds_of_one_endpoint(tmp_path: Path) -> None:
+def test_routes_share_the_bounds_of_one_endpoint(tmp_path: Path, nobody: str) -> None:
     second = '\n[[routes]]\npath = "/b"\napp = "wsgiref.simple_server:demo_app"\n'
-    with Backend() as backend:
-        url = backend.url
-    options = INTROSPECTION.format(url=url)
+    options = INTROSPECTION.format(url=nobody)
     file = written(tmp_path, f"{options}{second}[[routes.middleware]]{options}")
     gateway = wsgigate.load(file)
     for number in range(20):
         fields = {"Authorization": f"Bearer token-{number}"}
         assert Client(gateway).get("/", headers=fields).status_code == 503
-    assert list(health(gateway)) == [f"{url}/introspect"]
-    assert health(gateway)[f"{url}/introspect"]["circuit"] == "OPEN"
+    assert list(health(gateway)) == [f"{nobody}/introspect"]
+    assert health(gateway)[f"{nobody}/introspect"]["circuit"] == "OPEN"
     gateway.close()
 
 

@@ -17,6 +17,7 @@ import pytest
 from werkzeug.test import Client, TestResponse
 
 from tests.support.certificates import Authority, make_certificate
+from tests.support.ports import refused_port
 from wsgigate import AnyOf, ApiKeyAuthenticator, ApiKeys, IntrospectionAuthenticator
 from wsgigate.auth.identity import IDENTITY
 from wsgigate.http.wsgi import CLAIMS, REASON
@@ -344,11 +345,10 @@ def test_equal_requests_at_the_same_time_make_one_exchange() -> None:
 
 
 def test_a_dead_endpoint_is_not_waited_for() -> None:
-    with Backend() as backend:
-        url = backend.url
-    it = Gate(url)
-    for number in range(20):
-        assert it.ask(f"token-{number}").status_code == 503
+    with refused_port() as port:
+        it = Gate(f"http://127.0.0.1:{port}")
+        for number in range(20):
+            assert it.ask(f"token-{number}").status_code == 503
     assert "it has failed too often: the connection was refused" in it.reason
 
 
