@@ -108,6 +108,28 @@ def test_an_answer_without_a_user_is_no_identity() -> None:
         assert IDENTITY not in it.seen[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "acme"),  # a service that only allows requests
+        ({"header_field": "Remote-User"}, None),
+        ({"header_field": "Remote-User", "required": False}, "acme"),
+    ],
+)
+def test_the_identity_of_an_outer_authenticator(
+    options: dict[str, Any], expected: str | None
+) -> None:
+    keys = ApiKeys(MemoryStore())
+    key, _ = keys.create("acme")
+    with gate(**options) as (it, _):
+        client = Client(ApiKeyAuthenticator(it.app, keys))
+        client.get("/", headers={"X-API-Key": key})
+        found = it.seen[0].get(IDENTITY)
+        assert (found and found.subject) == expected
+        it.ask(environ={IDENTITY: "forged"})
+        assert IDENTITY not in it.seen[1]
+
+
 def test_another_answer_is_the_response() -> None:
     answer = deny(
         "401 Unauthorized",

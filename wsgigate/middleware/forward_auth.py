@@ -100,7 +100,9 @@ class ForwardAuth:
     that are exempt.
 
     With *header_field* the caller is in ``environ["wsgigate.identity"]``. A request that passes
-    without that field, such as an anonymous one to a public page, has no identity.
+    without that field, such as an anonymous one to a public page, has no identity. Without
+    *header_field* the service only allows requests, and the identity of an authenticator around
+    this middleware stays.
 
     :param app: The WSGI application to protect.
     :param address: The URL of the service, ``"https://..."``, or ``"http://..."`` with a private
@@ -200,6 +202,7 @@ class ForwardAuth:
         self._set = AuthResponseFields(
             auth_response_headers, header_field, claim_headers or {}, add_auth_cookies_to_response
         )
+        self._identifies = header_field is not None
         self._owns = endpoints is None
         self._endpoints = RemoteEndpoints() if endpoints is None else endpoints
         endpoint = self._endpoints.get(
@@ -237,7 +240,7 @@ class ForwardAuth:
         self._refuse = refuse
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if IDENTITY in environ and (self._required or not _of_other_kind(environ[IDENTITY])):
+        if IDENTITY in environ and not self._keeps(environ[IDENTITY]):
             del environ[IDENTITY]
             environ.pop(CLAIMS, None)
         credentials = self._set.remove(environ)  # first: nothing below sees the client's
@@ -287,6 +290,12 @@ class ForwardAuth:
         """Close the idle connections, unless *endpoints* was given."""
         if self._owns:
             self._endpoints.close()
+
+    def _keeps(self, caller: object) -> bool:
+        """Return whether *caller* was verified by a middleware around this one, and stays."""
+        if not isinstance(caller, Identity):
+            return False
+        return not self._identifies or (not self._required and caller.scheme != SCHEME)
 
     def _kept_body(self, environ: WSGIEnvironment) -> bytes | None:
         """Return the body that the service gets, which the app can read as well.
@@ -339,11 +348,6 @@ def _with_cookies(
         return start_response(status, fields)
 
     return start
-
-
-def _of_other_kind(caller: object) -> bool:
-    """Return whether *caller* is an identity that was verified by another credential."""
-    return isinstance(caller, Identity) and caller.scheme != SCHEME
 
 
 def _check_cache(
