@@ -310,7 +310,7 @@ def secret_of(algorithm: str, text: KeyText) -> bytes:
 
 
 def public_key_of(given: KeyText) -> Any:
-    """Return the public key of PEM text, of which only the key is used if it is a certificate.
+    """Return the public key of PEM text or DER bytes; of a certificate only its key is used.
 
     :raises ValueError: It is something else, or the key is weak.
     """
