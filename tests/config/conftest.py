@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import wsgigate
+from tests.config.files import close_all
 from tests.support.ports import refused_port
 from wsgigate.testing.backend import Backend, reply
 
@@ -223,6 +224,12 @@ class Stamp:
 
     def close(self) -> None:
         self.closed = True
+
+
+@pytest.fixture(autouse=True)
+def gateways_are_closed() -> Iterator[None]:
+    yield
+    close_all()
 
 
 @pytest.fixture

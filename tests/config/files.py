@@ -14,8 +14,19 @@ MEMORY = '[store]\nurl = "memory:"\n'
 APP = '[[routes]]\npath = "/echo"\napp = "full_site:echo"\n'
 
 
+_built: list[Gateway] = []
+
+
 def built(text: str, path: str = "") -> Gateway:
-    return build(parse(MEMORY + text, environ={}), path=path)
+    """Return the gateway of a file, which in this folder is closed after the test."""
+    _built.append(build(parse(MEMORY + text, environ={}), path=path))
+    return _built[-1]
+
+
+def close_all() -> None:
+    """Close all gateways that were built, whose threads would go on beside later tests."""
+    while _built:
+        _built.pop().close()
 
 
 def errors_of(text: str, path: str = "") -> list[tuple[str, str]]:
