@@ -17,9 +17,12 @@ APP = '[[routes]]\npath = "/echo"\napp = "full_site:echo"\n'
 _built: list[Gateway] = []
 
 
-def built(text: str, path: str = "") -> Gateway:
-    """Return the gateway of a file, which in this folder is closed after the test."""
-    _built.append(build(parse(MEMORY + text, environ={}), path=path))
+def built(text: str, path: str = "", *, store: str = MEMORY) -> Gateway:
+    """Return the gateway of a file, which in this folder is closed after the test.
+
+    :param store: The table of the store, which comes before *text*.
+    """
+    _built.append(build(parse(store + text, environ={}), path=path))
     return _built[-1]
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 from werkzeug.test import Client
 
-from tests.config.files import errors_of
+from tests.config.files import built, errors_of
 from tests.support.logs import silence
-from wsgigate.config.build import build
-from wsgigate.config.load import parse
 from wsgigate.gateway import Gateway
 from wsgigate.testing.backend import Backend, reply
 
@@ -24,8 +22,6 @@ def made(
     backend: Backend, breaker: str, admin: str = f'token = "{ADMIN}"', store: str = ""
 ) -> Gateway:
     text = f"""
-        [store]
-        url = "{store or "memory:"}"
         [admin]
         {admin}
         [services.orders]
@@ -43,7 +39,7 @@ def made(
         path = "/others"
         service = "others"
     """
-    return build(parse(text, environ={}))
+    return built(text, store=f'[store]\nurl = "{store or "memory:"}"\n')
 
 
 def test_routes_of_a_service_share_its_circuit_and_the_admin_can_reset_it(
