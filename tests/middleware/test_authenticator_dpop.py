@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import ssl
 from functools import partial
 from pathlib import Path
@@ -285,13 +286,25 @@ def test_a_store_that_fails_refuses_proofs_and_no_other_token() -> None:
     assert guard.bound(proof()) == (200, "")
 
 
-def test_a_store_that_fails_may_allow_proofs() -> None:
+def test_a_store_that_fails_may_allow_proofs(caplog: pytest.LogCaptureFixture) -> None:
     store = Fickle(MemoryStore(clock=lambda: NOW))
     guard = Guard(store=store, on_store_error="allow")
     store.broken = True
+    logging.getLogger("wsgigate.authenticator").disabled = False  # it is silent in other tests
+
+    def logged() -> list[str]:
+        name = "wsgigate.authenticator"
+        return [each.getMessage() for each in caplog.records if each.name == name]
+
     assert guard.bound(proof()) == (200, "")
     assert guard.bound(proof(iat=NOW - 100)) == NO_PROOF
-    assert guard.stack.store_errors == 1
+    assert guard.bound(proof()) == (200, "")
+    assert guard.stack.store_errors == 2
+    assert len(logged()) == 1, "the outage goes on"
+    store.broken = False
+    assert guard.bound(proof()) == (200, "")
+    assert guard.bound(proof()) == NO_PROOF
+    assert logged()[1:] == ["proofs can be marked as used again"]
 
 
 def test_a_full_store_refuses_proofs() -> None:
@@ -330,6 +343,7 @@ def test_a_denied_token_is_denied_with_its_proof() -> None:
     assert guard.bound(proof()) == (200, "")
     denied.deny_token(BOUND)
     assert guard.bound(proof(jti="proof-2")) == INVALID
+    assert guard.challenge.startswith('DPoP realm="api", error="invalid_token"')
 
 
 def test_an_expired_token_is_expired_with_its_proof() -> None:

@@ -96,7 +96,7 @@ class ProofRules:
         *,
         algorithms: Sequence[str] = DEFAULT_ALGORITHMS,
         max_age: float = 60.0,
-        leeway: float = 5.0,
+        leeway: float = 30.0,
     ) -> None:
         wrong = [name for name in algorithms if name not in ASYMMETRIC]
         if wrong or not algorithms:

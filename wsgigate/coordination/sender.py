@@ -14,12 +14,10 @@ from typing import Any
 from wsgiref.types import WSGIEnvironment
 
 from wsgigate.auth.dpop import NonceRequired, Nonces, ProofRejected, ProofRules
-from wsgigate.coordination.spent import SpentOnce
 from wsgigate.http.bodies import shown
 from wsgigate.http.client_url import client_url
 from wsgigate.http.target import BadTarget
 from wsgigate.http.wsgi import CLIENT_CERTIFICATE
-from wsgigate.store import StoreError
 
 __all__ = ["MODES", "PROOF", "ProofNotMarked", "SenderBinding", "SenderRejected"]
 
@@ -54,11 +52,10 @@ class SenderBinding:
         a key), or ``"required"`` (every token must be).
     :param certificate: The same for tokens that are bound to a certificate.
     :param rules: The rules for proofs.
-    :param spent: The ids of the proofs that were used.
-    :param nonces: The nonces that proofs must have. Default: none is required.
+    :param spend: Marks a valid proof as used: called with the thumbprint of its key, its id, and
+        the seconds for which it stays valid; returns whether it was not used before.
+    :param nonces: The nonces that proofs must have; None if they need none.
     :param hide: Whether the proof is removed from a request that is accepted.
-    :param failed: Called with the error when the store fails; returns whether the proof is accepted
-        although it may have been used before. What it raises is not caught.
     """
 
     def __init__(
@@ -67,18 +64,15 @@ class SenderBinding:
         dpop: str,
         certificate: str,
         rules: ProofRules,
-        spent: SpentOnce,
+        spend: Callable[[str, str, float], bool],
         nonces: Nonces | None,
         hide: bool,
-        failed: Callable[[StoreError], bool],
     ) -> None:
         self._modes = {_KEY: dpop, _CERTIFICATE: certificate}
-        self.uses_proofs = dpop != "off"
         self._rules = rules
-        self._spent = spent
+        self._spend = spend
         self._nonces = nonces
         self._hides = hide
-        self._failed = failed
 
     def check(
         self,
@@ -96,7 +90,7 @@ class SenderBinding:
         :param now: Unix time in seconds.
         :returns: A new nonce for the client, if it is to use another one from now on.
         :raises SenderRejected: The sender is not its client.
-        :raises ProofNotMarked: The store failed, so the proof may have been used before.
+        :raises ProofNotMarked: *spend* raised it: the proof may have been used before.
         """
         bound: Mapping[str, Any] = cnf or {}
         for member in bound:
@@ -144,13 +138,7 @@ class SenderBinding:
             raise SenderRejected("use_dpop_nonce", str(error)) from None
         except (ProofRejected, BadTarget) as error:
             raise SenderRejected("invalid_dpop_proof", str(error)) from None
-        try:
-            first = self._spent.spend(proof.key, proof.id, seconds=proof.seconds)
-        except StoreError as error:
-            if not self._failed(error):
-                raise ProofNotMarked(f"the proof cannot be marked as used: {error}") from error
-            first = True
-        if not first:
+        if not self._spend(proof.key, proof.id, proof.seconds):
             raise SenderRejected("invalid_dpop_proof", "the proof was used before (jti)")
         current = self.new_nonce(now)
         return None if current == proof.nonce else current

@@ -291,18 +291,17 @@ class Authenticator:
         if dpop == "off" and dpop_nonce_secret is not None:
             raise ValueError('dpop_nonce_secret: requires dpop = "optional" or "required"')
         proofs = ProofRules(algorithms=dpop_algorithms, max_age=dpop_max_age)
-        self._opened: OpenedStore | None = None
+        self._used_proofs: OpenedStore | None = None
         self._binding: SenderBinding | None = None
         if dpop != "off" or certificate_bound != "off":
-            self._opened = OpenedStore(store, app)
+            self._used_proofs = opened = OpenedStore(store, app)
             self._binding = SenderBinding(
                 dpop=dpop,
                 certificate=certificate_bound,
                 rules=proofs,
-                spent=SpentOnce(Namespaced(self._opened), "dpop"),
+                spend=partial(self._spend, SpentOnce(Namespaced(opened), "dpop"), opened),
                 nonces=None if dpop_nonce_secret is None else Nonces(dpop_nonce_secret),
                 hide=hide_proof,
-                failed=self._accepts_unmarked,
             )
         # one question for both, so that a token without either costs nothing more
         self._further = self._binding is not None or deny_list is not None
@@ -383,8 +382,8 @@ class Authenticator:
         """Stop fetching keys, unless *key_sources* was given, and close the store of proofs."""
         if self._own_sources is not None:
             self._own_sources.close()
-        if self._opened is not None:
-            self._opened.close()
+        if self._used_proofs is not None:
+            self._used_proofs.close()
 
     @property
     def hides(self) -> frozenset[str]:
@@ -413,38 +412,30 @@ class Authenticator:
 
         :returns: The app that rejects it, and a nonce that its client is to use from now on.
         """
-        nonce = None
-        if self._binding is None:
-            pass
-        elif verified.bound is None and self._accepts_bearers and not _is_dpop(value):
-            if self._hides_proof and PROOF in environ:
-                del environ[PROOF]
-        else:
+        binding, nonce = self._binding, None
+        with_proof = binding is not None and _is_dpop(value)
+        if binding is not None and (
+            with_proof or verified.bound is not None or not self._accepts_bearers
+        ):
             try:
-                nonce = self._check_sender(self._binding, value, verified, environ)
+                nonce = binding.check(
+                    environ,
+                    verified.bound,
+                    value.partition(" ")[2],
+                    with_proof=with_proof,
+                    now=self._clock(),
+                )
             except SenderRejected as error:
                 refused(environ, "Authenticator", f"bad token: {error}")
-                return self._for_sender(self._binding, error.error, value), None
+                return self._for_sender(binding, error.error, value), None
             except ProofNotMarked as error:
                 refused(environ, "Authenticator", str(error))
                 return self._unknown, None
+        elif self._hides_proof and PROOF in environ:  # a plain token, the usual case
+            del environ[PROOF]
         if self._deny_list is None:
             return None, nonce
-        return self._refusal(self._deny_list, verified.entries, environ), nonce
-
-    def _check_sender(
-        self, binding: SenderBinding, value: str, verified: Verified, environ: WSGIEnvironment
-    ) -> str | None:
-        nonce = binding.check(
-            environ,
-            verified.bound,
-            value.partition(" ")[2],
-            with_proof=_is_dpop(value),
-            now=self._clock(),
-        )
-        if self._proof_outages.ongoing:
-            self._proof_outages.resolved(_log.warning, "proofs can be marked as used again")
-        return nonce
+        return self._refusal(self._deny_list, value, verified.entries, environ), nonce
 
     def _for_sender(self, binding: SenderBinding, error: str, value: str) -> WSGIApplication:
         """Return the app that rejects a token for its sender with the code *error*."""
@@ -457,15 +448,27 @@ class Authenticator:
         detail = "A nonce is required in the proof (DPoP)."
         return self._answers(401, detail, error, scheme="DPoP", headers=fields)
 
-    def _accepts_unmarked(self, error: StoreError) -> bool:
-        """Return whether a proof is accepted that cannot be marked as used."""
-        if self._opened is not None:
-            self._opened.check_outage(error, "used proofs (DPoP) cannot be stored")
-        self._proof_outages.log(error)
-        return self._allows_on_error
+    def _spend(
+        self, spent: SpentOnce, opened: OpenedStore, key: str, proof_id: str, seconds: float
+    ) -> bool:
+        """Mark a proof as used; return whether it was not before.
+
+        :raises ProofNotMarked: The store failed.
+        """
+        try:
+            first = spent.spend(key, proof_id, seconds=seconds)
+        except StoreError as error:
+            opened.check_outage(error, "used proofs (DPoP) cannot be stored")
+            self._proof_outages.log(error)
+            if self._allows_on_error:
+                return True
+            raise ProofNotMarked(f"the proof cannot be marked as used: {error}") from error
+        if self._proof_outages.ongoing:
+            self._proof_outages.resolved(_log.warning, "proofs can be marked as used again")
+        return first
 
     def _refusal(
-        self, deny_list: DenyList, token: TokenIdentity, environ: WSGIEnvironment
+        self, deny_list: DenyList, value: str, token: TokenIdentity, environ: WSGIEnvironment
     ) -> WSGIApplication | None:
         """Return the app that rejects a denied *token*, or any if the store fails."""
         try:
@@ -482,7 +485,7 @@ class Authenticator:
         if not reason:
             return None
         refused(environ, "Authenticator", f"bad token: {reason}")
-        return self._invalid
+        return self._answer("invalid_token", value)
 
     def _verified(self, value: str) -> Verified | None:
         """Return the verified token of the ``Authorization`` field; None for another scheme."""
