@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import ssl
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from tests.support.certificates import Authority
 from wsgigate import (
     AllOf,
     AnyOf,
+    Authenticator,
     Authorizer,
     ClientAddress,
     ClientCertificate,
@@ -24,7 +26,8 @@ from wsgigate import (
     Logger,
 )
 from wsgigate.auth.client_certificate import from_pem
-from wsgigate.http.wsgi import CLIENT_CERTIFICATE, IDENTITY
+from wsgigate.auth.jwt import mint
+from wsgigate.http.wsgi import CLIENT_CERTIFICATE, IDENTITIES, IDENTITY
 from wsgigate.testing import FakeClock
 
 NAMES = [x509.DNSName("a.example"), x509.UniformResourceIdentifier("spiffe://shop/orders")]
@@ -255,11 +258,11 @@ def test_authorities_are_checked_if_given(
         good, bad = sent(source, pem), sent(source, other)
         assert client.get("/", headers=good, environ_base=PROXY).status_code == 200
         assert client.get("/", headers=bad, environ_base=PROXY).status_code == 401
-    partial = {"X-Forwarded-Client-Cert": f"Hash={'ab' * 32};Subject=CN=orders"}
+    names = {"X-Forwarded-Client-Cert": f"Hash={'ab' * 32};Subject=CN=orders"}
     client = behind_proxy(app, source="xfcc", ca=ca)
-    assert client.get("/", headers=partial, environ_base=PROXY).status_code == 401
+    assert client.get("/", headers=names, environ_base=PROXY).status_code == 401
     trusting = behind_proxy(app, source="xfcc", subject="cn")
-    assert trusting.get("/", headers=partial, environ_base=PROXY).status_code == 200
+    assert trusting.get("/", headers=names, environ_base=PROXY).status_code == 200
     assert app.caller.subject == "orders"
 
 
@@ -284,6 +287,25 @@ def test_it_works_with_rules_and_beside_other_credentials(app: App, pem: str) ->
     assert client.get("/", **of_server(pem)).status_code == 200
     rejecting = Authorizer(app, claims={"common_name": "billing"})
     assert Client(ClientCertificate(rejecting)).get("/", **of_server(pem)).status_code == 403
+
+
+def test_a_token_is_bound_to_the_certificate_beside_it(
+    app: App, pem: str, authority: Authority
+) -> None:
+    """RFC 8705 section 3: a token that was stolen is of no use without the private key."""
+    secret = "a secret of the tests, thirty-two bytes"
+    bearer = partial(
+        Authenticator, algorithms=["HS256"], secret=secret, certificate_bound="required"
+    )
+    client = Client(AllOf(app, [ClientCertificate, bearer], primary=1))
+    bound = {"cnf": {"x5t#S256": from_pem(pem).certificate.thumbprint}}
+    fields = {"Authorization": f"Bearer {mint(secret, 'HS256', 'ann', **bound)}"}
+    assert client.get("/", headers=fields, **of_server(pem)).status_code == 200
+    assert (app.caller.subject, app.caller.scheme) == ("ann", "bearer")
+    assert [each.scheme for each in app.seen[IDENTITIES]] == ["mtls", "bearer"]
+    thief = authority.issue("thief", NAMES).read_text().partition("-----BEGIN PRIVATE")[0]
+    assert client.get("/", headers=fields, **of_server(thief)).status_code == 401
+    assert client.get("/", headers=fields).status_code == 401
 
 
 def test_preflights_and_exempt_requests_pass(app: App) -> None:

@@ -36,7 +36,7 @@ from wsgigate import (
 from wsgigate.auth.jwt import mint
 from wsgigate.client.endpoint import EndpointReply
 
-__all__ = ["AUTHENTICATORS", "Row", "Way"]
+__all__ = ["AUTHENTICATORS", "HASH", "Row", "Way"]
 
 SECRET = "a secret of the tests, thirty-two bytes or more"
 HASH = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("secret")

@@ -43,6 +43,8 @@ _MIDDLEWARES = (
     ("authenticator", "Authentication"),
     ("api-key", "API keys"),
     ("basic", "HTTP Basic"),
+    ("client-certificate", "Client certificates"),
+    ("webhook", "Webhooks"),
     ("forward-auth", "Forward authentication"),
     ("introspection", "Token introspection"),
     ("authorizer", "Authorization"),
