@@ -14,8 +14,10 @@ from django.db import connection
 from django.http import HttpResponse
 from django.test import Client, override_settings
 
+from wsgigate import Identity
+from wsgigate.auth.jwt import mint
 from wsgigate.django import DjangoSession
-from wsgigate.http.wsgi import IDENTITY
+from wsgigate.http.wsgi import CLAIMS, IDENTITY
 from wsgigate.testing.fakes import Server, answers, new_environ
 
 HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -90,7 +92,7 @@ def test_anonymous_browsers_get_a_401(service) -> None:
     for session in (None, "made-up"):
         answer = send(DjangoSession(service), session, accept=HTML)
         assert answer.status.startswith("401")
-        assert dict(answer.headers)["WWW-Authenticate"] == 'Cookie realm="api"'
+        assert dict(answer.headers)["WWW-Authenticate"] == 'Session realm="api"'
     assert service.requests == []
 
 
@@ -112,12 +114,23 @@ def test_anonymous_requests_pass_if_told_without_an_identity(service, user) -> N
     assert send(app).status == "200 OK"
     assert send(app, logged_in(user)).status == "200 OK"
     assert [IDENTITY in request for request in service.requests] == [False, True]
+    assert service.requests[1][CLAIMS] == {"sub": str(user.pk), "username": "ada"}
 
 
 def test_an_identity_from_elsewhere_is_removed(service) -> None:
     environ = new_environ() | {IDENTITY: "forged"}
     Server().serve(DjangoSession(service, required=False), environ)
     assert IDENTITY not in service.requests[0]
+
+
+def test_a_token_outside_decides_where_the_session_is_optional(service, user) -> None:
+    environ = new_environ() | {IDENTITY: Identity("robot", "bearer")}
+    environ["HTTP_COOKIE"] = f"sessionid={logged_in(user)}; theme=dark"
+    Server().serve(DjangoSession(service, required=False), environ)
+    assert service.requests[0][IDENTITY].subject == "robot"
+    assert service.requests[0]["HTTP_COOKIE"] == "theme=dark"
+    environ = new_environ() | {IDENTITY: Identity("robot", "bearer")}
+    assert Server().serve(DjangoSession(service), environ).status.startswith("401")
 
 
 def test_an_inactive_user_is_refused(service, user) -> None:
@@ -360,3 +373,27 @@ def test_around_django_itself_the_guard_is_an_error(project) -> None:
     project({}, WSGIGATE=["wsgigate.django.DjangoSession"])
     with pytest.raises(ImproperlyConfigured, match="guards the routes of services"):
         Client().get("/")
+
+
+def test_a_route_takes_tokens_and_sessions_and_refuses_all_others(project, user) -> None:
+    secret = "a secret of the tests, thirty-two bytes or more"
+    tokens = {"use": "authenticator", "algorithms": ["HS256"], "secret": secret, "required": False}
+    route = {
+        "path": "/api/orders",
+        "app": f"{__name__}:orders",
+        "middleware": [
+            tokens,
+            {"use": "wsgigate.django:DjangoSession", "required": False},
+            {"use": "authorizer"},
+        ],
+    }
+    project({}, WSGIGATE={"ROUTES": [route]})
+    client = Client()
+    assert client.get("/api/orders").status_code == 401
+    token = {"Authorization": f"Bearer {mint(secret, 'HS256', 'robot', 60)}"}
+    assert client.get("/api/orders", headers=token).content == b"robot"
+    client.force_login(user, "django.contrib.auth.backends.ModelBackend")
+    assert client.get("/api/orders").content == str(user.pk).encode()
+    assert client.get("/api/orders", headers=token).content == b"robot"
+    wrong = {"Authorization": "Bearer wrong"}
+    assert client.get("/api/orders", headers=wrong).status_code == 401

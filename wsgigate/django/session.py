@@ -38,7 +38,7 @@ from wsgigate.django.identity import SESSION
 from wsgigate.django.middleware import REQUEST
 from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.problem import Problem, Refuse, answer_with, prefers_html, refused
-from wsgigate.http.wsgi import Headers, is_preflight, is_websocket
+from wsgigate.http.wsgi import CLAIMS, Headers, is_preflight, is_websocket
 from wsgigate.rules.arguments import OneOf, checked
 
 __all__ = ["DjangoSession"]
@@ -65,7 +65,8 @@ class DjangoSession:
     It guards the routes of services, in the ``middleware`` of a route; Django guards its own views.
 
     :param app: The WSGI application to protect, such as a forwarder.
-    :param required: Whether an anonymous request is rejected with a 401.
+    :param required: Whether an anonymous request is rejected with a 401. If not, the identity that
+        an outer middleware has verified, such as that of a token, stays.
     :param login_redirect: Whether an anonymous browser that opens a page is redirected to
         ``LOGIN_URL`` instead.
     :param csrf: The check of requests that change something: ``"token"`` is Django's own,
@@ -124,7 +125,7 @@ class DjangoSession:
         self._email, self._groups, self._permissions = email, groups, permissions
         self._exempt = exempt_of(exempt)
         self._passes_preflights = not preflights
-        challenge = bearer_challenge(realm, scheme="Cookie")
+        challenge = bearer_challenge(realm, scheme="Session")
         self._anonymous = refuse(Problem(401, "Login required!", headers=(challenge,)))
         self._forged = refuse(Problem(403, "Requests from other sites are not allowed."))
         self._unavailable = refuse(
@@ -132,10 +133,15 @@ class DjangoSession:
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if IDENTITY in environ and (self._required or not isinstance(environ[IDENTITY], Identity)):
-            del environ[IDENTITY]
-        if (self._exempt is not None and self._exempt(environ)) or (
-            self._passes_preflights and is_preflight(environ)
+        outer = environ.get(IDENTITY)
+        verified = isinstance(outer, Identity) and outer.scheme != SESSION
+        if self._required or not verified:
+            environ.pop(IDENTITY, None)
+            environ.pop(CLAIMS, None)
+        if (
+            (verified and not self._required)  # by an outer middleware, such as a token
+            or (self._exempt is not None and self._exempt(environ))
+            or (self._passes_preflights and is_preflight(environ))
         ):
             return self._forward(environ, start_response, [])
         try:
@@ -149,13 +155,15 @@ class DjangoSession:
         if found.identity is None:
             refused(environ, "DjangoSession", "the browser has no session of a user")
             if found.login:
-                start("302 Found", [("Location", found.login), ("Cache-Control", "no-store")])
+                where = [("Location", found.login), ("Content-Length", "0")]
+                start("302 Found", [*where, ("Cache-Control", "no-store")])
                 return []
             return self._anonymous(environ, start)
         if found.forgery:
             refused(environ, "DjangoSession", found.forgery)
             return self._forged(environ, start)
         environ[IDENTITY] = found.identity
+        environ[CLAIMS] = dict(found.identity.claims)
         return self._forward(environ, start_response, found.fields)
 
     def _forward(
@@ -234,7 +242,7 @@ class DjangoSession:
     def _login(self, request: Any) -> str:
         """Return the URL of the login for a browser that opens a page; empty for all others."""
         accept = request.META.get("HTTP_ACCEPT", "")
-        if not self._redirects or request.method != "GET" or not prefers_html(accept):
+        if not self._redirects or request.method not in ("GET", "HEAD") or not prefers_html(accept):
             return ""
         if is_websocket(request.environ):
             return ""
