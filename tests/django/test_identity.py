@@ -178,6 +178,16 @@ def test_only_the_issuers_and_schemes_of_a_backend_have_users(project, db, ident
     assert client.get("/").json()["user"] == ""
 
 
+@pytest.mark.parametrize("scheme", ["bearer", "dpop", "basic"])
+def test_a_token_and_a_password_are_of_a_user(project, db, scheme) -> None:
+    user_named("ada")
+    project({"": me}, MIDDLEWARE=MIDDLEWARE, WSGIGATE=[AUTHENTICATOR],
+            AUTHENTICATION_BACKENDS=[BACKEND])  # fmt: skip
+    client = Client()
+    force_identity(client, Identity("ada", scheme))
+    assert client.get("/").json()["user"] == "ada"
+
+
 def test_the_persistent_middleware_logs_in_and_ends_the_session_of_another(project, db) -> None:
     project(
         {"": me},
