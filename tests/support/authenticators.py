@@ -19,6 +19,7 @@ from wsgiref.types import StartResponse, WSGIEnvironment
 from argon2 import PasswordHasher
 
 from tests.support.certificates import Authority
+from tests.support.dpop import Prover
 from tests.support.signing import Requester
 from tests.support.webhooks import SECRETS, github
 from wsgigate import (
@@ -236,9 +237,40 @@ def forward_auth(_folder: Path) -> Way:
     )
 
 
+class Proving(Authenticator):
+    """Proves the key of each request with ``X-Prove`` itself: a proof is for one, and used once."""
+
+    prover = Prover()
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        prove = environ.get("HTTP_X_PROVE")
+        if prove:
+            token = mint(SECRET, "HS256", "ann", cnf={"jkt": self.prover.key})
+            environ["HTTP_AUTHORIZATION"] = f"DPoP {token}"
+            environ["HTTP_DPOP"] = self.prover.proof(
+                token,
+                environ["REQUEST_METHOD"],
+                "http://localhost/",
+                iat=int(time.time()) if prove == "well" else 1,
+                jti=str(uuid4()),
+            )
+        return super().__call__(environ, start_response)
+
+
+def dpop(_folder: Path) -> Way:
+    return Way(
+        partial(Proving, algorithms=["HS256"], secret=SECRET, dpop="required", store=MemoryStore()),
+        {"headers": {"X-Prove": "well"}},
+        {"headers": {"X-Prove": "badly"}},
+        "ann",
+        "dpop",
+    )
+
+
 AUTHENTICATORS: dict[str, Row] = {
     "api-key": api_key,
     "authenticator": bearer,
+    "authenticator with dpop": dpop,
     "basic": basic,
     "client-certificate": client_certificate,
     "forward-auth": forward_auth,
@@ -246,4 +278,4 @@ AUTHENTICATORS: dict[str, Row] = {
     "message-signature": message_signature,
     "webhook": webhook,
 }
-"""By ``use`` in the file."""
+"""By ``use`` in the file, and what differs."""
