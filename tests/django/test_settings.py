@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse, JsonResponse
 from django.test import Client
 
+from tests.support.waiting import until
 from wsgigate.django import gateway
 from wsgigate.http.wsgi import REQUEST_ID
 from wsgigate.store.memory import MemoryStore
@@ -119,3 +123,23 @@ def test_all_errors_are_reported_at_once(project, setting, words) -> None:
     with pytest.raises(ImproperlyConfigured) as raised:
         Client().get("/")
     assert words in str(raised.value)
+
+
+def test_the_gateway_of_a_handler_that_is_gone_is_closed(project, backend) -> None:
+    given = orders_at(backend)
+    given["SERVICES"]["orders"]["health"] = {"path": "/health"}
+    project({}, WSGIGATE=given)
+
+    def threads() -> int:
+        return sum(thread.name == "wsgigate-health" for thread in threading.enumerate())
+
+    def ask() -> None:
+        assert Client().get("/api/orders").getvalue() == b"orders"
+
+    ask()
+    gc.collect()  # a handler of Django is a cycle
+    most = threads()
+    for _ in range(3):
+        ask()
+        gc.collect()
+    until(lambda: threads() <= most)

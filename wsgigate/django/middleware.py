@@ -13,6 +13,7 @@ same object.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -23,6 +24,7 @@ from django.core.handlers.wsgi import LimitedStream, get_path_info, get_script_n
 from django.http import HttpResponse, StreamingHttpResponse
 
 from wsgigate.django.settings import project, stack
+from wsgigate.gateway import Gateway
 from wsgigate.http.wsgi import ExcInfo, Headers, close_body
 from wsgigate.runtime import fork
 
@@ -38,6 +40,9 @@ __all__ = [
 
 REQUEST = "wsgigate.django.request"
 """``tuple``: Django's request, and its original ``wsgi.input``."""
+
+_GET_RESPONSE = "wsgigate.django.get_response"
+"""Django's next middleware."""
 
 _PASSED = "wsgigate.django.passed"
 """Set when a request has passed the stack around Django."""
@@ -76,13 +81,17 @@ class GateMiddleware:
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
         self._get_response = get_response
-        self._stack = stack(_Inner(get_response))
+        _close_unused()
+        self._stack, built = stack(_Inner())
+        if built is not None:
+            _built.append((weakref.ref(self), built))
 
     def __call__(self, request: Any) -> Any:
         environ = environ_of(request, "wsgigate.django.GateMiddleware")
         if _PASSED in environ:
             return self._get_response(request)
         environ[REQUEST] = request, environ["wsgi.input"]
+        environ[_GET_RESPONSE] = self._get_response
         started = _Started()
         body = self._stack(environ, started)
         try:
@@ -92,6 +101,7 @@ class GateMiddleware:
             raise
         finally:
             environ.pop(REQUEST, None)  # avoids a reference cycle
+            environ.pop(_GET_RESPONSE, None)
         return response
 
 
@@ -129,7 +139,20 @@ def gateway(application: WSGIApplication) -> WSGIApplication:
     :param application: What ``get_wsgi_application()`` returns.
     :raises ImproperlyConfigured: The setting is missing or invalid; the message has all errors.
     """
-    return stack(_Outer(application))
+    return stack(_Outer(application)).app
+
+
+_built: list[tuple[weakref.ref[GateMiddleware], Gateway]] = []
+"""The gateways inside of Django in this process, each with the middleware that uses it."""
+
+
+def _close_unused() -> None:
+    """Close the gateways of handlers that are gone: each ``Client()`` of a test has its own."""
+    for pair in list(_built):
+        middleware, built = pair
+        if middleware() is None:
+            _built.remove(pair)
+            built.close()
 
 
 class _Outer:
@@ -144,15 +167,18 @@ class _Outer:
 
 
 class _Inner:
-    """The innermost app of the stack: calls Django's next middleware."""
+    """The innermost app of the stack: calls Django's next middleware.
 
-    def __init__(self, get_response: Callable[[Any], Any]) -> None:
-        self._get_response = get_response
+    It finds that in ``environ``: a reference would keep the handler alive for as long as a thread
+    of the gateway runs.
+    """
+
+    def __init__(self) -> None:
         self.import_name = project()  # separates the counts of projects that share a store
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         request = _updated_request(environ)
-        response = environ[RESPONSE] = self._get_response(request)
+        response = environ[RESPONSE] = environ[_GET_RESPONSE](request)
         rendered(response)
         start_response(f"{response.status_code} {response.reason_phrase}", headers_of(response))
         if response.streaming:

@@ -24,6 +24,7 @@ from wsgigate.config.load import ParsedFile, read_file, read_tables
 from wsgigate.config.middlewares import MIDDLEWARES, VERIFIERS
 from wsgigate.config.model import Config
 from wsgigate.config.tables import Table, suggestion
+from wsgigate.gateway import Gateway
 from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import IDENTITY
 from wsgigate.runtime import fork
@@ -32,6 +33,7 @@ __all__ = [
     "FORCED_IDENTITY",
     "KEYS",
     "GatewaySettings",
+    "GatewayStack",
     "checked_gateway",
     "project",
     "read_settings",
@@ -194,16 +196,28 @@ def _inline_path() -> str:
     return os.path.join(_folder(), project())
 
 
-def stack(app: WSGIApplication) -> WSGIApplication:
+class GatewayStack(NamedTuple):
+    """An app in the middlewares and the gateway of the setting.
+
+    :ivar app: The outermost app.
+    :ivar gateway: The gateway in it; None without one.
+    """
+
+    app: WSGIApplication
+    gateway: Gateway | None
+
+
+def stack(app: WSGIApplication) -> GatewayStack:
     """Return *app* in the middlewares and the gateway of the setting.
 
     :raises ImproperlyConfigured: The setting is invalid; the message has all errors.
     """
     read = read_settings()
     errors = list(read.errors)
+    gateway: Gateway | None = None
     if read.parsed is not None:
         try:
-            app = assemble(
+            app = gateway = assemble(
                 read.parsed.config, path=read.path, errors=read.parsed.errors, fallback=app
             ).gateway
         except ConfigError as error:
@@ -217,7 +231,7 @@ def stack(app: WSGIApplication) -> WSGIApplication:
                 errors.append((where, str(error)))
     if errors:
         raise ImproperlyConfigured("\n".join(f"{where}: {text}" for where, text in errors))
-    return app
+    return GatewayStack(app, gateway)
 
 
 def _add(errors: list[tuple[str, str]], more: Iterable[tuple[str, str]]) -> None:
