@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtensionOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -219,6 +223,29 @@ def test_the_hash_of_xfcc_is_that_of_its_certificate(pem: str) -> None:
 def test_a_malformed_client_cert_is_rejected(damage: Callable[[str], str], pem: str) -> None:
     with pytest.raises(CertificateRejected):
         from_client_cert(damage(f":{der(pem)}:"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [b"\x30\x02\xa3\x00", b"\x30\x03\x86\x01", b"\x30\x03\x86\x01\x07", b"\x30\x03\x82\x01\xff"],
+    ids=["of a kind that is not known", "cut", "a control character", "no ASCII"],
+)
+def test_a_certificate_with_malformed_names_is_rejected(names: bytes) -> None:
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 7)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, names),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    value = base64.b64encode(made.public_bytes(serialization.Encoding.DER)).decode("ascii")
+    with pytest.raises(CertificateRejected):
+        from_client_cert(f":{value}:")
 
 
 def test_a_chain_has_a_bound(pem: str) -> None:

@@ -239,12 +239,28 @@ def test_an_invalid_secret_is_named_and_not_shown(provider: str, secret: str, me
     assert "short" not in str(caught.value)
 
 
-def test_copies_have_one_fingerprint() -> None:
-    first = signed(of("standard"), standard(BODY, NOW))
+def both() -> dict[str, str]:
+    """Return the fields of a request that is signed by an old and a new secret."""
+    old, new = standard(BODY, NOW), standard(BODY, NOW, "YW5vdGhlciBzZWNyZXQ=")
+    return {**old, "webhook-signature": f"{old['webhook-signature']} {new['webhook-signature']}"}
+
+
+@pytest.mark.parametrize("secret", [SECRETS["standard"], PUBLIC])
+def test_copies_have_one_fingerprint(secret: str) -> None:
+    def fingerprint(fields: dict[str, str], body: bytes = BODY) -> str:
+        signatures = of("standard", secret)
+        return signatures.fingerprint(signed(signatures, fields), body)
+
+    first = fingerprint(standard(BODY, NOW))
     again = {**standard(BODY, NOW), "webhook-signature": "v1,AAAA"}
-    assert signed(of("standard"), again).fingerprint(BODY) == first.fingerprint(BODY)
-    later = signed(of("standard"), standard(BODY, NOW + 1))
-    assert later.fingerprint(BODY) != first.fingerprint(BODY) != first.fingerprint(b"other")
+    assert fingerprint(again) == first
+    assert fingerprint(standard(BODY, NOW + 1)) != first != fingerprint(standard(BODY, NOW), b"x")
+    rotating = of("standard", SECRETS["standard"], "YW5vdGhlciBzZWNyZXQ=")
+    marks = {rotating.fingerprint(signed(rotating, fields), BODY) for fields in (again, both())}
+    assert len(marks) == 1
+    # the same event for another receiver, which has another secret
+    other = of("standard", "YW5vdGhlciBzZWNyZXQ=")
+    assert other.fingerprint(signed(other, standard(BODY, NOW)), BODY) != first
 
 
 TEXTS = st.text(st.sampled_from("v01a,=+/ t.AZs\x00é\n9"), max_size=60) | st.text(max_size=60)

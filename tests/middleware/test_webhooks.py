@@ -176,6 +176,11 @@ def test_a_copy_is_rejected_once_the_request_was_received(app: App, clock: FakeC
     assert workers[1].post("/", data=BODY, headers=standard(BODY, NOW + 5)).status_code == 200
     other = standard(BODY, NOW, name="msg_2")
     assert workers[1].post("/", data=BODY, headers=other).status_code == 200
+    # the same event for another endpoint, which has another secret
+    second = "YW5vdGhlciBzZWNyZXQ="
+    elsewhere = verifier(app, clock, once=True, store=store, secret=second)
+    event = standard(BODY, NOW, second)
+    assert elsewhere.post("/", data=BODY, headers=event).status_code == 200
     # a forged request spends nothing
     forged = {**standard(BODY, NOW, name="msg_3"), "webhook-signature": "v1,AAAA"}
     assert workers[0].post("/", data=BODY, headers=forged).status_code == 401

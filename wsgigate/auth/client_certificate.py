@@ -250,11 +250,20 @@ def _check_length(value: str) -> None:
         raise CertificateRejected(f"a field of {len(value)} characters")
 
 
+_MALFORMED = (
+    ValueError,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""What reading a certificate raises for one that is malformed."""
+
+
 def _forwarded(ders: Sequence[bytes]) -> ForwardedCertificate:
     try:
         leaf, *chain = map(x509.load_der_x509_certificate, ders)
         certificate = _read(leaf, ders[0])
-    except ValueError as error:  # also a name or an extension that is malformed
+    except _MALFORMED as error:
         raise CertificateRejected(f"the certificate is malformed: {error}") from None
     return ForwardedCertificate(certificate, leaf, chain)
 

@@ -76,10 +76,6 @@ class SignedWebhook(NamedTuple):
     time: int | None = None
     id: str | None = None
 
-    def fingerprint(self, body: bytes) -> str:
-        """Return what the sender has signed, as a hash: the same for each copy of the request."""
-        return sha256(b"".join((self.before, body, self.after))).hexdigest()
-
 
 class CustomSignature(NamedTuple):
     """How another sender signs, for ``hmac``.
@@ -173,6 +169,17 @@ class WebhookSignatures:
                 valid |= any(_is_signed(key, signature, text) for key in self._ed25519)
         if not valid:
             raise WebhookRejected("no signature is that of a secret")
+
+    def fingerprint(self, signed: SignedWebhook, body: bytes) -> str:
+        """Return a hash of what the sender has signed: the same for each copy of the request.
+
+        It depends on the first secret, and not on the one that verified the request: the same event
+        for another receiver is no copy, and a signature that is left out makes no other request.
+        """
+        if self._hmac:
+            return self._made_by(self._hmac[0], signed, body).hex()
+        key = self._ed25519[0].public_bytes_raw()
+        return sha256(b"".join((key, signed.before, body, signed.after))).hexdigest()
 
     def _made_by(self, secret: bytes, signed: SignedWebhook, body: bytes) -> bytes:
         made = hmac.new(secret, signed.before, self._algorithm)

@@ -473,6 +473,8 @@ def _named(entry: Middleware) -> str:
 
 def _required(entry: Middleware, environ: dict[str, Any]) -> int:
     """Print what the caller of a request needs; return 1 if no rule allows the request."""
+    if entry.use == "all-of":
+        return max(_required(each, environ) for each in entry.of)
     if entry.use not in ("api-key", "authenticator", "authorizer", "introspection"):
         return 0
     options = entry.options or {}

@@ -254,9 +254,10 @@ class ClientCertificate:
 
 def _of_server(environ: WSGIEnvironment) -> tuple[str, str] | None:
     """Return the certificate of the TLS connection, if the server has verified it."""
-    pem: str | None = environ.get("SSL_CLIENT_CERT")
-    if pem:
-        return (pem, "") if environ.get("SSL_CLIENT_VERIFY") == "SUCCESS" else None
+    verified: str | None = environ.get("SSL_CLIENT_VERIFY")
+    if verified is not None:
+        pem: str = environ.get("SSL_CLIENT_CERT", "")
+        return (pem, "") if verified == "SUCCESS" and pem else None
     # gunicorn's own workers have the socket only; it returns verified certificates alone
     of_socket = getattr(environ.get("gunicorn.socket"), "getpeercert", None)
     der = of_socket(binary_form=True) if of_socket is not None else None

@@ -216,7 +216,10 @@ class WebhookVerifier:
         seconds = max(0.0, signed.time + self._tolerance - now)
         try:
             first = self._spent.spend(
-                self._provider, self._subject, signed.fingerprint(body), seconds=seconds
+                self._provider,
+                self._subject,
+                self._signatures.fingerprint(signed, body),
+                seconds=seconds,
             )
         except StoreError as error:
             if self._opened is not None:

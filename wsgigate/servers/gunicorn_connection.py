@@ -166,7 +166,7 @@ class ClientConnection:
     :ivar serving: Whether a thread is in the app with one of its requests.
     :ivar keeps: Whether it stays open after the response; None while that is not decided.
     :ivar client_certificate: What the environ has of the client's certificate, as Apache's mod_ssl
-        calls it; empty without a verified one.
+        calls it; empty without TLS.
     :ivar counted: The client's address as its connections are counted; empty if they are not.
     :ivar flushing: Whether a thread is, or will be, called to send what is owed.
     :ivar incomplete: Whether a response whose end only that of the connection shows is incomplete.
@@ -639,12 +639,11 @@ class TlsConnection(ClientConnection):
                 raise ClientGone(f"TLS failed: {error}") from None
             self._shaken = True
             certificate = tls.getpeercert(binary_form=True)  # a verified one, if it was asked for
-            if certificate is not None:
-                self.client_certificate = {
-                    "SSL_CLIENT_VERIFY": "SUCCESS",
-                    "SSL_CLIENT_CERT": ssl.DER_cert_to_PEM_cert(certificate),
-                }
-                self._template |= self.client_certificate
+            self.client_certificate["SSL_CLIENT_VERIFY"] = "SUCCESS" if certificate else "NONE"
+            if certificate:
+                pem = ssl.DER_cert_to_PEM_cert(certificate)
+                self.client_certificate["SSL_CLIENT_CERT"] = pem
+            self._template |= self.client_certificate
             if tls.selected_alpn_protocol() == "h2":
                 raise Http2Preface
         return super().advance()
