@@ -70,10 +70,11 @@ def test_keys_are_created_listed_and_revoked(run, tmp_path):
     app = Flask("shop")
     app.config.update(config)
     app.add_url_rule("/", view_func=lambda: "home")
-    WsgiGate(app)
+    gate = WsgiGate(app)
     assert app.test_client().get("/").status_code == 401
     headers = {"X-API-Key": key["key"]}
     assert app.test_client().get("/", headers=headers).text == "home"
+    gate.close()
     assert run("keys", "revoke", key["id"], **config).exit_code == 0
 
 

@@ -245,3 +245,8 @@ def test_a_wrong_argument_is_named():
             requires(**arguments)
     with pytest.raises(ValueError, match="scopes: 'two words' is not a scope name"):
         requires("two words")
+    with pytest.raises(ValueError, match=r"write @requires\(\) with parentheses"):
+
+        @requires
+        def view():
+            return "forgotten"

@@ -161,6 +161,8 @@ def requires(
     :param name: The name of the rule, in the log. Default: made of the scopes.
     :raises ValueError: An argument is invalid; the message names it.
     """
+    if any(map(callable, scopes)):
+        raise ValueError("scopes: write @requires() with parentheses, also without an argument")
     called = name or "requires " + (" ".join(map(str, scopes)) or "a verified caller")
     rule = AuthorizationRule(
         name=called, scopes=scopes, roles=roles, groups=groups, claims=claims, policy=policy
