@@ -93,7 +93,7 @@ def serve_command(tmp_path: Path) -> Iterator[Serve]:
 
         def start(command: Callable[[int], list[str]], **env: str) -> Served:
             log = tmp_path / f"command{servers.number}.log"
-            return servers.start(command, log, {"HOME": str(tmp_path), **env})
+            return servers.start(command, log, {**home(tmp_path), **env})
 
         yield start
 

@@ -21,7 +21,7 @@ import pytest
 import requests
 
 from tests.support.ports import free_port, refused_port
-from tests.support.servers import Servers
+from tests.support.servers import Servers, home
 from tests.support.waiting import until
 from wsgigate.testing.backend import Backend, Received, cut, reply
 
@@ -480,7 +480,7 @@ def test_the_configuration_for_gunicorn_itself_does_the_same(
         ["-b", f"127.0.0.1:{port}", f"wsgigate:load({str(file)!r})"],
     ]
     for number, options in enumerate(commands):
-        env = {"WSGIGATE_CONFIG": str(file), "HOME": str(tmp_path)}
+        env = {"WSGIGATE_CONFIG": str(file), **home(tmp_path)}
         command = [sys.executable, "-m", "gunicorn", *options]
         with Servers() as servers:
             served = servers.start(command, tmp_path / f"log{number}", env, port=port)
