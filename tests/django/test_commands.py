@@ -80,6 +80,16 @@ def test_mistakes_of_the_settings_are_found(project, middleware, settings, ids) 
     assert found() == ids
 
 
+def test_a_check_opens_no_store(project, tmp_path) -> None:
+    store = tmp_path / "store"
+    project({}, WSGIGATE={**GATEWAY, "STORE": {"url": f"lmdb:{store}"}})
+    assert found() == []
+    called("gateway_routes")
+    assert not store.exists()
+    called("gateway_check", "--offline")
+    assert store.exists()
+
+
 def test_what_matters_in_production_is_found_by_deploy(project) -> None:
     project({}, WSGIGATE={**GATEWAY, "STORE": {"url": "memory:"}}, SESSION_COOKIE_SECURE=False)
     assert found() == []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -22,7 +23,7 @@ from wsgigate.config.build import BuiltGateway, assemble, check_file
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import ParsedFile, read_file, read_tables
 from wsgigate.config.middlewares import MIDDLEWARES, VERIFIERS
-from wsgigate.config.model import Config
+from wsgigate.config.model import Config, StoreTable
 from wsgigate.config.tables import Table, suggestion
 from wsgigate.gateway import Gateway
 from wsgigate.http.problem import Problem
@@ -260,7 +261,11 @@ def checked_gateway(
                 parsed, read.path, asks=not offline, offline=offline, fallback=unserved
             )
         else:
-            built = assemble(parsed.config, path=read.path, errors=parsed.errors, fallback=unserved)
+            config = parsed.config
+            if config.store.url.startswith("lmdb:"):
+                # the user of a command need not be the one that serves, and may own no folder
+                config = replace(config, store=StoreTable(url="memory:"))
+            built = assemble(config, path=read.path, errors=parsed.errors, fallback=unserved)
     except ConfigError as error:
         _add(errors, _placed(error.errors, _file_of(read)))
     warnings += _placed(parsed.warnings, _file_of(read))
