@@ -93,16 +93,16 @@ class GateMiddleware:
         environ[REQUEST] = request, environ["wsgi.input"]
         environ[_GET_RESPONSE] = self._get_response
         started = _Started()
-        body = self._stack(environ, started)
         try:
-            response = _response(body, started, environ.pop(RESPONSE, None))
-        except BaseException:
-            close_body(body)
-            raise
+            body = self._stack(environ, started)
+            try:
+                return _response(body, started, environ.pop(RESPONSE, None))
+            except BaseException:
+                close_body(body)
+                raise
         finally:
             environ.pop(REQUEST, None)  # avoids a reference cycle
             environ.pop(_GET_RESPONSE, None)
-        return response
 
 
 def environ_of(request: Any, name: str) -> WSGIEnvironment:
