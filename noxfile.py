@@ -20,6 +20,9 @@ PYTHONS = re.findall(r"Python :: (3\.\d+)", SETUP["metadata"]["classifiers"])
 EXTRAS = ",".join(SETUP["options.extras_require"])
 with open("pyproject.toml", "rb") as project:
     DEV = tomllib.load(project)["dependency-groups"]["dev"]
+NEEDED = ("pytest", "freezegun", "hypothesis")
+"""What the tests of the frameworks import besides the package and the frameworks."""
+
 PYTEST = ("python", "-m", "pytest", "-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")
 
 nox.options.sessions = ["unit"]
@@ -50,7 +53,7 @@ def frameworks(session: nox.Session) -> None:
     """
     constraint = ("--constraint", "constraints.txt")
     session.install(*constraint, "--upgrade", "pip", "setuptools")
-    session.install(*constraint, "--no-build-isolation", "--editable", ".", "pytest", "hypothesis")
+    session.install(*constraint, "--no-build-isolation", "--editable", ".", *NEEDED)
     session.install(*(each.replace(">=", "==") for each in DEV if is_framework(each)))
     session.run("python", "-m", "pytest", "-q", "tests/django", "tests/flask", *session.posargs)
 
