@@ -17,6 +17,7 @@ from wsgigate import AllOf, AnyOf, Authenticator, Identity, Logger, Problem
 from wsgigate.auth.challenge import CredentialsMissing
 from wsgigate.http.problem import answer_with, refused
 from wsgigate.http.wsgi import ATTEMPT, CLAIMS, IDENTITIES, IDENTITY, LOGGED, REASON
+from wsgigate.store.namespace import innermost
 from wsgigate.testing import check_middleware
 
 each = pytest.mark.parametrize("row", AUTHENTICATORS.values(), ids=AUTHENTICATORS)
@@ -246,6 +247,19 @@ def test_a_preflight_passes(app: App, tmp_path: Path) -> None:
     fields = {"Origin": "https://a.example", "Access-Control-Request-Method": "PUT"}
     assert client.options("/", headers=fields).status_code == 200
     assert not app.caller
+
+
+@pytest.mark.parametrize("kind", [AnyOf, AllOf])
+def test_a_default_store_belongs_to_the_innermost_app(kind: Any, app: App) -> None:
+    """Otherwise all apps of a machine that combine authenticators would share their counts."""
+    found: list[object] = []
+
+    def noting(behind: Any, *, refuse: Any) -> Any:
+        found.append(innermost(behind))
+        return Never(behind, refuse=refuse)
+
+    kind(app, [noting, partial(kind, of=[noting])])
+    assert found == [app, app]
 
 
 def test_close_closes_each_of_them(app: App) -> None:

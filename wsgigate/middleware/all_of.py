@@ -29,6 +29,25 @@ class Verifying:
         self.found: list[tuple[Identity | None, Any, tuple[Identity, ...]]] = []
 
 
+class Noting:
+    """The app behind one authenticator: it notes the caller, and calls *app*.
+
+    A default store belongs to the innermost app, which it finds by the attribute.
+    """
+
+    __slots__ = ("app",)
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self.app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        identity, claims = environ.pop(IDENTITY, None), environ.pop(CLAIMS, None)
+        several = environ.pop(IDENTITIES, None) or (() if identity is None else (identity,))
+        verifying: Verifying = environ[VERIFYING]
+        verifying.found.append((identity, claims, several))
+        return self.app(environ, start_response)
+
+
 @checked
 class AllOf:
     """Authentication: allow requests that each of several authenticators accepts.
@@ -68,7 +87,7 @@ class AllOf:
         self._authenticators: list[Any] = []
         inner: WSGIApplication = self._passed
         for index in reversed(range(len(of))):
-            inner = made_of(of, index, _noting(inner), refuse)
+            inner = made_of(of, index, Noting(inner), refuse)
             self._authenticators.insert(0, inner)
         self._first = inner
 
@@ -106,16 +125,3 @@ class AllOf:
             if claims is not None:
                 environ[CLAIMS] = claims
         return self.app(environ, start_response)
-
-
-def _noting(app: WSGIApplication) -> WSGIApplication:
-    """Return the app behind one authenticator: it notes the caller, and calls *app*."""
-
-    def noting(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        identity, claims = environ.pop(IDENTITY, None), environ.pop(CLAIMS, None)
-        several = environ.pop(IDENTITIES, None) or (() if identity is None else (identity,))
-        verifying: Verifying = environ[VERIFYING]
-        verifying.found.append((identity, claims, several))
-        return app(environ, start_response)
-
-    return noting
