@@ -14,7 +14,10 @@ Accepting
 
 - A worker whose threads are all busy leaves new connections to the other workers, for :data:`TURN`
   seconds: after that all workers are busy, and it accepts them, or clients with persistent
-  connections would keep all others out.
+  connections would keep all others out. A connection that it has just accepted counts as a busy
+  thread (:class:`~wsgigate.servers.gunicorn_threads.NewConnections`): otherwise the worker that
+  wakes first would accept a burst of connections alone, before a thread has looked at them, and
+  keep them for as long as they persist.
 - At ``worker_connections`` the worker closes the connection that has been silent for longest. Out
   of file descriptors it pauses accepting for :data:`REST` seconds.
 
@@ -129,6 +132,10 @@ class LoopWorker(Worker):  # type: ignore[misc]
         """Return how many seconds the loop may wait for an event."""
         return LOOK
 
+    def turn(self) -> float:
+        """Return how many seconds the loop may wait until it looks whether it can accept again."""
+        return TURN
+
     def make_room(self) -> None:
         """Close the connection that has been silent for longest, if any is idle."""
         raise NotImplementedError
@@ -210,7 +217,7 @@ class LoopWorker(Worker):  # type: ignore[misc]
             room = self.connections() < self.worker_connections
             self.accept_while(room and not crowded and now >= self._rests_until)
             # a thread that becomes free does not wake the loop
-            self.dispatch(TURN if room and not self._accepting else self.pause())
+            self.dispatch(self.turn() if room and not self._accepting else self.pause())
             if crowded:
                 self._take_turn()
             else:

@@ -35,7 +35,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = [
     "SHORTEST",
+    "SILENT",
     "IdleConnections",
+    "NewConnections",
     "ReadinessPoller",
     "SelectorPoller",
     "SlowClients",
@@ -54,6 +56,9 @@ SHORTEST = 0.05
 
 CALM = 5.0
 """Seconds after which :data:`HELD` is as before."""
+
+SILENT = 0.002
+"""Seconds for which a new connection that has sent nothing is expected to send a request."""
 
 
 class ReadinessPoller(Protocol):
@@ -280,6 +285,41 @@ def _ready(entry: _IdleConnection, descriptor: int) -> bool:
     """Return whether the watch reports the connection at once."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT if entry.ahead else select.POLLIN)
+    return bool(poll.poll(0))
+
+
+class NewConnections:
+    """The accepted connections that wait for a thread to read their first bytes.
+
+    One that has sent nothing counts for :data:`SILENT` seconds only: silent clients take no thread,
+    and must not keep a worker from accepting others. For the main thread only.
+    """
+
+    def __init__(self) -> None:
+        self._unread: dict[Any, float] = {}  # until when each counts though it is silent
+
+    def add(self, connection: Any, now: float) -> None:
+        """Add *connection*, which was accepted at *now*."""
+        self._unread[connection] = now + SILENT
+
+    def count(self, now: float) -> int:
+        """Return how many connections will take a thread, or may do so at any moment."""
+        for connection, until in list(self._unread.items()):
+            if connection.initialized or (now >= until and not _readable(connection)):
+                del self._unread[connection]
+        return len(self._unread)
+
+    def __len__(self) -> int:
+        """Return how many counted last."""
+        return len(self._unread)
+
+
+def _readable(connection: Any) -> bool:
+    descriptor = connection.sock.fileno()
+    if descriptor < 0:  # closed
+        return False
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
 
 

@@ -66,7 +66,14 @@ from wsgigate.servers.gunicorn_connection import ClientConnection, Http2Preface,
 from wsgigate.servers.gunicorn_http1 import LOST, Http1Worker
 from wsgigate.servers.gunicorn_http2 import Http2Worker
 from wsgigate.servers.gunicorn_loop import LOOK, STOP_LINGER
-from wsgigate.servers.gunicorn_threads import SHORTEST, IdleConnections, SlowClients, Threads
+from wsgigate.servers.gunicorn_threads import (
+    SHORTEST,
+    SILENT,
+    IdleConnections,
+    NewConnections,
+    SlowClients,
+    Threads,
+)
 from wsgigate.servers.http1_request import BadRequest, HeadParser, HeadRules
 
 __all__ = ["GateWorker"]
@@ -99,6 +106,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         super().__init__(*arguments, **options)
         self._open: dict[ClientConnection, None] = {}
         self.at_work: set[int] = set()
+        self._new = NewConnections()
         self.waits: dict[ClientConnection, float] = {}
         self._slow: SlowClients[ClientConnection] = SlowClients()
         self._next_scan = 0.0
@@ -120,6 +128,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         cfg = self.cfg
         self.idle = IdleConnections()
         self.tpool = Threads(int(cfg.threads), self.serve_next)
+        self._has_siblings = int(cfg.workers) > 1
         self._rules = HeadRules(
             request_line=min(cfg.limit_request_line, 8190) if cfg.limit_request_line >= 0 else 8190,
             fields=min(cfg.limit_request_fields, 32768) if cfg.limit_request_fields > 0 else 32768,
@@ -192,6 +201,8 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         connection.server = server
         connection.counted = counted
         self._open[connection] = None
+        if self._has_siblings:
+            self._new.add(connection, time.monotonic())
         self.idle.add(connection)
         self.tpool.start()
 
@@ -256,7 +267,13 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
 
     def is_crowded(self) -> bool:
         """Return whether every thread is busy while other workers may have a free one."""
-        return len(self.at_work) >= self.tpool.count and int(self.cfg.workers) > 1
+        if not self._has_siblings:
+            return False
+        return len(self.at_work) + self._new.count(time.monotonic()) >= self.tpool.count
+
+    def turn(self) -> float:
+        """Return how many seconds the loop may wait until it looks whether it can accept again."""
+        return SILENT if self._new else super().turn()
 
     def make_room(self) -> None:
         """Close the connection that has been silent for longest, if any is idle."""
