@@ -104,6 +104,9 @@ MARKS = [
     ({"token_type": "sliding"}, {"typ": "application/at+jwt"}, None),
     ({"typ": "Bearer"}, {"typ": "JWT"}, None),
     ({"token_type": "Bearer"}, {}, None),
+    ({"token_type": "DPoP"}, {}, None),  # of an access token that is bound to a key (RFC 9449)
+    ({"typ": "DPoP"}, {"typ": "JWT"}, None),  # Keycloak's
+    ({"typ": "DPoP"}, {"typ": "dpop+jwt"}, "proof"),
     ({"token_use": "access"}, {}, None),
     ({"token_use": "id"}, {}, None),  # AWS Cognito: accepted by gateways
     ({"type": "admin"}, {"typ": "jose"}, None),

@@ -83,13 +83,16 @@ _KIND_OF_MARK = {
 KINDS = tuple(sorted(set(_KIND_OF_MARK.values())))
 """Kinds of tokens that are not access tokens."""
 
+# In a claim, "DPoP" is the type of an access token that is bound to a key (RFC 9449 section 5).
+_KIND_OF_CLAIM = {mark: kind for mark, kind in _KIND_OF_MARK.items() if mark != "dpop"}
+
 _MARKS = {
-    "type": _KIND_OF_MARK,  # flask-jwt-extended
-    "token_type": _KIND_OF_MARK,  # djangorestframework-simplejwt
-    "typ": {**_KIND_OF_MARK, "offline": "refresh"},  # Keycloak
+    "type": _KIND_OF_CLAIM,  # flask-jwt-extended
+    "token_type": _KIND_OF_CLAIM,  # djangorestframework-simplejwt, RFC 7662 section 2.2
+    "typ": {**_KIND_OF_CLAIM, "offline": "refresh"},  # Keycloak
     # Gateways accept the ID tokens of AWS Cognito, which are marked "id" here.
     "token_use": {"refresh": "refresh"},
-    "tokenType": _KIND_OF_MARK,
+    "tokenType": _KIND_OF_CLAIM,
     "tokenUse": {"refresh": "refresh"},
     "purpose": {"refresh": "refresh", **_ACTIONS},
 }
