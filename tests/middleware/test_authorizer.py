@@ -85,6 +85,16 @@ def test_a_missing_scope_is_403_with_the_scopes_of_the_rule() -> None:
     assert "orders:write" not in response.text
 
 
+@pytest.mark.parametrize(
+    ("scheme", "challenge"), [("bearer", "Bearer"), ("introspection", "Bearer"), ("dpop", "DPoP")]
+)
+def test_a_missing_scope_is_in_the_scheme_of_the_token(scheme: str, challenge: str) -> None:
+    caller = Identity(subject="ann", scheme=scheme)
+    response = Gate(scopes=["orders:read"]).ask(identity=caller)
+    expected = f'{challenge} realm="api", error="insufficient_scope", scope="orders:read"'
+    assert response.headers["WWW-Authenticate"] == expected
+
+
 def test_a_caller_with_an_api_key_is_not_asked_for_a_token() -> None:
     key = Identity(subject="ann", scheme="api-key")
     response = Gate(scopes=["orders:read"]).ask(identity=key)

@@ -73,7 +73,7 @@ class AccessCheck:
         detail = "You are not allowed to do this."
         if decision.scopes:
             detail = "Insufficient scope."
-            scheme = {"bearer": "Bearer", "dpop": "DPoP"}.get(identity.scheme)
+            scheme = _CHALLENGED.get(identity.scheme)
             if scheme is not None:
                 challenge = partial(self._challenge, scheme=scheme)
                 headers = (challenge(error="insufficient_scope", scope=decision.scopes),)
@@ -93,6 +93,10 @@ class AccessCheck:
                 "%s decisions failed since the last such message: %s", count, error, exc_info=error
             )
         return Refusal(Problem(500, "The request could not be authorized."), str(error))
+
+
+_CHALLENGED = {"bearer": "Bearer", "dpop": "DPoP", "introspection": "Bearer"}
+"""The schemes of ``Authorization`` by those of the identities that an access token makes."""
 
 
 def _facts(environ: WSGIEnvironment) -> RequestFacts:
