@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from werkzeug.test import Client
 
 import wsgigate
 from tests.config.files import errors_of
+from tests.support.dpop import Prover
 from wsgigate.config.build import check_file
 from wsgigate.config.load import read_file
 from wsgigate.testing import Backend, reply
@@ -72,6 +74,22 @@ def test_a_gateway_asks_the_endpoint_and_shows_its_state(tmp_path: Path) -> None
         gateway.close()
 
 
+def test_a_token_that_is_bound_to_a_key_is_no_bearer_token(tmp_path: Path) -> None:
+    client = Prover()
+    bound = {"active": True, "sub": "ann", "cnf": {"jkt": client.key}}
+    answer = reply(json.dumps(bound).encode(), fields=[("Content-Type", "application/json")])
+    with Backend(answer) as backend:
+        options = INTROSPECTION.format(url=backend.url) + 'dpop = "optional"\n'
+        gateway = wsgigate.load(written(tmp_path, options))
+        sent = {"Authorization": "Bearer opaque"}
+        assert Client(gateway).get("/", headers=sent).status_code == 401
+        proof = client.proof("opaque", url="http://localhost/", iat=int(time.time()))
+        sent = {"Authorization": "DPoP opaque", "DPoP": proof}
+        statuses = [Client(gateway).get("/", headers=sent).status_code for _ in range(2)]
+        assert statuses == [200, 401]
+        gateway.close()
+
+
 def test_routes_share_the_bounds_of_one_endpoint(tmp_path: Path, nobody: str) -> None:
     second = '\n[[routes]]\npath = "/b"\napp = "wsgiref.simple_server:demo_app"\n'
     options = INTROSPECTION.format(url=nobody)
@@ -113,6 +131,12 @@ def test_check_warns_of_an_endpoint_that_cannot_be_asked(tmp_path: Path) -> None
         ('endpoint = "https://a.test"\ntimout = "1s"', "timout", 'did you mean "timeout"'),
         ('endpoint = "https://a.test"\nbearer_token = "b"\ntimeout = "2m"', "timeout", "60"),
         ('endpoint = "https://a.test"\nbearer_token = "b"\ncache = "-1s"', "cache", ""),
+        ('endpoint = "https://a.test"\nbearer_token = "b"\ndpop = "always"', "dpop", "required"),
+        (
+            'endpoint = "https://a.test"\nbearer_token = "b"\non_store_error = "allow"',
+            "on_store_error",
+            "requires dpop",
+        ),
     ],
 )
 def test_an_error_names_its_key_and_the_cure(options: str, key: str, said: str) -> None:

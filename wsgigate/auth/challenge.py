@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from math import ceil
 from urllib.parse import urlsplit
+from wsgiref.types import WSGIApplication
 
-from wsgigate.http.problem import Problem
+from wsgigate.http.problem import Problem, Refuse
 
 __all__ = [
     "CredentialsMissing",
+    "TokenResponses",
     "bearer_challenge",
     "check_realm",
     "check_resource_metadata",
@@ -57,6 +60,104 @@ def bearer_challenge(
     )
     listed = ", ".join(f'{name}="{value}"' for name, value in parameters if value)
     return ("WWW-Authenticate", f"{scheme} {listed}")
+
+
+_OFFERED = {"off": ("Bearer",), "optional": ("Bearer", "DPoP"), "required": ("DPoP",)}
+"""The schemes of challenges by the mode of DPoP."""
+
+
+class TokenResponses:
+    """The responses to requests without a valid token, with a challenge for each accepted scheme.
+
+    :param refuse: A function that turns a problem into the WSGI app that responds with it.
+    :param realm: The name of the protected area.
+    :param resource_metadata: The URL of the resource's metadata.
+    :param scopes: The scopes that a token must grant.
+    :param dpop: Whether proofs (DPoP) are checked: ``"off"``, ``"optional"`` or ``"required"``.
+    :param algorithms: How proofs may be signed.
+    :param invalid_status: The status for an invalid token.
+    :raises ValueError: *realm* or *resource_metadata* cannot be in a challenge.
+    :ivar missing: The response to a request without a token.
+    """
+
+    def __init__(
+        self,
+        refuse: Refuse,
+        *,
+        realm: str,
+        resource_metadata: str | None = None,
+        scopes: Iterable[str] = (),
+        dpop: str = "off",
+        algorithms: Sequence[str] = (),
+        invalid_status: int = 401,
+    ) -> None:
+        check_realm(realm)
+        check_resource_metadata(resource_metadata)
+        self._refuse = refuse
+        self._realm = realm
+        self._metadata = resource_metadata
+        self._offered = _OFFERED[dpop]
+        self._algorithms = algorithms
+        self.missing = self._made(401, "Access token required!")
+        self._rejections: dict[tuple[str, str], WSGIApplication] = {}
+        for scheme in self._offered:
+            for error, status, detail, scope in (
+                ("invalid_token", invalid_status, "Invalid or expired token!", ()),
+                ("insufficient_scope", 403, "Insufficient scope.", scopes),
+                ("invalid_dpop_proof", 401, "Invalid proof (DPoP)!", ()),
+            ):
+                if error != "invalid_dpop_proof" or scheme == "DPoP":
+                    made = self._made(status, detail, error, scope=scope, scheme=scheme)
+                    self._rejections[error, scheme] = made
+
+    def of(self, error: str, *, with_proof: bool = False, nonce: str = "") -> WSGIApplication:
+        """Return the response to a token that is rejected with the code *error*.
+
+        :param with_proof: Whether it was sent with the scheme ``DPoP``, which is accepted.
+        :param nonce: The nonce that a proof must have, for ``use_dpop_nonce``.
+        """
+        if error == "use_dpop_nonce":
+            return self._made(
+                401,
+                "A nonce is required in the proof (DPoP).",
+                error,
+                scheme="DPoP",
+                headers=(("DPoP-Nonce", nonce), ("Cache-Control", "no-store")),
+            )
+        return self._rejections[error, "DPoP" if with_proof else self._offered[0]]
+
+    def unknown(self, again_in: float) -> WSGIApplication:
+        """Return the response to a token of which it is not known whether it is valid.
+
+        :param again_in: Seconds after which another request may succeed.
+        """
+        again = (("Retry-After", str(max(1, ceil(again_in)))),)
+        return self._refuse(Problem(503, "Tokens cannot be checked at the moment.", headers=again))
+
+    def _made(
+        self,
+        status: int,
+        detail: str,
+        error: str = "",
+        *,
+        scope: Iterable[str] = (),
+        scheme: str = "Bearer",
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> WSGIApplication:
+        """Return a response; *error* is in the challenge of *scheme*, which the client used."""
+        challenges = [
+            bearer_challenge(
+                self._realm,
+                scheme=each,
+                error=error if each == scheme else "",
+                scope=scope,
+                resource_metadata=self._metadata,
+                algorithms=self._algorithms if each == "DPoP" else (),
+            )
+            for each in self._offered
+        ]
+        kind = Problem if error else CredentialsMissing
+        return self._refuse(kind(status, detail, headers=(*challenges, *headers)))
 
 
 def checked_scopes(scopes: Sequence[str]) -> frozenset[str]:

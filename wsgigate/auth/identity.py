@@ -34,10 +34,11 @@ class Identity:
 
     :param subject: The user or service that the credential speaks of, such as the ``sub`` of a
         token or the owner of an API key; None if the credential names none.
-    :param scheme: How it was verified: ``"bearer"`` for tokens (JWT), ``"dpop"`` for tokens with a
-        proof of their key, ``"api-key"`` for API keys, ``"signature"`` for signed requests,
-        ``"session"`` for the login of an app, ``"mtls"`` for client certificates, ``"webhook"`` for
-        signed webhooks.
+    :param scheme: How it was verified: ``"bearer"`` for tokens (JWT), ``"dpop"`` for those with a
+        proof of their key, ``"introspection"`` for tokens that the authorization server was asked
+        about, ``"forward-auth"`` for callers that another service names, ``"basic"`` for passwords,
+        ``"api-key"`` for API keys, ``"signature"`` for signed requests, ``"session"`` for the login
+        of an app, ``"mtls"`` for client certificates, ``"webhook"`` for signed webhooks.
     :param issuer: The issuer of the credential, such as the ``iss`` of a token.
     :param client: The application that sends the request: ``azp``, ``client_id``, ``appid`` or
         ``cid`` of a token, the id of an API key.

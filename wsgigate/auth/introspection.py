@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 from urllib.parse import quote_plus, urlencode
@@ -186,11 +186,13 @@ class Introspected(NamedTuple):
     :ivar until: Time of the monotonic clock until which it is remembered.
     :ivar identity: The caller; None if the token is invalid.
     :ivar reason: Why it is, for the log.
+    :ivar bound: What its sender must have (``cnf``), if that is checked.
     """
 
     until: float
     identity: Identity | None
     reason: str = ""
+    bound: Mapping[str, Any] | None = None
 
 
 class Introspector:
@@ -199,6 +201,8 @@ class Introspector:
     :param endpoint: The endpoint.
     :param request: The request about a token.
     :param rules: What the claims of a token must satisfy.
+    :param confirmation: Returns what the token of the given claims is bound to, and raises
+        :class:`~.jwt.TokenRejected` if that is malformed.
     :param cache: Maximum seconds for which a valid token is remembered.
     :param inactive_cache: Seconds for which an invalid token is remembered.
     :param size: Maximum number of tokens that are remembered, of each kind.
@@ -212,6 +216,7 @@ class Introspector:
         request: IntrospectionRequest,
         rules: ClaimRules,
         *,
+        confirmation: Callable[[Mapping[str, Any]], Mapping[str, Any] | None],
         cache: float = 60.0,
         inactive_cache: float = 5.0,
         size: int = 10_000,
@@ -221,6 +226,7 @@ class Introspector:
         self._endpoint = endpoint
         self._request = request
         self._rules = rules
+        self._confirmation = confirmation
         self._cache = cache
         self._inactive_cache = inactive_cache
         self._active = TokenCache[Introspected](size)
@@ -270,10 +276,11 @@ class Introspector:
         try:
             # exp is optional here (section 2.2): without it the answer is valid while it is new
             ends = self._rules.check({"exp": now + max(1.0, self._cache), **claims}, now)
+            bound = self._confirmation(claims)
             caller = identity_of(claims)
         except TokenRejected as error:
             return Introspected(until, None, str(error))
-        return Introspected(began + min(self._cache, ends - now), caller)
+        return Introspected(began + min(self._cache, ends - now), caller, bound=bound)
 
 
 def identity_of(claims: dict[str, Any]) -> Identity:

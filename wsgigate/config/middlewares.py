@@ -501,6 +501,13 @@ def _with_client_secrets(options: Options, context: BuildContext) -> Options:
     return _with_content_of(("client_secret", "bearer_token"), options, context)
 
 
+def _with_introspection(options: Options, context: BuildContext) -> Options:
+    """Return the options of token introspection, with its secrets read."""
+    if "on_store_error" in options and options.get("dpop", "off") == "off":
+        raise ValueError('on_store_error: requires dpop = "optional" or "required"')
+    return _with_client_secrets(options, context)
+
+
 def _with_content_of(kinds: tuple[str, ...], options: Options, context: BuildContext) -> Options:
     """Return *options* with the content of the one file that ``KIND_file`` names, for each kind."""
     with_contents = _with_contents_of(kinds, options, context)
@@ -698,7 +705,7 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
             "exempt": _selection(_EXEMPT, "Requests that pass unchecked, without an identity."),
             "required_claims": _REQUIRED_CLAIMS,
         },
-        prepare=_with_client_secrets,
+        prepare=_with_introspection,
     ),
     "limiter": KnownMiddleware(
         "wsgigate.middleware.limiter:Limiter",

@@ -8,23 +8,27 @@ is not a bearer token (RFC 7800 section 3.1 leaves that to the application).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hmac import compare_digest
+from logging import Logger
 from typing import Any
-from wsgiref.types import WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.auth.dpop import NonceRequired, Nonces, ProofRejected, ProofRules
+from wsgigate.auth.dpop import NonceRequired, Nonces, Proof, ProofRejected, ProofRules, confirmation
+from wsgigate.coordination.spent import SpentOnce
 from wsgigate.http.bodies import shown
 from wsgigate.http.client_url import client_url
 from wsgigate.http.target import BadTarget
-from wsgigate.http.wsgi import CLIENT_CERTIFICATE
+from wsgigate.http.wsgi import CLIENT_CERTIFICATE, ExcInfo, Headers
+from wsgigate.runtime.logs import ThrottledLog
+from wsgigate.store import Store, StoreError
+from wsgigate.store.open import Namespaced, OpenedStore
 
-__all__ = ["MODES", "PROOF", "ProofNotMarked", "SenderBinding", "SenderRejected"]
+__all__ = ["MODES", "ProofNotMarked", "SenderBinding", "SenderRejected", "with_nonce"]
 
 MODES = ("off", "optional", "required")
 
-PROOF = "HTTP_DPOP"
-"""The ``environ`` key of the field with the proof."""
+_PROOF = "HTTP_DPOP"
 
 _KEY, _CERTIFICATE = "jkt", "x5t#S256"
 
@@ -34,11 +38,13 @@ class SenderRejected(Exception):
 
     :ivar error: The code for the client: ``invalid_token``, ``invalid_dpop_proof`` or
         ``use_dpop_nonce``.
+    :ivar nonce: The nonce that its proof must have, for ``use_dpop_nonce``.
     """
 
-    def __init__(self, error: str, reason: str) -> None:
+    def __init__(self, error: str, reason: str, nonce: str = "") -> None:
         super().__init__(reason)
         self.error = error
+        self.nonce = nonce
 
 
 class ProofNotMarked(Exception):
@@ -50,49 +56,123 @@ class SenderBinding:
 
     :param dpop: Whether proofs are checked: ``"off"``, ``"optional"`` (for tokens that are bound to
         a key), or ``"required"`` (every token must be).
-    :param certificate: The same for tokens that are bound to a certificate.
-    :param rules: The rules for proofs.
-    :param spend: Marks a valid proof as used: called with the thumbprint of its key, its id, and
-        the seconds for which it stays valid; returns whether it was not used before.
-    :param nonces: The nonces that proofs must have; None if they need none.
-    :param hide: Whether the proof is removed from a request that is accepted.
+    :param certificate_bound: The same for tokens that are bound to a certificate.
+    :param algorithms: The signature algorithms of proofs.
+    :param max_age: Maximum time since a proof was made, in seconds.
+    :param nonce_secret: The secret of the nonces that proofs must have; None if they need none.
+    :param hide_proof: Whether the proof is removed from a request that is accepted.
+    :param allows_on_error: Whether a valid proof is accepted if the store fails.
+    :param store: The store of used proofs, or the URL of one.
+    :param app: The app that owns the values in the store.
+    :param log: The logger for failures of the store.
+    :param clock: Returns the Unix time in seconds.
+    :raises ValueError: An argument is invalid; the message names the option of the middleware.
+    :ivar active: Whether anything is checked.
+    :ivar algorithms: How proofs may be signed.
     """
 
     def __init__(
         self,
         *,
         dpop: str,
-        certificate: str,
-        rules: ProofRules,
-        spend: Callable[[str, str, float], bool],
-        nonces: Nonces | None,
-        hide: bool,
+        certificate_bound: str,
+        algorithms: Sequence[str],
+        max_age: float,
+        nonce_secret: str | None,
+        hide_proof: bool,
+        allows_on_error: bool,
+        store: Store | str | None,
+        app: WSGIApplication,
+        log: Logger,
+        clock: Callable[[], float],
     ) -> None:
-        self._modes = {_KEY: dpop, _CERTIFICATE: certificate}
-        self._rules = rules
-        self._spend = spend
-        self._nonces = nonces
-        self._hides = hide
+        for name, mode in (("dpop", dpop), ("certificate_bound", certificate_bound)):
+            if mode not in MODES:
+                raise ValueError(f'{name} is "off", "optional" or "required", not {mode!r}')
+        if dpop == "off" and nonce_secret is not None:
+            raise ValueError('dpop_nonce_secret: requires dpop = "optional" or "required"')
+        self._modes = {_KEY: dpop, _CERTIFICATE: certificate_bound}
+        self._rules = ProofRules(algorithms=algorithms, max_age=max_age)
+        self._nonces = None if nonce_secret is None else Nonces(nonce_secret)
+        self.active = dpop != "off" or certificate_bound != "off"
+        self.algorithms = self._rules.algorithms
+        self._with_proofs = dpop != "off"
+        self._accepts_bearers = "required" not in (dpop, certificate_bound)
+        self._hides = hide_proof and self.active
+        self._allows_on_error = allows_on_error
+        self._opened = OpenedStore(store, app) if self.active else None
+        if self._opened is not None:
+            self._spent = SpentOnce(Namespaced(self._opened), "dpop")
+        self._log = log
+        effect = "passed unchecked" if allows_on_error else "were rejected"
+        self._outages = ThrottledLog(
+            log.error,
+            f"proofs (DPoP) cannot be marked as used, %s tokens {effect} since the last such "
+            "message: %s",
+            clock,
+        )
+        self._clock = clock
+
+    @property
+    def hides(self) -> frozenset[str]:
+        """The ``environ`` keys that no app behind it gets."""
+        return frozenset({_PROOF} if self._hides else ())
+
+    @property
+    def store_errors(self) -> int:
+        """Number of proofs that could not be marked as used, as the store failed."""
+        return self._outages.total
+
+    def close(self) -> None:
+        """Close the store of used proofs."""
+        if self._opened is not None:
+            self._opened.close()
+
+    def has_proof(self, authorization: str) -> bool:
+        """Return whether a field ``Authorization`` has the scheme ``DPoP``, which is accepted."""
+        return self._with_proofs and authorization[:5].lower() == "dpop "
+
+    def confirmation(self, claims: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return what the token of *claims* is bound to (``cnf``); None if nothing is checked.
+
+        :raises TokenRejected: ``cnf`` is malformed.
+        """
+        return confirmation(claims) if self.active else None
+
+    def with_key(self, cnf: Mapping[str, Any] | None) -> bool:
+        """Return whether a token with *cnf* is accepted with a proof of its key only."""
+        return self._with_proofs and cnf is not None and _KEY in cnf
 
     def check(
-        self,
-        environ: WSGIEnvironment,
-        cnf: Mapping[str, Any] | None,
-        token: str,
-        *,
-        with_proof: bool,
-        now: float,
+        self, environ: WSGIEnvironment, cnf: Mapping[str, Any] | None, authorization: str
     ) -> str | None:
         """Check the sender of a verified token.
 
-        :param cnf: What the token is bound to, from :func:`~wsgigate.auth.dpop.confirmation`.
-        :param with_proof: Whether it was sent with the scheme ``DPoP``, rather than ``Bearer``.
-        :param now: Unix time in seconds.
+        :param cnf: What the token is bound to, from :meth:`confirmation`.
+        :param authorization: The field ``Authorization``, with the token.
         :returns: A new nonce for the client, if it is to use another one from now on.
         :raises SenderRejected: The sender is not its client.
-        :raises ProofNotMarked: *spend* raised it: the proof may have been used before.
+        :raises ProofNotMarked: The store failed: the proof may have been used before.
         """
-        bound: Mapping[str, Any] = cnf or {}
+        nonce = None
+        with_proof = self.has_proof(authorization)
+        if with_proof or cnf is not None or not self._accepts_bearers:
+            bound: Mapping[str, Any] = cnf or {}
+            self._check_members(bound)
+            if _CERTIFICATE in bound:
+                _check_certificate(environ.get(CLIENT_CERTIFICATE), bound[_CERTIFICATE])
+            if _KEY not in bound and with_proof:
+                raise SenderRejected("invalid_token", "sent as DPoP, and not bound to a key")
+            if _KEY in bound and not with_proof:
+                raise SenderRejected("invalid_token", "bound to a key, and sent as a bearer token")
+            if with_proof:
+                token = authorization.partition(" ")[2]
+                nonce = self._check_proof(environ, bound[_KEY], token, self._clock())
+        if self._hides:  # of an accepted request only: another authenticator may accept it
+            environ.pop(_PROOF, None)
+        return nonce
+
+    def _check_members(self, bound: Mapping[str, Any]) -> None:
         for member in bound:
             if self._modes.get(member, "off") == "off":
                 raise SenderRejected("invalid_token", f"bound by {shown(member)}, not checked here")
@@ -101,27 +181,11 @@ class SenderBinding:
                 raise SenderRejected("invalid_token", f"not bound by cnf.{member}")
             if member in bound and not isinstance(bound[member], str):
                 raise SenderRejected("invalid_token", f"cnf.{member} is {shown(bound[member])}")
-        if _CERTIFICATE in bound:
-            _check_certificate(environ.get(CLIENT_CERTIFICATE), bound[_CERTIFICATE])
-        if _KEY not in bound and with_proof:
-            raise SenderRejected("invalid_token", "sent as DPoP, and not bound to a key")
-        if _KEY in bound and not with_proof:
-            raise SenderRejected("invalid_token", "bound to a key, and sent as a bearer token")
-        nonce = None
-        if with_proof:
-            nonce = self._check_proof(environ, bound[_KEY], token, now)
-        if self._hides:  # of an accepted request only: another authenticator may accept it
-            environ.pop(PROOF, None)
-        return nonce
-
-    def new_nonce(self, now: float) -> str | None:
-        """Return the nonce that proofs must have; None if they need none."""
-        return None if self._nonces is None else self._nonces.current(now)
 
     def _check_proof(
         self, environ: WSGIEnvironment, key: str, token: str, now: float
     ) -> str | None:
-        value = environ.get(PROOF)
+        value = environ.get(_PROOF)
         if not value:
             raise SenderRejected("invalid_dpop_proof", "no DPoP field")
         try:
@@ -135,13 +199,32 @@ class SenderBinding:
                 nonces=self._nonces,
             )
         except NonceRequired as error:
-            raise SenderRejected("use_dpop_nonce", str(error)) from None
+            nonce = "" if self._nonces is None else self._nonces.current(now)
+            raise SenderRejected("use_dpop_nonce", str(error), nonce) from None
         except (ProofRejected, BadTarget) as error:
             raise SenderRejected("invalid_dpop_proof", str(error)) from None
-        if not self._spend(proof.key, proof.id, proof.seconds):
+        if not self._is_first_use(proof):
             raise SenderRejected("invalid_dpop_proof", "the proof was used before (jti)")
-        current = self.new_nonce(now)
+        current = None if self._nonces is None else self._nonces.current(now)
         return None if current == proof.nonce else current
+
+    def _is_first_use(self, proof: Proof) -> bool:
+        """Mark a proof as used; return whether it was not before.
+
+        :raises ProofNotMarked: The store failed.
+        """
+        try:
+            first = self._spent.spend(proof.key, proof.id, seconds=proof.seconds)
+        except StoreError as error:
+            if self._opened is not None:
+                self._opened.check_outage(error, "used proofs (DPoP) cannot be stored")
+            self._outages.log(error)
+            if self._allows_on_error:
+                return True
+            raise ProofNotMarked(f"the proof cannot be marked as used: {error}") from error
+        if self._outages.ongoing:
+            self._outages.resolved(self._log.warning, "proofs can be marked as used again")
+        return first
 
 
 def _check_certificate(certificate: object, thumbprint: str) -> None:
@@ -152,3 +235,14 @@ def _check_certificate(certificate: object, thumbprint: str) -> None:
         raise SenderRejected("invalid_token", "bound to a certificate, and there is none")
     if not compare_digest(found.encode("utf-8", "replace"), thumbprint.encode("utf-8", "replace")):
         raise SenderRejected("invalid_token", "bound to another certificate than the client's")
+
+
+def with_nonce(start_response: StartResponse, nonce: str) -> StartResponse:
+    """Return a *start_response* that gives the client another nonce (RFC 9449 section 8.2)."""
+
+    def start(
+        status: str, headers: Headers, exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        return start_response(status, [*headers, ("DPoP-Nonce", nonce)], exc_info)
+
+    return start

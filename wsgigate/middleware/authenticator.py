@@ -9,20 +9,13 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
-from math import ceil
 from typing import Annotated, Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.bearer import has_other_scheme
-from wsgigate.auth.challenge import (
-    CredentialsMissing,
-    bearer_challenge,
-    check_realm,
-    check_resource_metadata,
-    checked_scopes,
-)
+from wsgigate.auth.challenge import TokenResponses, checked_scopes
 from wsgigate.auth.claims import DEEPEST, RequiredClaims, is_deeper
-from wsgigate.auth.dpop import DEFAULT_ALGORITHMS, Nonces, ProofRules, confirmation
+from wsgigate.auth.dpop import DEFAULT_ALGORITHMS
 from wsgigate.auth.identity import Identity
 from wsgigate.auth.issuers import (
     ISSUER_OPTIONS,
@@ -41,21 +34,27 @@ from wsgigate.auth.jwt import (
 )
 from wsgigate.auth.token_cache import TokenCache
 from wsgigate.coordination.denylist import GRACE, DenyList, TokenIdentity, identity
-from wsgigate.coordination.sender import MODES, PROOF, ProofNotMarked, SenderBinding, SenderRejected
-from wsgigate.coordination.spent import SpentOnce
+from wsgigate.coordination.sender import (
+    MODES,
+    ProofNotMarked,
+    SenderBinding,
+    SenderRejected,
+    with_nonce,
+)
 from wsgigate.http.bodies import InvalidJson
 from wsgigate.http.caller import Exempt, exempt_of
-from wsgigate.http.problem import Problem, Refuse, answer_with, refused
-from wsgigate.http.wsgi import CLAIMS, IDENTITY, ExcInfo, Headers, is_preflight
+from wsgigate.http.problem import Refuse, answer_with, refused
+from wsgigate.http.wsgi import CLAIMS, IDENTITY, is_preflight
 from wsgigate.rules.arguments import OneOf, Range, Seconds, Trait, checked
 from wsgigate.runtime.clocks import wall
 from wsgigate.runtime.logs import ThrottledLog
 from wsgigate.store import Store, StoreError
-from wsgigate.store.open import Namespaced, OpenedStore
 
 __all__ = ["Authenticator"]
 
-_UNKNOWN = "Tokens cannot be checked at the moment."
+_OUTAGE = 5.0
+"""Seconds after which a token may be checked again if the store fails."""
+
 _log = logging.getLogger("wsgigate.authenticator")
 
 
@@ -276,65 +275,35 @@ class Authenticator:
             f"the deny-list cannot be read, %s tokens {effect} since the last such message: %s",
             clock,
         )
-        self._proof_outages = ThrottledLog(
-            _log.error,
-            f"proofs (DPoP) cannot be marked as used, %s tokens {effect} since the last such "
-            "message: %s",
-            clock,
-        )
         self._scopes = checked_scopes(scopes)
         self._cache = TokenCache[Verified](cache_size)
         self._clock = clock
-        for name, mode in (("dpop", dpop), ("certificate_bound", certificate_bound)):
-            if mode not in MODES:
-                raise ValueError(f'{name} is "off", "optional" or "required", not {mode!r}')
-        if dpop == "off" and dpop_nonce_secret is not None:
-            raise ValueError('dpop_nonce_secret: requires dpop = "optional" or "required"')
-        proofs = ProofRules(algorithms=dpop_algorithms, max_age=dpop_max_age)
-        self._used_proofs: OpenedStore | None = None
-        self._binding: SenderBinding | None = None
-        if dpop != "off" or certificate_bound != "off":
-            self._used_proofs = opened = OpenedStore(store, app)
-            self._binding = SenderBinding(
-                dpop=dpop,
-                certificate=certificate_bound,
-                rules=proofs,
-                spend=partial(self._spend, SpentOnce(Namespaced(opened), "dpop"), opened),
-                nonces=None if dpop_nonce_secret is None else Nonces(dpop_nonce_secret),
-                hide=hide_proof,
-            )
-        # one question for both, so that a token without either costs nothing more
-        self._further = self._binding is not None or deny_list is not None
-        self._with_proofs = dpop != "off"
-        self._accepts_bearers = "required" not in (dpop, certificate_bound)
-        self._hides_proof = hide_proof and self._binding is not None
-        check_realm(realm)
-        check_resource_metadata(resource_metadata)
-        answers = _Answers(
-            refuse,
-            offered=_OFFERED[dpop],
-            algorithms=proofs.algorithms,
-            challenge=partial(bearer_challenge, realm, resource_metadata=resource_metadata),
+        self._binding = SenderBinding(
+            dpop=dpop,
+            certificate_bound=certificate_bound,
+            algorithms=dpop_algorithms,
+            max_age=dpop_max_age,
+            nonce_secret=dpop_nonce_secret,
+            hide_proof=hide_proof,
+            allows_on_error=self._allows_on_error,
+            store=store,
+            app=app,
+            log=_log,
+            clock=clock,
         )
-        self._missing = answers(401, "Access token required!")
-        self._refuse = refuse
+        # one question for both, so that a token without either costs nothing more
+        self._further = self._binding.active or deny_list is not None
+        self._responses = TokenResponses(
+            refuse,
+            realm=realm,
+            resource_metadata=resource_metadata,
+            scopes=self._scopes,
+            dpop=dpop,
+            algorithms=self._binding.algorithms,
+            invalid_status=invalid_token_status,
+        )
         self._required = required
         self._without_token = self._no_token if required else app
-        invalid = (invalid_token_status, "Invalid or expired token!", "invalid_token")
-        insufficient = (403, "Insufficient scope.", "insufficient_scope")
-        self._invalid = answers(*invalid)
-        self._insufficient = answers(*insufficient, scope=self._scopes)
-        self._answers = answers
-        self._of_proofs: dict[str, WSGIApplication] = {}
-        if self._with_proofs:
-            no_proof = (401, "Invalid proof (DPoP)!", "invalid_dpop_proof")
-            self._of_proofs = {
-                "invalid_token": answers(*invalid, scheme="DPoP"),
-                "insufficient_scope": answers(*insufficient, scope=self._scopes, scheme="DPoP"),
-                "invalid_dpop_proof": answers(*no_proof, scheme="DPoP"),
-            }
-        unknown = Problem(503, _UNKNOWN, headers=(("Retry-After", "5"),))
-        self._unknown = refuse(unknown) if self._further else unknown
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(CLAIMS, None)
@@ -351,12 +320,10 @@ class Authenticator:
             verified = self._verified(value)
         except (InvalidJson, TokenRejected) as error:
             refused(environ, "Authenticator", f"bad token: {error}")
-            return self._answer("invalid_token", value)(environ, start_response)
+            return self._response("invalid_token", value)(environ, start_response)
         except KeysUnavailable as error:
             refused(environ, "Authenticator", str(error))
-            again = (("Retry-After", str(max(1, ceil(error.again_in)))),)
-            problem = Problem(503, _UNKNOWN, headers=again)
-            return self._refuse(problem)(environ, start_response)
+            return self._responses.unknown(error.again_in)(environ, start_response)
         if verified is None:
             return self._without_token(environ, start_response)
         if self._further:
@@ -364,7 +331,7 @@ class Authenticator:
             if refusal is not None:
                 return refusal(environ, start_response)
             if nonce is not None:
-                start_response = _with_nonce(start_response, nonce)
+                start_response = with_nonce(start_response, nonce)
         environ[IDENTITY] = verified.identity  # also of a rejected request, for the access log
         if verified.missing:
             refused(
@@ -372,7 +339,7 @@ class Authenticator:
                 "Authenticator",
                 f"the token does not grant {', '.join(sorted(verified.missing))}",
             )
-            return self._answer("insufficient_scope", value)(environ, start_response)
+            return self._response("insufficient_scope", value)(environ, start_response)
         environ[CLAIMS] = claims = verified.claims.copy()
         for name in verified.nested:
             claims[name] = _copied(claims[name])
@@ -382,28 +349,25 @@ class Authenticator:
         """Stop fetching keys, unless *key_sources* was given, and close the store of proofs."""
         if self._own_sources is not None:
             self._own_sources.close()
-        if self._used_proofs is not None:
-            self._used_proofs.close()
+        self._binding.close()
 
     @property
     def hides(self) -> frozenset[str]:
         """The ``environ`` keys that no app behind it gets."""
-        return frozenset({PROOF} if self._hides_proof else ())
+        return self._binding.hides
 
     @property
     def store_errors(self) -> int:
         """Number of tokens and proofs that could not be looked up, as the store failed."""
-        return self._outages.total + self._proof_outages.total
+        return self._outages.total + self._binding.store_errors
 
     def _no_token(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         refused(environ, "Authenticator", "no token")
-        return self._missing(environ, start_response)
+        return self._responses.missing(environ, start_response)
 
-    def _answer(self, error: str, value: str) -> WSGIApplication:
+    def _response(self, error: str, value: str, nonce: str = "") -> WSGIApplication:
         """Return the response for a token of the ``Authorization`` field *value*."""
-        if self._with_proofs and _is_dpop(value):
-            return self._of_proofs[error]
-        return self._invalid if error == "invalid_token" else self._insufficient
+        return self._responses.of(error, with_proof=self._binding.has_proof(value), nonce=nonce)
 
     def _checked_further(
         self, value: str, verified: Verified, environ: WSGIEnvironment
@@ -412,60 +376,19 @@ class Authenticator:
 
         :returns: The app that rejects it, and a nonce that its client is to use from now on.
         """
-        binding, nonce = self._binding, None
-        with_proof = binding is not None and _is_dpop(value)
-        if binding is not None and (
-            with_proof or verified.bound is not None or not self._accepts_bearers
-        ):
+        nonce = None
+        if self._binding.active:
             try:
-                nonce = binding.check(
-                    environ,
-                    verified.bound,
-                    value.partition(" ")[2],
-                    with_proof=with_proof,
-                    now=self._clock(),
-                )
+                nonce = self._binding.check(environ, verified.bound, value)
             except SenderRejected as error:
                 refused(environ, "Authenticator", f"bad token: {error}")
-                return self._for_sender(binding, error.error, value), None
+                return self._response(error.error, value, error.nonce), None
             except ProofNotMarked as error:
                 refused(environ, "Authenticator", str(error))
-                return self._unknown, None
-        elif self._hides_proof and PROOF in environ:  # a plain token, the usual case
-            del environ[PROOF]
+                return self._responses.unknown(_OUTAGE), None
         if self._deny_list is None:
             return None, nonce
         return self._refusal(self._deny_list, value, verified.entries, environ), nonce
-
-    def _for_sender(self, binding: SenderBinding, error: str, value: str) -> WSGIApplication:
-        """Return the app that rejects a token for its sender with the code *error*."""
-        if error == "invalid_token":
-            return self._answer(error, value)
-        if error != "use_dpop_nonce":
-            return self._of_proofs[error]
-        nonce = binding.new_nonce(self._clock()) or ""
-        fields = (("DPoP-Nonce", nonce), ("Cache-Control", "no-store"))
-        detail = "A nonce is required in the proof (DPoP)."
-        return self._answers(401, detail, error, scheme="DPoP", headers=fields)
-
-    def _spend(
-        self, spent: SpentOnce, opened: OpenedStore, key: str, proof_id: str, seconds: float
-    ) -> bool:
-        """Mark a proof as used; return whether it was not before.
-
-        :raises ProofNotMarked: The store failed.
-        """
-        try:
-            first = spent.spend(key, proof_id, seconds=seconds)
-        except StoreError as error:
-            opened.check_outage(error, "used proofs (DPoP) cannot be stored")
-            self._proof_outages.log(error)
-            if self._allows_on_error:
-                return True
-            raise ProofNotMarked(f"the proof cannot be marked as used: {error}") from error
-        if self._proof_outages.ongoing:
-            self._proof_outages.resolved(_log.warning, "proofs can be marked as used again")
-        return first
 
     def _refusal(
         self, deny_list: DenyList, value: str, token: TokenIdentity, environ: WSGIEnvironment
@@ -479,19 +402,19 @@ class Authenticator:
             if self._allows_on_error:
                 return None
             refused(environ, "Authenticator", f"the deny-list cannot be read: {error}")
-            return self._unknown
+            return self._responses.unknown(_OUTAGE)
         if self._outages.ongoing:
             self._outages.resolved(_log.warning, "the deny-list can be read again")
         if not reason:
             return None
         refused(environ, "Authenticator", f"bad token: {reason}")
-        return self._answer("invalid_token", value)
+        return self._response("invalid_token", value)
 
     def _verified(self, value: str) -> Verified | None:
         """Return the verified token of the ``Authorization`` field; None for another scheme."""
         scheme, _, token = value.partition(" ")
         if scheme != "Bearer" and scheme.lower() != "bearer":
-            if self._with_proofs and _is_dpop(value):
+            if self._binding.has_proof(value):
                 pass
             elif has_other_scheme(value):
                 return None
@@ -522,9 +445,9 @@ class Authenticator:
         nested = tuple(name for name, claim in claims.items() if isinstance(claim, (dict, list)))
         if any(is_deeper(claims[name], DEEPEST) for name in nested):
             raise TokenRejected(f"claims of more than {DEEPEST} levels")
-        bound = None if self._binding is None else confirmation(claims)
-        with_key = self._with_proofs and bound is not None and "jkt" in bound
-        caller = Identity.from_claims(claims, scheme="dpop" if with_key else "bearer")
+        bound = self._binding.confirmation(claims)
+        scheme = "dpop" if self._binding.with_key(bound) else "bearer"
+        caller = Identity.from_claims(claims, scheme=scheme)
         return Verified(
             claims,
             nested,
@@ -538,73 +461,9 @@ class Authenticator:
         )
 
 
-_OFFERED = {"off": ("Bearer",), "optional": ("Bearer", "DPoP"), "required": ("DPoP",)}
-"""The schemes of challenges by the mode of DPoP."""
-
-
-class _Answers:
-    """The responses to rejected requests, with a challenge for each scheme that is offered.
-
-    :param challenge: Returns the challenge for a scheme.
-    """
-
-    def __init__(
-        self,
-        refuse: Refuse,
-        *,
-        offered: Sequence[str],
-        algorithms: Sequence[str],
-        challenge: Callable[..., tuple[str, str]],
-    ) -> None:
-        self._refuse = refuse
-        self._offered = offered
-        self._algorithms = algorithms
-        self._challenge = challenge
-
-    def __call__(
-        self,
-        status: int,
-        detail: str,
-        error: str = "",
-        *,
-        scope: Iterable[str] = (),
-        scheme: str = "Bearer",
-        headers: tuple[tuple[str, str], ...] = (),
-    ) -> WSGIApplication:
-        """Return the response; *error* is in the challenge of *scheme*, which the client used."""
-        used = scheme if scheme in self._offered else self._offered[0]
-        challenges = [
-            self._challenge(
-                scheme=each,
-                error=error if each == used else "",
-                scope=scope,
-                algorithms=self._algorithms if each == "DPoP" else (),
-            )
-            for each in self._offered
-        ]
-        kind = Problem if error else CredentialsMissing
-        return self._refuse(kind(status, detail, headers=(*challenges, *headers)))
-
-
 def _of_other_kind(caller: object) -> bool:
     """Return whether *caller* is an identity that was verified by another credential."""
     return isinstance(caller, Identity) and caller.scheme not in ("bearer", "dpop")
-
-
-def _is_dpop(value: str) -> bool:
-    """Return whether the scheme of an ``Authorization`` field is ``DPoP``."""
-    return value[:5].lower() == "dpop "
-
-
-def _with_nonce(start_response: StartResponse, nonce: str) -> StartResponse:
-    """Return a *start_response* that gives the client another nonce (RFC 9449 section 8.2)."""
-
-    def start(
-        status: str, headers: Headers, exc_info: ExcInfo | None = None
-    ) -> Callable[[bytes], object]:
-        return start_response(status, [*headers, ("DPoP-Nonce", nonce)], exc_info)
-
-    return start
 
 
 def _copied(value: dict[str, Any] | list[Any]) -> dict[str, Any] | list[Any]:

@@ -5,20 +5,15 @@ The server's claims about a token become the identity of the caller.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import ceil
 from typing import Annotated, Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.bearer import has_other_scheme
-from wsgigate.auth.challenge import (
-    CredentialsMissing,
-    bearer_challenge,
-    check_realm,
-    check_resource_metadata,
-    checked_scopes,
-)
+from wsgigate.auth.challenge import TokenResponses, checked_scopes
 from wsgigate.auth.claims import RequiredClaims
+from wsgigate.auth.dpop import DEFAULT_ALGORITHMS
 from wsgigate.auth.endpoints import RemoteEndpoints
 from wsgigate.auth.identity import Identity
 from wsgigate.auth.introspection import (
@@ -29,14 +24,30 @@ from wsgigate.auth.introspection import (
     Introspector,
     check_endpoint,
 )
+from wsgigate.auth.jwk import ASYMMETRIC
 from wsgigate.auth.jwt import ClaimRules
+from wsgigate.coordination.sender import (
+    MODES,
+    ProofNotMarked,
+    SenderBinding,
+    SenderRejected,
+    with_nonce,
+)
 from wsgigate.http.caller import Exempt, exempt_of
-from wsgigate.http.problem import Problem, Refuse, answer_with, refused
+from wsgigate.http.problem import Refuse, answer_with, refused
 from wsgigate.http.wsgi import CLAIMS, IDENTITY, is_preflight
 from wsgigate.rules.arguments import OneOf, Range, Seconds, Trait, checked
 from wsgigate.runtime.clocks import steady, wall
+from wsgigate.store import Store
 
 __all__ = ["IntrospectionAuthenticator"]
+
+_NAME = "IntrospectionAuthenticator"
+
+_OUTAGE = 5.0
+"""Seconds after which a proof may be checked again if the store fails."""
+
+_log = logging.getLogger("wsgigate.introspection")
 
 
 @checked
@@ -48,7 +59,8 @@ class IntrospectionAuthenticator:
     for *cache* seconds at most. The caller is in ``environ["wsgigate.identity"]``; its claims are
     the members of the answer.
 
-    The token is read from the ``Authorization: Bearer`` field only. Every invalid token gets the
+    The token is read from the ``Authorization: Bearer`` field only, or with *dpop* from
+    ``Authorization: DPoP``. Every invalid token gets the
     same response; the cause is in ``environ["wsgigate.reason"]``, for the log. If the server does
     not answer, or not with what RFC 7662 requires, tokens get a 503 with ``Retry-After``: nothing
     passes, and no valid token is called invalid. Requests do not wait for a server that keeps
@@ -92,6 +104,23 @@ class IntrospectionAuthenticator:
     :param realm: The name of the protected area, in ``WWW-Authenticate``.
     :param resource_metadata: The URL of the metadata of this resource (RFC 9728), in
         ``WWW-Authenticate``, by which clients find the authorization server.
+    :param dpop: Whether tokens may be bound to a key of the client (``cnf.jkt`` of the answer),
+        which it proves to have by a ``DPoP`` field (RFC 9449): ``"optional"`` accepts bearer tokens
+        as well, and rejects a bound token without its proof; ``"required"`` accepts bound tokens
+        only. Default: ``"off"``, a bound token is accepted as a bearer token.
+    :param dpop_algorithms: The signature algorithms of proofs, all asymmetric.
+    :param dpop_max_age: Maximum time since a proof was made, in seconds, 1 to 3600. Each is
+        accepted once, by all workers that share the store.
+    :param dpop_nonce_secret: The secret of which nonces are made that proofs must have
+        (``DPoP-Nonce``), at least 32 bytes, the same on all gateways. Default: proofs need none.
+    :param certificate_bound: The same as *dpop* for tokens that are bound to the certificate of the
+        client's TLS connection (``cnf.x5t#S256``, RFC 8705), which is in
+        ``environ["wsgigate.client_certificate"]``.
+    :param hide_proof: Whether the ``DPoP`` field is removed before *app* is called.
+    :param on_store_error: What to do when the store of used proofs fails: ``"refuse"`` every proof
+        with 503, or ``"allow"`` those that are valid otherwise; counted in ``store_errors``.
+    :param store: The store through which the workers share used proofs: a store, or the URL of
+        one. Default: the private folder of the user that runs this program.
     :param hide_credentials: Whether ``Authorization`` is removed before *app* is called.
     :param endpoints: The endpoints that several middlewares share. Default: its own.
     :param clock: Returns the Unix time in seconds.
@@ -126,6 +155,16 @@ class IntrospectionAuthenticator:
         scopes: Sequence[str] = (),
         realm: str = "api",
         resource_metadata: str | None = None,
+        dpop: Annotated[str, OneOf(MODES)] = "off",
+        dpop_algorithms: Annotated[
+            Sequence[Annotated[str, OneOf(ASYMMETRIC)]], Range(1)
+        ] = DEFAULT_ALGORITHMS,
+        dpop_max_age: Seconds = 60.0,
+        dpop_nonce_secret: Annotated[str, Trait.SECRET] | None = None,
+        certificate_bound: Annotated[str, OneOf(MODES)] = "off",
+        hide_proof: bool = True,
+        on_store_error: Annotated[str, OneOf(("refuse", "allow"))] = "refuse",
+        store: Store | str | None = None,
         hide_credentials: bool = False,
         endpoints: RemoteEndpoints | None = None,
         clock: Callable[[], float] = wall,
@@ -146,9 +185,22 @@ class IntrospectionAuthenticator:
         rules = ClaimRules(
             issuer=issuer, audience=audience, leeway=leeway, required_claims=required_claims
         )
-        check_realm(realm)
-        check_resource_metadata(resource_metadata)
+        if on_store_error not in ("allow", "refuse"):
+            raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
         self.app = app
+        self._binding = SenderBinding(
+            dpop=dpop,
+            certificate_bound=certificate_bound,
+            algorithms=dpop_algorithms,
+            max_age=dpop_max_age,
+            nonce_secret=dpop_nonce_secret,
+            hide_proof=hide_proof,
+            allows_on_error=on_store_error == "allow",
+            store=store,
+            app=app,
+            log=_log,
+            clock=clock,
+        )
         self._exempt = exempt_of(exempt)
         self._required = required
         self._passes_preflights = required and not preflights
@@ -166,6 +218,7 @@ class IntrospectionAuthenticator:
             ),
             request,
             rules,
+            confirmation=self._binding.confirmation,
             cache=cache,
             inactive_cache=inactive_cache,
             size=cache_size,
@@ -174,19 +227,14 @@ class IntrospectionAuthenticator:
         )
         self._find = self._introspector.find
 
-        def answer(
-            status: int, detail: str, error: str = "", scope: Iterable[str] = ()
-        ) -> WSGIApplication:
-            challenge = bearer_challenge(
-                realm, error=error, scope=scope, resource_metadata=resource_metadata
-            )
-            kind = Problem if error else CredentialsMissing
-            return refuse(kind(status, detail, headers=(challenge,)))
-
-        self._missing = answer(401, "Access token required!")
-        self._invalid = answer(401, "Invalid or expired token!", "invalid_token")
-        self._insufficient = answer(403, "Insufficient scope.", "insufficient_scope", self._scopes)
-        self._refuse = refuse
+        self._responses = TokenResponses(
+            refuse,
+            realm=realm,
+            resource_metadata=resource_metadata,
+            scopes=self._scopes,
+            dpop=dpop,
+            algorithms=self._binding.algorithms,
+        )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if IDENTITY in environ and (self._required or not _of_other_kind(environ[IDENTITY])):
@@ -196,28 +244,39 @@ class IntrospectionAuthenticator:
             return self.app(environ, start_response)
         value: str = environ.get("HTTP_AUTHORIZATION", "")
         scheme, _, token = value.partition(" ")
-        if scheme != "Bearer" and scheme.lower() != "bearer":
+        if scheme != "Bearer" and scheme.lower() != "bearer" and not self._binding.has_proof(value):
             if value and not has_other_scheme(value):
                 # not shown: what stands in place of a scheme may be a secret
                 reason = "bad token: the Authorization field is malformed or has several values"
-                return self._rejected(self._invalid, reason, environ, start_response)
+                return self._rejected("invalid_token", reason, environ, start_response)
             if not self._required or (self._passes_preflights and is_preflight(environ)):
                 return self.app(environ, start_response)
-            return self._rejected(self._missing, "no token", environ, start_response)
+            refused(environ, _NAME, "no token")
+            return self._responses.missing(environ, start_response)
         try:
             found = self._find(token)
         except IntrospectionFailed as error:
-            again = (("Retry-After", str(max(1, ceil(error.again_in)))),)
-            unknown = Problem(503, "Tokens cannot be checked at the moment.", headers=again)
-            return self._rejected(self._refuse(unknown), str(error), environ, start_response)
+            refused(environ, _NAME, str(error))
+            return self._responses.unknown(error.again_in)(environ, start_response)
         caller = found.identity
         if caller is None:
             reason = f"bad token: {found.reason}"
-            return self._rejected(self._invalid, reason, environ, start_response)
+            return self._rejected("invalid_token", reason, environ, start_response)
+        if self._binding.active:
+            try:
+                nonce = self._binding.check(environ, found.bound, value)
+            except SenderRejected as error:
+                reason = f"bad token: {error}"
+                return self._rejected(error.error, reason, environ, start_response, error.nonce)
+            except ProofNotMarked as error:
+                refused(environ, _NAME, str(error))
+                return self._responses.unknown(_OUTAGE)(environ, start_response)
+            if nonce is not None:
+                start_response = with_nonce(start_response, nonce)
         if self._scopes and not self._scopes <= caller.scopes:
             missing = ", ".join(sorted(self._scopes - caller.scopes))
             reason = f"the token does not grant {missing}"
-            return self._rejected(self._insufficient, reason, environ, start_response)
+            return self._rejected("insufficient_scope", reason, environ, start_response)
         environ.pop(CLAIMS, None)  # those of another token
         environ[IDENTITY] = caller
         if self._hides:
@@ -227,21 +286,31 @@ class IntrospectionAuthenticator:
     @property
     def hides(self) -> frozenset[str]:
         """The ``environ`` keys that no app behind it gets from a client."""
-        return frozenset({"HTTP_AUTHORIZATION"} if self._hides else ())
+        return self._binding.hides | ({"HTTP_AUTHORIZATION"} if self._hides else set())
+
+    @property
+    def store_errors(self) -> int:
+        """Number of proofs that could not be marked as used, as the store failed."""
+        return self._binding.store_errors
 
     def close(self) -> None:
-        """Close the idle connections, unless *endpoints* was given."""
+        """Close the store of proofs, and the idle connections unless *endpoints* was given."""
+        self._binding.close()
         if self._owns:
             self._endpoints.close()
 
     def _rejected(
         self,
-        response: WSGIApplication,
+        error: str,
         reason: str,
         environ: WSGIEnvironment,
         start_response: StartResponse,
+        nonce: str = "",
     ) -> Iterable[bytes]:
-        refused(environ, "IntrospectionAuthenticator", reason)
+        """Reject the token of a request with the code *error*, for *reason*."""
+        refused(environ, _NAME, reason)
+        with_proof = self._binding.has_proof(environ.get("HTTP_AUTHORIZATION", ""))
+        response = self._responses.of(error, with_proof=with_proof, nonce=nonce)
         return response(environ, start_response)
 
 
