@@ -298,6 +298,16 @@ def test_an_error_names_the_place(kind: Any, of: Any, message: str, app: App) ->
         kind(app, of)
 
 
+@pytest.mark.parametrize("kind", [AnyOf, AllOf])
+@pytest.mark.parametrize("wrap", [lambda each: each, lambda each: {each}])
+@pytest.mark.parametrize("what", [partial(Authenticator, secret="hunter2"), "hunter2"])
+def test_an_error_shows_no_secret(kind: Any, wrap: Any, what: Any, app: App) -> None:
+    for of in (wrap(what), [{"secret": what}], ["hunter2"]):
+        with pytest.raises(ValueError, match="of") as caught:
+            kind(app, of)
+        assert "hunter2" not in str(caught.value)
+
+
 @pytest.fixture
 def _silent() -> Iterator[None]:
     logging.disable()

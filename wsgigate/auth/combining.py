@@ -37,8 +37,9 @@ def made_of(
     """
     place, factory = f"of[{index}]", of[index]
     if not callable(factory):
-        raise ValueError(
-            f"{place}: expected a factory such as partial(Authenticator, ...), not {factory!r}"
+        raise ValueError(  # without the value, which may be or contain a secret
+            f"{place}: expected a factory such as partial(Authenticator, ...), "
+            f"not {type(factory).__name__}"
         )
     try:
         made = factory(app, refuse=refuse)

@@ -77,7 +77,8 @@ class AllOf:
         refuse: Refuse = answer_with,
     ) -> None:
         if not isinstance(of, (list, tuple)) or not of:
-            raise ValueError(f"of: expected a list of authenticators, not {of!r}")
+            # not shown: it may contain a secret
+            raise ValueError(f"of: expected a list of authenticators, not {type(of).__name__}")
         if isinstance(primary, bool) or not 0 <= primary < len(of):
             raise ValueError(
                 f"primary: the place of an authenticator in of, 0 to {len(of) - 1}, not {primary!r}"

@@ -81,7 +81,8 @@ class AnyOf:
         refuse: Refuse = answer_with,
     ) -> None:
         if not isinstance(of, (list, tuple)) or not of:
-            raise ValueError(f"of: expected a list of authenticators, not {of!r}")
+            # not shown: it may contain a secret
+            raise ValueError(f"of: expected a list of authenticators, not {type(of).__name__}")
         self.app = app
         self._refuse = refuse
         self._anonymous = anonymous
