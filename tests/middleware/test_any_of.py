@@ -16,7 +16,7 @@ from tests.support.authenticators import AUTHENTICATORS, Row, Way
 from wsgigate import AllOf, AnyOf, Authenticator, Identity, Logger, Problem
 from wsgigate.auth.challenge import CredentialsMissing
 from wsgigate.http.problem import answer_with, refused
-from wsgigate.http.wsgi import ATTEMPT, CLAIMS, IDENTITIES, IDENTITY, LOGGED, REASON
+from wsgigate.http.wsgi import ATTEMPT, CLAIMS, IDENTITIES, IDENTITY, LOGGED, REASON, SET_FIELDS
 from wsgigate.store.namespace import innermost
 from wsgigate.testing import check_middleware
 
@@ -48,8 +48,6 @@ def app() -> App:
 class Never:
     """An authenticator whose credential no request of these tests has."""
 
-    hides = frozenset({"HTTP_X_NEVER"})
-
     def __init__(self, app: Any, *, refuse: Any = answer_with, status: int = 401) -> None:
         self.app = app
         self.closed = 0
@@ -65,6 +63,9 @@ class Never:
             return self.app(environ, start_response)  # type: ignore[no-any-return]
         refused(environ, "Never", "an invalid one" if given else "none given")
         return (self._invalid if given else self._missing)(environ, start_response)  # type: ignore[no-any-return]
+
+    def hide(self, environ: Any) -> None:
+        environ.pop("HTTP_X_NEVER", None)
 
     def close(self) -> None:
         self.closed += 1
@@ -148,6 +149,43 @@ def test_a_key_that_no_authenticator_was_asked_for_reaches_no_app(app: App, tmp_
     assert client.get("/", **both).status_code == 200
     assert app.caller.subject == token.subject
     assert "HTTP_X_API_KEY" not in app.seen
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_one_hides_wherever_it_is_reaches_no_app(
+    nested: bool, app: App, tmp_path: Path
+) -> None:
+    key, basic = AUTHENTICATORS["api-key"](tmp_path), AUTHENTICATORS["basic"](tmp_path)
+    of: list[Any] = [partial(key.factory, query="k", authorization="ApiKey"), basic.factory]
+    if nested:
+        of = [partial(AllOf, of=of), partial(AnyOf, of=of)]
+    client = Client(AnyOf(app, [Never, *of]))
+    fields = {**basic.valid["headers"], **key.valid["headers"], "X-Never": "yes"}
+    url = f"/?a=1&k={key.valid['headers']['X-API-Key']}&b=2"
+    for scheme in (fields["Authorization"], "basic !", "ApiKey x"):
+        answer = client.get(url, headers={**fields, "Authorization": scheme})
+        assert (answer.status_code, app.caller.subject) == (200, "never")
+        assert app.seen["QUERY_STRING"] == "a=1&b=2"
+        assert not {"HTTP_AUTHORIZATION", "HTTP_X_API_KEY"} & app.seen.keys()
+    answer = client.get(url, headers={**fields, "Authorization": "Digest of another"})
+    assert app.seen["HTTP_AUTHORIZATION"] == "Digest of another"
+
+
+def test_a_field_that_the_gateway_has_set_stays(app: App) -> None:
+    """Also one with the value that the client sent."""
+
+    def setting(app: Any, *, refuse: Any) -> Any:
+        def set_field(environ: Any, start_response: Any) -> Iterable[bytes]:
+            environ[IDENTITY] = Identity("ann", "forward-auth")
+            environ["HTTP_X_NEVER"] = "1"
+            environ[SET_FIELDS] = ("HTTP_X_NEVER",)
+            return app(environ, start_response)  # type: ignore[no-any-return]
+
+        return set_field
+
+    client = Client(AnyOf(app, [setting, Never]))
+    assert client.get("/", headers={"X-Never": "1"}).status_code == 200
+    assert app.seen["HTTP_X_NEVER"] == "1"
 
 
 def test_a_caller_of_no_authenticator_is_removed(app: App) -> None:

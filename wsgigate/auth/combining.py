@@ -6,8 +6,9 @@ rejection to the *refuse* that it was made with, before it starts a response; an
 another problem if the credential is invalid. An authenticator that reads the body leaves one in
 ``environ["wsgi.input"]`` that can be read from its beginning.
 
-It may have a ``hides``: the ``environ`` keys that no app behind it gets from a client. They are
-removed from the request as well if another authenticator accepted it.
+It may have a method ``hide``, called with ``environ``: it removes what no app behind it gets from
+a client, such as the credential. That is how this is removed from a request that another
+authenticator accepted. What the gateway has set (``environ["wsgigate.set_fields"]``) stays.
 """
 
 from __future__ import annotations
@@ -15,12 +16,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from wsgiref.types import WSGIApplication
+from wsgiref.types import WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.challenge import CredentialsMissing
 from wsgigate.http.problem import Problem, Refuse
+from wsgigate.http.wsgi import SET_FIELDS
 
-__all__ = ["AuthenticatorFactory", "is_final", "joined_reasons", "made_of", "merged"]
+__all__ = [
+    "AuthenticatorFactory",
+    "hide_all",
+    "hiding",
+    "is_final",
+    "joined_reasons",
+    "made_of",
+    "merged",
+]
 
 AuthenticatorFactory = Callable[..., WSGIApplication]
 """Called with the app and ``refuse``: an authenticator's class with ``functools.partial``."""
@@ -54,6 +64,22 @@ def made_of(
     if not callable(made):
         raise ValueError(f"{place} returned no WSGI application, but {type(made).__name__}")
     return made
+
+
+Hide = Callable[[WSGIEnvironment], None]
+
+
+def hiding(authenticators: Iterable[object]) -> list[Hide]:
+    """Return the ``hide`` of each authenticator that has one."""
+    return [each.hide for each in authenticators if hasattr(each, "hide")]
+
+
+def hide_all(hides: Sequence[Hide], environ: WSGIEnvironment) -> None:
+    """Remove what authenticators hide from *environ*, except for what the gateway has set."""
+    kept = {key: environ[key] for key in environ.get(SET_FIELDS, ()) if key in environ}
+    for hide in hides:
+        hide(environ)
+    environ.update(kept)
 
 
 _KEYED = re.compile(r"\w+(?:\[\d+\])?(?:\.\w+(?:\[\d+\])?)*: ")

@@ -113,10 +113,10 @@ class SenderBinding:
         )
         self._clock = clock
 
-    @property
-    def hides(self) -> frozenset[str]:
-        """The ``environ`` keys that no app behind it gets."""
-        return frozenset({_PROOF} if self._hides else ())
+    def hide(self, environ: WSGIEnvironment) -> None:
+        """Remove the proof, if no app gets it."""
+        if self._hides:
+            environ.pop(_PROOF, None)
 
     @property
     def store_errors(self) -> int:
@@ -168,8 +168,7 @@ class SenderBinding:
             if with_proof:
                 token = authorization.partition(" ")[2]
                 nonce = self._check_proof(environ, bound[_KEY], token, self._clock())
-        if self._hides:  # of an accepted request only: another authenticator may accept it
-            environ.pop(_PROOF, None)
+        self.hide(environ)  # of an accepted request only: another authenticator may accept it
         return nonce
 
     def _check_members(self, bound: Mapping[str, Any]) -> None:

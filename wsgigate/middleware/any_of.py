@@ -10,6 +10,8 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.auth.challenge import CredentialsMissing
 from wsgigate.auth.combining import (
     AuthenticatorFactory,
+    hide_all,
+    hiding,
     is_final,
     joined_reasons,
     made_of,
@@ -88,11 +90,8 @@ class AnyOf:
         self._anonymous = anonymous
         made = [made_of(of, index, self._passed, _recording) for index in range(len(of))]
         self._authenticators: list[Any] = made
-        hidden = [frozenset(getattr(each, "hides", ())) for each in made]
-        self._hidden = frozenset().union(*hidden)
-        self._hidden_by_others = [
-            frozenset().union(*hidden[:index], *hidden[index + 1 :]) for index in range(len(hidden))
-        ]
+        self._hiding = hiding(made)
+        self._hiding_others = [hiding(each for each in made if each is not one) for one in made]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         caller, claims = environ.pop(IDENTITY, None), environ.pop(CLAIMS, None)
@@ -119,8 +118,7 @@ class AnyOf:
             if problem is not None and is_final(problem):
                 return self._rejected(problem, reasons[-1:], attempt, environ, start_response)
         if passes and all(isinstance(each, CredentialsMissing) for each in refusals):
-            for key in self._hidden:
-                environ.pop(key, None)
+            self.hide(environ)
             if isinstance(caller, Identity):  # that of an authenticator around this one
                 environ[IDENTITY] = caller
                 if claims is not None:
@@ -130,10 +128,9 @@ class AnyOf:
             return self.app(environ, start_response)
         return self._rejected(merged(refusals), reasons, attempt, environ, start_response)
 
-    @property
-    def hides(self) -> frozenset[str]:
-        """The ``environ`` keys that no app behind it gets from a client."""
-        return self._hidden
+    def hide(self, environ: WSGIEnvironment) -> None:
+        """Remove what no app behind it gets from a client."""
+        hide_all(self._hiding, environ)
 
     def close(self) -> None:
         """Close the authenticators."""
@@ -147,14 +144,11 @@ class AnyOf:
         if IDENTITY not in environ:
             attempt.unidentified = True
             return ()
-        before = attempt.before
         if attempt.outer is not None:
             environ[ATTEMPT] = attempt.outer
-        if LOGGED not in before:
+        if LOGGED not in attempt.before:
             del environ[LOGGED]
-        for key in self._hidden_by_others[attempt.index]:
-            if key in environ and environ[key] is before.get(key):
-                del environ[key]
+        hide_all(self._hiding_others[attempt.index], environ)
         return self.app(environ, start_response)
 
     def _rejected(

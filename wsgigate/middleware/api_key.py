@@ -205,10 +205,12 @@ class ApiKeyAuthenticator:
             return self._insufficient(environ, start_response)
         return self.app(environ, start_response)
 
-    @property
-    def hides(self) -> frozenset[str]:
-        """The ``environ`` keys that no app behind it gets from a client."""
-        return frozenset({self._header} if self._hides else ())
+    def hide(self, environ: WSGIEnvironment) -> None:
+        """Remove what no app behind it gets from a client."""
+        if self._hides:
+            environ.pop(self._header, None)
+        if self._elsewhere:
+            self._one(None, environ)
 
     @property
     def store_errors(self) -> int:

@@ -351,10 +351,9 @@ class Authenticator:
             self._own_sources.close()
         self._binding.close()
 
-    @property
-    def hides(self) -> frozenset[str]:
-        """The ``environ`` keys that no app behind it gets."""
-        return self._binding.hides
+    def hide(self, environ: WSGIEnvironment) -> None:
+        """Remove what no app behind it gets from a client."""
+        self._binding.hide(environ)
 
     @property
     def store_errors(self) -> int:

@@ -211,6 +211,12 @@ class BasicAuthenticator:
         refused(environ, "BasicAuthenticator", reason)
         return response(environ, start_response)
 
+    def hide(self, environ: WSGIEnvironment) -> None:
+        """Remove what no app behind it gets from a client."""
+        scheme = environ.get("HTTP_AUTHORIZATION", "").partition(" ")[0].lower()
+        if self._hides and scheme == "basic":
+            del environ["HTTP_AUTHORIZATION"]
+
     def close(self) -> None:
         """Close the store, unless it was passed in as an object."""
         self._opened.close()

@@ -182,10 +182,10 @@ class ClientCertificate:
         environ[IDENTITY] = accepted.identity
         return self.app(environ, start_response)
 
-    @property
-    def hides(self) -> tuple[str, ...]:
-        """The ``environ`` keys that no app behind it gets from a client."""
-        return self._fields
+    def hide(self, environ: WSGIEnvironment) -> None:
+        """Remove what no app behind it gets from a client."""
+        for key in self._fields:
+            environ.pop(key, None)
 
     def _sent(self, environ: WSGIEnvironment) -> tuple[str, str] | None:
         """Return the certificate of a request and its chain as they were sent; remove the fields.

@@ -281,10 +281,9 @@ class ForwardAuth:
         """Number of requests that the service could not be asked about."""
         return self._outages.total
 
-    @property
-    def hides(self) -> frozenset[str]:
-        """The ``environ`` keys that no app behind it gets from a client."""
-        return self._set.keys
+    def hide(self, environ: WSGIEnvironment) -> None:
+        """Remove what no app behind it gets from a client."""
+        self._set.remove(environ)
 
     def close(self) -> None:
         """Close the idle connections, unless *endpoints* was given."""

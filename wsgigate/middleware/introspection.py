@@ -283,10 +283,12 @@ class IntrospectionAuthenticator:
             del environ["HTTP_AUTHORIZATION"]
         return self.app(environ, start_response)
 
-    @property
-    def hides(self) -> frozenset[str]:
-        """The ``environ`` keys that no app behind it gets from a client."""
-        return self._binding.hides | ({"HTTP_AUTHORIZATION"} if self._hides else set())
+    def hide(self, environ: WSGIEnvironment) -> None:
+        """Remove what no app behind it gets from a client."""
+        self._binding.hide(environ)
+        scheme = environ.get("HTTP_AUTHORIZATION", "").partition(" ")[0].lower()
+        if self._hides and scheme in ("bearer", "dpop"):
+            del environ["HTTP_AUTHORIZATION"]
 
     @property
     def store_errors(self) -> int:
