@@ -79,6 +79,13 @@ def test_a_handler_may_lead_elsewhere_and_may_set_the_fields_itself(app):
     assert (answer.status_code, answer.headers.getlist("Retry-After")) == (303, ["7"])
 
 
+def test_a_redirect_of_a_handler_has_no_fields_of_the_rejection(app):
+    app.register_error_handler(429, lambda error: flask.redirect("/busy"))
+    answer = refused(app)
+    assert answer.status_code == 302
+    assert "Retry-After" not in answer.headers
+
+
 def test_a_handler_that_fails_lets_nothing_pass(app):
     def broken(error):
         raise LookupError("of the handler")

@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from flask import Flask, g, request, session
@@ -13,11 +14,16 @@ from werkzeug import Response
 from werkzeug.test import Client
 
 from wsgigate import Identity
+from wsgigate.config.errors import ConfigError
 from wsgigate.flask import FlaskSession, MissingCredentials, WsgiGate
 from wsgigate.http.wsgi import CLAIMS, IDENTITY
 from wsgigate.testing.backend import Backend, reply
 
 EVIL = {"Origin": "https://evil.example"}
+
+
+async def coroutine():
+    return False
 
 
 def monolith(**config):
@@ -141,6 +147,13 @@ def test_a_token_against_forgery_may_be_required():
 
 
 @pytest.mark.parametrize(
+    ("answer", "status"), [(True, 200), (None, 200), (False, 403), (0, 403), ("", 403)]
+)
+def test_a_check_of_forgery_rejects_by_any_false_value(answer, status):
+    assert guarded(check_csrf=lambda: answer).post("/api").status_code == status
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         [("Set-Cookie", "session=; Max-Age=0; Path=/")],
@@ -177,6 +190,7 @@ def test_a_permanent_session_is_renewed_and_another_is_not():
     [
         ("bob", "bob by session"),
         (7, "7 by session"),
+        (UUID(int=7), f"{UUID(int=7)} by session"),
         ({"sub": "bob", "roles": ["admin"]}, "bob by session"),
         (Identity("bob", "ticket"), "bob by ticket"),
         (SimpleNamespace(is_authenticated=True, get_id=lambda: "bob"), "bob by session"),
@@ -252,7 +266,14 @@ def test_an_app_without_a_secret_key_is_an_error_that_names_the_cure():
         ({"load_user": 7}, "load_user: expected a function"),
         ({"load_user": "tests.flask.nothing:user"}, "load_user: "),
         ({"check_csrf": 7}, "check_csrf: expected a function"),
+        ({"check_csrf": coroutine}, "check_csrf: expected a function, not a coroutine function"),
+        ({"load_user": coroutine}, "load_user: expected a function, not a coroutine function"),
+        ({"user_key": 7}, "user_key: expected a text"),
         ({"login_url": 7}, "login_url: expected a path"),
+        ({"login_url": "login"}, "login_url: expected a path"),
+        ({"login_url": "/login#form"}, "login_url: expected a path"),
+        ({"login_url": "/login\r\nX: y"}, "login_url: expected a path"),
+        ({"login_url": "javascript:alert(1)"}, "login_url: expected a path"),
         ({"required": "no"}, "required is True or False"),
         ({"trusted_origins": ["www.example.com"]}, "trusted_origins: expected origins"),
         ({"realm": 'a "b"'}, "realm: "),
@@ -262,6 +283,12 @@ def test_an_app_without_a_secret_key_is_an_error_that_names_the_cure():
 def test_a_wrong_argument_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         FlaskSession(shown, **options)
+
+
+def test_around_the_app_itself_it_is_an_error_that_names_the_cure():
+    app = monolith(WSGIGATE_MIDDLEWARE=[{"use": "wsgigate.flask:FlaskSession"}])
+    with pytest.raises(ConfigError, match=r"WSGIGATE_MIDDLEWARE\[0\]: .* middleware of a route"):
+        WsgiGate(app)
 
 
 def test_a_route_of_the_extension_is_behind_the_session_of_the_app():

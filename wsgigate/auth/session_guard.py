@@ -60,7 +60,12 @@ class SessionGuard:
         if environ.get("HTTP_ORIGIN", "").lower() in self._trusted:
             return ""
         if from_another_site(environ):
-            return "a page of another site sent it with the browser's session"
+            return (
+                "a page of another site sent it with the browser's session: "
+                f"Sec-Fetch-Site {environ.get('HTTP_SEC_FETCH_SITE', '')!r}, Origin "
+                f"{environ.get('HTTP_ORIGIN', '')[:200]!r} for Host "
+                f"{environ.get('HTTP_HOST', '')[:200]!r}; trusted_origins allows an origin"
+            )
         return ""
 
     def hide(self, environ: WSGIEnvironment) -> None:

@@ -441,7 +441,14 @@ class _GatewayBuilder:
         self._folder = Path(self._file).parent if self._file else Path.cwd()
         self._store = self._open_store()
         self._log_leader = LogLeader(self._store, f"log/{policy_name(config.gateway.name)}/")
-        self._stack = MiddlewareStack(config, self._store, self._folder, errors, refuse=refuse)
+        self._stack = MiddlewareStack(
+            config,
+            self._store,
+            self._folder,
+            errors,
+            mounted=fallback is not None,
+            refuse=refuse,
+        )
         self._identity = self._checked_identity()
         self._internal_tokens = self._made_internal_tokens()
         self._registry = self._made_registry()

@@ -71,6 +71,7 @@ class MiddlewareStack:
     :param store: The store that the gateway's workers share.
     :param folder: The folder that relative file names refer to.
     :param errors: Collects the errors.
+    :param mounted: Whether the gateway wraps an app, which is its fallback.
     :param refuse: Returns the WSGI app that responds with a given problem.
     :ivar closing: Functions to call when the gateway closes.
     """
@@ -82,9 +83,11 @@ class MiddlewareStack:
         folder: Path,
         errors: Errors,
         *,
+        mounted: bool = False,
         refuse: Refuse = answer_with,
     ) -> None:
         self.closing: list[Callable[[], object]] = []
+        self._mounted = mounted
         self._refuse = refuse
         self.deny_list = DenyList(store)
         """Shared by all authenticators, so that a denial takes effect at once in this worker."""
@@ -148,6 +151,13 @@ class MiddlewareStack:
             made = self._errors.catch(where, partial(wrap, app, entry, context), keys=entry.keys)
             if made is None:
                 continue
+            if self._mounted and path == "middleware" and _guards_routes(made):
+                self._errors.add(
+                    where,
+                    f"{type(made).__name__} guards the routes of services, and hides the session "
+                    "from the app: name it in the middleware of a route",
+                )
+                continue
             app = made
             for asked in (*self.key_sources.status(), *self.endpoints.status()):
                 self.key_paths.setdefault(asked, where)
@@ -202,6 +212,10 @@ def api_keys_of(config: Config, store: Store | None, folder: Path) -> ApiKeys:
 def policy_name(text: str) -> str:
     """Return *text*, a route's name or path, as a policy name: letters, digits and hyphens."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:56] or "root"
+
+
+def _guards_routes(middleware: object) -> bool:
+    return bool(getattr(type(middleware), "guards_routes", False))
 
 
 def answers_preflights(entries: Iterable[Middleware]) -> bool:

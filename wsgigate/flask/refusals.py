@@ -152,8 +152,8 @@ def render_refusals(app: Flask) -> Refuse:
     without one it is the problem document. The ``after_request`` functions run on both, so that
     rejections too have the fields of Flask-Cors or Talisman; ``before_request`` functions and views
     do not run. The status is never a success: a response with a 2xx status gets the
-    rejection's. Fields such as ``Retry-After`` and ``WWW-Authenticate`` are added unless the
-    handler sets them.
+    rejection's. Fields such as ``Retry-After`` and ``WWW-Authenticate`` are added to a response
+    with the status of the rejection, unless the handler sets them.
 
     :param app: The Flask application that the middleware wraps.
     :returns: The *refuse* argument of the middlewares.
@@ -171,7 +171,8 @@ def render_refusals(app: Flask) -> Refuse:
                     response = app.make_response(_plain(app, environ, refused, problem))
                 if response.status_code < 300:
                     response.status_code = problem.status
-                _complete(response, problem)
+                if response.status_code == problem.status:
+                    _complete(response, problem)
                 response = app.finalize_request(response, from_error_handler=True)
             return response(environ, start_response)
 

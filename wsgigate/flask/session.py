@@ -6,11 +6,14 @@ A user who has logged in to the app in the usual way is the verified caller of t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
+from inspect import iscoroutinefunction
 from io import BytesIO
 from typing import Any
 from urllib.parse import quote, urlencode
+from uuid import UUID
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask, session
@@ -48,12 +51,14 @@ class FlaskSession:
     :param user_key: The key of the user in the session.
     :param required: Whether a request without a user is rejected.
     :param login_url: Where browsers that open a page without a user are redirected, with the page
-        in the parameter ``next``. Default: they get a 401, too.
+        in the parameter ``next``: a path, which includes the one that the app is mounted at, or a
+        URL. Default: they get a 401, too.
     :param trusted_origins: Other origins whose pages may send requests that change something, such
         as ``"https://www.example.com"``.
     :param check_csrf: A function that is called within a request of the Flask app, for requests
-        that change something, and returns false or raises an exception to reject the request, such
-        as one that checks the token of Flask-WTF in a request field; or its name. It sees no body.
+        that change something, and returns a false value or raises an exception to reject the
+        request; or its name. ``None`` allows it, as ``validate_csrf`` of Flask-WTF returns nothing
+        for the right token. It sees no body, so the token is in a request field.
     :param exempt: Requests that pass unchecked and without an identity: a function of ``environ``,
         or a table of ``addresses``, ``paths``, ``methods`` and a ``rule``, as for a
         :class:`~wsgigate.Limiter`.
@@ -62,6 +67,9 @@ class FlaskSession:
         responds with it. Default: the error handlers of the Flask app.
     :raises ValueError: An argument is invalid; the message names it.
     """
+
+    guards_routes = True
+    """It hides the session from the app, so it cannot stand around the Flask app itself."""
 
     def __init__(
         self,
@@ -81,8 +89,10 @@ class FlaskSession:
         check_realm(realm)
         if not isinstance(required, bool):
             raise ValueError(f"required is True or False, not {required!r}")
-        if login_url is not None and not (isinstance(login_url, str) and login_url.isascii()):
+        if login_url is not None and not (isinstance(login_url, str) and _URL.fullmatch(login_url)):
             raise ValueError(f'login_url: expected a path such as "/login", not {login_url!r}')
+        if not isinstance(user_key, str):
+            raise ValueError(f"user_key: expected a text, not {user_key!r}")
         SessionGuard((), trusted_origins)  # a malformed origin is an error here
         self.app = app
         self._flask_app = _flask_app(flask_app)
@@ -165,7 +175,7 @@ class FlaskSession:
             valid = self._check_csrf()
         except Exception as error:  # how a check says no
             return f"check_csrf raised {type(error).__name__}"
-        return "check_csrf returned false" if valid is False else ""
+        return "" if valid is None or valid else f"check_csrf returned {valid!r}"
 
     def _anonymous(
         self, flask_app: Flask, environ: WSGIEnvironment, start_response: StartResponse
@@ -221,7 +231,7 @@ def _identity_of(user: Any) -> Identity | None:
         return None
     if isinstance(user, Identity):
         return user
-    if isinstance(user, (str, int)) and not isinstance(user, bool):
+    if isinstance(user, (str, int, UUID)) and not isinstance(user, bool):
         return Identity(str(user), "session", claims={"sub": str(user)})
     if isinstance(user, Mapping):
         return Identity.from_claims(user, scheme="session")
@@ -247,4 +257,10 @@ def _function(called: str, given: Callable[[], object] | str | None) -> Any:
             raise ValueError(f"{called}: {error}") from None
     if given is not None and not callable(given):
         raise ValueError(f"{called}: expected a function, not {given!r}")
+    if iscoroutinefunction(given):
+        raise ValueError(f"{called}: expected a function, not a coroutine function")
     return given
+
+
+_URL = re.compile(r"(?:/|https?://)[!-\"$-~]*")
+"""A path or a URL without a fragment, which would hide the parameter that is added."""
