@@ -10,7 +10,7 @@ from flask import Blueprint, Flask, abort, request
 from flask.views import MethodView
 from freezegun import freeze_time
 
-from wsgigate import Identity
+from wsgigate import Identity, Quota
 from wsgigate.config.errors import ConfigError
 from wsgigate.flask import WsgiGate, current_identity
 
@@ -37,6 +37,10 @@ def hello():
 
 def other():
     return "other"
+
+
+async def later():
+    return "later"
 
 
 def test_each_view_has_a_count_of_its_own():
@@ -131,6 +135,17 @@ def test_the_caller_is_a_name_or_a_function(key):
     assert statuses(client, "/hello", 2, headers={"X-User": "ada"}) == [200, 429]
     assert statuses(client, "/hello", 2, headers={"X-User": "bob"}) == [200, 429]
     assert statuses(client, "/hello", 2) == [200, 200]
+
+
+def test_head_counts_as_get():
+    gate = WsgiGate()
+    only_get = gate.limit("2/d", methods=["GET"])(hello)
+    each = gate.limit("2/d", per_method=True)(other)
+    client = made(gate, only_get, each).test_client()
+    for path in ("/hello", "/other"):
+        assert statuses(client, path, method="HEAD") == [200, 200, 429]
+        assert statuses(client, path, 1) == [429]
+    assert statuses(client, "/hello", method="POST") == [200, 200, 200]
 
 
 def test_the_caller_may_be_the_identity_and_the_key_of_all_limits_a_setting():
@@ -280,6 +295,16 @@ def test_default_limits_may_be_a_setting():
     assert statuses(client, "/other") == [200, 200, 429]
 
 
+@pytest.mark.parametrize("given", [Quota(1, 86400), "1/d", ["1/d"], (Quota(1, 86400),)])
+def test_default_limits_are_one_quota_or_several(given):
+    gate = WsgiGate(default_limits=given)
+    assert statuses(made(gate, other).test_client(), "/other", 2) == [200, 429]
+
+
+def test_an_empty_setting_removes_the_default_limits_of_the_program():
+    assert statuses(defaults(WSGIGATE_LIMIT_DEFAULT=[]), "/other", 2) == [200, 200]
+
+
 def test_filters_and_the_switch_exempt_requests():
     gate = WsgiGate()
     view = gate.limit("1/d")(hello)
@@ -327,10 +352,6 @@ def test_a_view_that_fails_is_counted_and_its_response_has_the_fields():
 
 def test_coroutine_views_are_limited():
     gate = WsgiGate()
-
-    async def later():
-        return "later"
-
     app = made(gate)
     app.add_url_rule("/later", view_func=gate.limit("1/d")(later))
     assert statuses(app.test_client(), "/later", 2) == [200, 429]
@@ -356,6 +377,31 @@ def test_counts_can_be_reset():
     assert statuses(client, "/hello", 2) == [200, 429]
 
 
+def test_a_reset_reaches_the_counts_of_other_processes_and_of_no_other_app(tmp_path):
+    config = {"WSGIGATE_STORE": {"url": f"lmdb:{tmp_path / 'counts'}"}}
+    gates = [WsgiGate() for _ in range(3)]
+    names = [{"name": "shop"}, {"name": "shop"}, {"name": "blog"}]
+    views = [
+        (gate.limit("1/d")(hello), gate.limit("1/d; 9/w", key="header:X-User")(other))
+        for gate in gates
+    ]
+    worker, command, blog = (
+        made(gate, *both, WSGIGATE_GATEWAY=name, **config)
+        for gate, both, name in zip(gates, views, names, strict=True)
+    )
+    ada = {"headers": {"X-User": "/limit/=ada/ä".encode()}}
+    for app in (worker, blog):  # though they share the store
+        assert statuses(app.test_client(), "/hello", 2) == [200, 429]
+        assert statuses(app.test_client(), "/other", 2, **ada) == [200, 429]
+    assert statuses(command.test_client(), "/hello", 1) == [429]
+    gates[1].reset()
+    assert statuses(worker.test_client(), "/hello", 2) == [200, 429]
+    assert statuses(worker.test_client(), "/other", 2, **ada) == [200, 429]
+    assert statuses(blog.test_client(), "/hello", 1) == [429]
+    for gate in gates:
+        gate.close()
+
+
 def test_several_apps_have_counts_of_their_own():
     gate = WsgiGate()
     view = gate.limit("1/d")(hello)
@@ -377,6 +423,15 @@ def test_without_the_extension_the_error_names_the_cure():
         ({"quota": "5/x"}, "5/x"),
         ({"key": "adress"}, "key is one of"),
         ({"methods": "POST"}, "methods: expected a list"),
+        ({"methods": [7]}, "methods: expected a list"),
+        ({"methods": None}, "methods: expected a list"),
+        ({"methods": ["GET,POST"]}, "methods: expected a list"),
+        ({"quota": later}, "quota: expected a function, not a coroutine function"),
+        ({"key": later}, "key: expected a function, not a coroutine function"),
+        ({"key": ["address", later]}, "key: expected a function, not a coroutine function"),
+        ({"cost": later}, "cost: expected a function, not a coroutine function"),
+        ({"exempt_when": later}, "exempt_when: expected a function, not a coroutine function"),
+        ({"deduct_when": later}, "deduct_when: expected a function, not a coroutine function"),
         ({"cost": 0}, "cost is a whole number"),
         ({"cost": 0, "deduct_when": bool}, "cost is a whole number"),
         ({"exempt_when": True}, "exempt_when: expected a function"),
@@ -384,8 +439,20 @@ def test_without_the_extension_the_error_names_the_cure():
     ],
 )
 def test_a_wrong_argument_is_an_error_at_the_decorator(options, message):
+    # what a coroutine function returns is true: it would exempt every request
     with pytest.raises(ValueError, match=message):
         WsgiGate().limit(**{"quota": "1/d", **options})
+
+
+@pytest.mark.parametrize("given", [7, later])
+def test_a_filter_is_a_function(given):
+    with pytest.raises(ValueError, match="function: expected a function"):
+        WsgiGate().request_filter(given)
+
+
+def test_the_key_of_the_extension_is_no_coroutine_function():
+    with pytest.raises(ConfigError, match="WSGIGATE_LIMIT_KEY: key: expected a function"):
+        made(WsgiGate(key=later))
 
 
 @pytest.mark.parametrize(

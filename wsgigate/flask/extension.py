@@ -10,10 +10,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from flask import Blueprint, Flask, Response
 
 from wsgigate.config.build import assemble, check_store_later
+from wsgigate.config.build_routes import policy_name
 from wsgigate.config.errors import ConfigError
 from wsgigate.flask.commands import commands
 from wsgigate.flask.identity import get_identity
-from wsgigate.flask.limits import AppLimits, LimitDecorator, exempt, limits_of
+from wsgigate.flask.limits import AppLimits, LimitDecorator, check_functions, exempt, limits_of
 from wsgigate.flask.refusals import (
     InsufficientPermissions,
     InvalidCredentials,
@@ -111,11 +112,14 @@ class WsgiGate:
         check_store_later(gateway, f"correct store.url of {settings.path}")
         views = replace(
             settings.views,
-            limit_default=settings.views.limit_default or self._default_limits,
-            limit_key=settings.views.limit_key or self._key,
+            limit_default=_set(settings.views.limit_default, self._default_limits),
+            limit_key=_set(settings.views.limit_key, self._key),
         )
+        namespace = f"views-{policy_name(settings.gateway.config.gateway.name)}"
         try:
-            limits = AppLimits(LimitedViews(app.import_name), gateway.store, views, self._filters)
+            limits = AppLimits(
+                LimitedViews(app.import_name), gateway.store, namespace, views, self._filters
+            )
         except ValueError as error:
             which = "LIMIT_KEY" if str(error).startswith("key") else "LIMIT_DEFAULT"
             raise ConfigError("app.config", [(PREFIX + which, str(error))]) from None
@@ -209,12 +213,18 @@ class WsgiGate:
         return view
 
     def request_filter(self, function: Callable[[], bool]) -> Callable[[], bool]:
-        """Exempt the requests for which *function* returns true from the limits of all views."""
+        """Exempt the requests for which *function* returns true from the limits of all views.
+
+        :raises ValueError: It is no function, or a coroutine function.
+        """
+        if not callable(function):
+            raise ValueError(f"function: expected a function, not {function!r}")
+        check_functions(function=[function])
         self._filters.append(function)
         return function
 
     def reset(self) -> None:
-        """Reset the counts of all limits of views that have counted in this process.
+        """Reset the counts of all limits of views, for all workers.
 
         :raises StoreError: The store fails.
         """
@@ -280,6 +290,10 @@ def _raising(app: WSGIApplication) -> WSGIApplication:
             raise
 
     return call
+
+
+def _set(setting: object, argument: object) -> object:
+    return argument if setting is None else setting
 
 
 def _template_names() -> dict[str, object]:

@@ -21,13 +21,15 @@ from flask import Blueprint, Flask, Response, current_app, request
 from wsgigate.flask.refusals import raise_refused
 from wsgigate.flask.settings import EXTENSION, ViewSettings
 from wsgigate.http.caller import KeyNames
+from wsgigate.http.fields import is_token
 from wsgigate.http.wsgi import LIMITS, LOGGED, Headers, Key
-from wsgigate.middleware.limiter import LimitedViews, ViewLimit
+from wsgigate.middleware.limiter import LimitedViews, ViewLimit, reset_views
 from wsgigate.rules.algorithms import QuotaSpec
+from wsgigate.rules.quota import Quota
 from wsgigate.store import Store
 from wsgigate.store.open import open_store
 
-__all__ = ["AppLimits", "LimitDecorator", "exempt", "limits_of"]
+__all__ = ["AppLimits", "LimitDecorator", "check_functions", "exempt", "limits_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -68,14 +70,22 @@ class LimitDecorator:
         shared: bool = False,
         observe: bool = False,
     ) -> None:
-        if isinstance(methods, str):
+        named = isinstance(methods, (list, tuple, set, frozenset)) and all(
+            isinstance(method, str) and is_token(method) for method in methods
+        )
+        if not named:
             raise ValueError(f'methods: expected a list such as ["POST"], not {methods!r}')
         for called, function in (("exempt_when", exempt_when), ("deduct_when", deduct_when)):
             if function is not None and not callable(function):
                 raise ValueError(f"{called}: expected a function, not {function!r}")
+        check_functions(
+            quota=[quota], cost=[cost], exempt_when=[exempt_when], deduct_when=[deduct_when]
+        )
         self._quota = quota
         self._key = key
         self._methods = frozenset(method.upper() for method in methods)
+        if "GET" in self._methods:  # Flask serves HEAD by the same view
+            self._methods |= {"HEAD"}
         self._per_method = per_method
         self._cost = cost
         self._exempt_when = exempt_when
@@ -86,7 +96,7 @@ class LimitDecorator:
         self._shared = shared
         self._observes = observe
         # a wrong argument is an error here
-        self.limit(LimitedViews(__name__), open_store("memory:"), ViewSettings())
+        self.limit(LimitedViews(__name__), open_store("memory:"), ViewSettings(), "views")
 
     @overload
     def __call__(self, view: None = None) -> None: ...
@@ -178,9 +188,12 @@ class LimitDecorator:
                 problem = replace(problem, detail=self._message)
             raise_refused(problem)
 
-    def limit(self, views: LimitedViews, store: Store, settings: ViewSettings) -> ViewLimit:
+    def limit(
+        self, views: LimitedViews, store: Store, settings: ViewSettings, namespace: str
+    ) -> ViewLimit:
         """Return the limit of an app.
 
+        :param namespace: Separates the views of apps that share a store.
         :raises ValueError: An argument of the limit is invalid; the message names it.
         """
         quota, cost = self._quota, self._cost
@@ -202,7 +215,7 @@ class LimitDecorator:
             _of_request(quota) if callable(quota) else quota,
             algorithm=settings.limit_algorithm,
             store=store,
-            namespace="views",
+            namespace=namespace,
             key=self._keys(settings),
             cost=cost,
             name=self._name or "view",
@@ -219,7 +232,9 @@ class LimitDecorator:
             keys.append(_method)
         given: Any = settings.limit_key if self._key is None else self._key
         given = "address" if given is None else given
-        for each in given if isinstance(given, (list, tuple)) else [given]:
+        given = given if isinstance(given, (list, tuple)) else [given]
+        check_functions(key=given)
+        for each in given:
             keys.append(_of_request(each) if callable(each) else each)
         return keys
 
@@ -229,6 +244,7 @@ class AppLimits:
 
     :param views: Identifies the app.
     :param store: The store of the counts.
+    :param namespace: Separates the counts from those of other apps in the store.
     :param filters: Functions of which each exempts the requests for which it returns true.
     :raises ValueError: A setting is invalid; the message names the key.
     """
@@ -237,30 +253,32 @@ class AppLimits:
         self,
         views: LimitedViews,
         store: Store,
+        namespace: str,
         settings: ViewSettings,
         filters: Sequence[Callable[[], bool]],
     ) -> None:
         self.settings = settings
+        self._namespace = namespace
         self._store = store
         self._filters = filters
         self._views = views
         # weak: a view may make a decorator for each request, for a section of it
         self._limits: weakref.WeakKeyDictionary[LimitDecorator, ViewLimit]
         self._limits = weakref.WeakKeyDictionary()
-        given = settings.limit_default or ()
-        quotas = [given] if isinstance(given, str) else given
+        given = settings.limit_default
+        quotas = [given] if isinstance(given, (str, Quota)) else given or ()
         self._defaults = [
             LimitDecorator(quota, name="default" if number == 1 else f"default-{number}")
             for number, quota in enumerate(quotas, 1)
         ]
         for limit in (*self._defaults, LimitDecorator("1/s")):  # one more, for the other settings
-            limit.limit(views, store, settings)
+            limit.limit(views, store, settings, namespace)
 
     def limit(self, decorator: LimitDecorator) -> ViewLimit:
         """Return the limit that *decorator* has in this app."""
         made = self._limits.get(decorator)
         if made is None:
-            new = decorator.limit(self._views, self._store, self.settings)
+            new = decorator.limit(self._views, self._store, self.settings, self._namespace)
             made = self._limits.setdefault(decorator, new)
         return made
 
@@ -295,12 +313,11 @@ class AppLimits:
         return response
 
     def reset(self) -> None:
-        """Reset the counts of all limits that have counted in this process.
+        """Reset the counts of all limits, also of those that only other processes have counted.
 
         :raises StoreError: The store fails.
         """
-        for limit in list(self._limits.values()):
-            limit.limiter.reset()
+        reset_views(self._store, self._namespace)
 
 
 def limits_of(app: Flask) -> AppLimits:
@@ -315,6 +332,17 @@ def limits_of(app: Flask) -> AppLimits:
         )
     found: AppLimits = state.limits
     return found
+
+
+def check_functions(**given: Sequence[object]) -> None:
+    """Check that no argument is a coroutine function: what it returns would count as true.
+
+    :param given: The values of each argument.
+    :raises ValueError: One is; the message names its argument.
+    """
+    for called, values in given.items():
+        if any(map(inspect.iscoroutinefunction, values)):
+            raise ValueError(f"{called}: expected a function, not a coroutine function")
 
 
 def exempt(view: Any) -> Any:
@@ -343,7 +371,7 @@ def _endpoint(environ: WSGIEnvironment) -> str:
 
 
 def _method(environ: WSGIEnvironment) -> str:
-    return request.method
+    return "GET" if request.method == "HEAD" else request.method
 
 
 def _of_request(function: Callable[..., Any]) -> Callable[[WSGIEnvironment], Any]:

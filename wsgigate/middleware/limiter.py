@@ -38,10 +38,10 @@ from wsgigate.http.wsgi import (
 from wsgigate.rules.algorithms import ALGORITHMS, LimitPolicy, QuotaSpec
 from wsgigate.rules.arguments import OneOf, checked
 from wsgigate.rules.quota import Quota, Verdict
-from wsgigate.store import Store, StoreError, removed
+from wsgigate.store import Store, StoreError, removed, update
 from wsgigate.store.open import OpenedStore, resettable
 
-__all__ = ["LimitOutcome", "LimitedViews", "Limiter", "ViewLimit"]
+__all__ = ["LimitOutcome", "LimitedViews", "Limiter", "ViewLimit", "reset_views"]
 
 Chosen: TypeAlias = Callable[[WSGIEnvironment], QuotaSpec | None]
 
@@ -230,13 +230,9 @@ class Limiter(CallerLimit):
         :raises StoreError: The store fails.
         """
         if key is None or self._chosen is not None:
-            # Between the name and the key is rules.algorithms.LimitPolicy.place.
-            begins, ends = re.escape(f"limit/{self.name}/"), re.escape(self._opened.prefix)
-            ends += "[=#].*" if key is None else re.escape(self._store_key(key))
-            mine = re.compile(f"{begins}(?:together|[^/]+/[^/]+/[^/]+)/{ends}", re.DOTALL)
-            for name, _ in list(self._opened.items(f"limit/{self.name}/")):
-                if mine.fullmatch(name):
-                    self._opened.update(name, removed)
+            ends = re.escape(self._opened.prefix)
+            ends += _ANY_CALLER if key is None else re.escape(self._store_key(key))
+            _reset(self._opened, f"{self.name}/", ends)
         else:
             for counted in (self._default, *self._plans.values()):
                 if counted is not None:
@@ -400,6 +396,27 @@ def _noted(problem: Problem) -> WSGIApplication:
         return ()
 
     return note
+
+
+def reset_views(store: Store, namespace: str) -> None:
+    """Reset the counts of all limits of views in *namespace*, whichever process has counted.
+
+    :raises StoreError: The store fails.
+    """
+    _reset(store, "", f"{re.escape(namespace)}/{_ANY_CALLER}")
+
+
+_ANY_CALLER = "[=#].*"
+
+
+def _reset(store: Any, begins: str, ends: str) -> None:
+    """Remove the counts whose key has the name and a slash, or neither, and ends as *ends*."""
+    name = re.escape(begins) or "[^/]+/"
+    # Between the name and the prefix of the app is rules.algorithms.LimitPolicy.place.
+    mine = re.compile(f"limit/{name}(?:together|[^/]+/[^/]+/[^/]+)/{ends}", re.DOTALL)
+    for key, _ in list(store.items(f"limit/{begins}")):
+        if mine.fullmatch(key):
+            update(store, key, removed)
 
 
 class _CompiledQuotas(LimitPolicy):
