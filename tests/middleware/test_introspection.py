@@ -101,6 +101,9 @@ def test_the_gateway_authenticates_itself(
         ({}, {"issuer": "https://id"}, "issued by None"),
         ({"sub": 7}, {}, "sub is 7"),
         ({"sub": "a\nb"}, {}, "sub is 'a\\nb'"),
+        ({"sub": None, "username": "a\u2028b"}, {}, "username is 'a\\u2028b'"),
+        ({"aud": []}, {"audience": "orders"}, "no audience (aud)"),
+        ({"aud": None}, {"audience": "orders"}, "no audience (aud)"),
         ({"token_type": "refresh_token"}, {}, "no access token: token_type is"),
         ({}, {"required_claims": {"tenant": "north"}}, "no tenant"),
     ],
@@ -117,6 +120,17 @@ def test_a_token_that_breaks_a_rule_is_invalid(
         assert challenge == 'Bearer realm="api", error="invalid_token"'
         assert reason in it.reason
         assert not it.seen
+
+
+@pytest.mark.parametrize("audience", [[], None])
+def test_members_without_a_value_count_as_missing(audience: object) -> None:
+    """Ory Hydra sends an empty audience; servers in other languages send null."""
+    members = dict.fromkeys(("exp", "nbf", "iat", "iss", "sub", "scope", "cnf", "token_type"))
+    answered = {"active": True, **members, "aud": audience, "username": "ann"}
+    with gate(tokens={"good": answered}, dpop="optional") as (it, _):
+        assert it.ask().status_code == 200
+        assert it.seen[0][IDENTITY].subject == "ann"
+        assert dict(it.seen[0][IDENTITY].claims) == {"username": "ann"}
 
 
 def test_an_audience_of_the_gateway_passes() -> None:

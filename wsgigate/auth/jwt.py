@@ -36,6 +36,7 @@ __all__ = [
     "ClaimRules",
     "Compact",
     "TokenRejected",
+    "has_control",
     "mint",
     "read_compact",
 ]
@@ -251,8 +252,13 @@ class ClaimRules:
                 raise TokenRejected(f"for the audience {shown(aud)}, {wanted}")
         if "sub" in claims:
             sub = claims["sub"]
-            if not isinstance(sub, str) or not sub or _CONTROL.search(sub):
+            if not isinstance(sub, str) or not sub or has_control(sub):
                 raise TokenRejected(f"sub is {shown(sub)}")
+
+
+def has_control(text: str) -> bool:
+    """Return whether *text* has control characters, which no name of a caller may have."""
+    return _CONTROL.search(text) is not None
 
 
 def _moment(claims: Mapping[str, Any], name: str) -> float | None:

@@ -84,7 +84,7 @@ class IntrospectionAuthenticator:
     :param max_concurrent: Maximum number of exchanges with the server at a time in each worker.
         Other requests wait for at most a second, and then get a 503.
     :param cache: Maximum time for which a valid token is remembered, in seconds; never beyond its
-        ``exp``. A revoked token is accepted for as long.
+        ``exp`` and *leeway*. A revoked token is accepted for as long.
     :param inactive_cache: Time for which an invalid token is remembered, in seconds.
     :param cache_size: Maximum number of tokens that are remembered, valid and invalid ones each.
     :param issuer: Expected issuer (``"iss"``) of the answers; the comparison is exact.
