@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -70,6 +71,23 @@ def test_connection_does_not_hide_a_credential_from_the_service() -> None:
         it.ask(headers=fields)
         assert service.requests[0].value("Cookie") == "a=1"
         assert service.requests[0].value("Authorization") == "b"
+
+
+@pytest.mark.parametrize("names", [None, ["X-Suspended", "X-Forwarded-User"]])
+def test_connection_does_not_hide_a_field_of_one_service_from_the_next(names: Any) -> None:
+    """Two decisions in a row: the second one is about what the first has found out."""
+    answer = allow(("X-Suspended", "1"), ("X-Forwarded-User", "ann"))
+    outer = {"auth_response_headers": ["X-Suspended", "X-Forwarded-User"]}
+    with gate(auth_request_headers=names) as (it, service), Backend(answer) as first:
+        app = ForwardAuth(it.app, first.url, **outer)
+        fields = {"Connection": "X-Suspended, X-Forwarded-User, X-Other", "X-Other": "a"}
+        forged = {"X-Suspended": "0", "X-Forwarded-User": "root"}
+        assert Client(app).get("/", headers={**fields, **forged}).status_code == 200
+        [asked] = service.requests
+        assert asked.values("X-Suspended") == ["1"]
+        assert asked.values("X-Forwarded-User") == ["ann"]
+        assert asked.value("X-Other") is None
+        app.close()
 
 
 def test_an_authorization_of_the_service_replaces_that_of_the_client() -> None:
@@ -286,6 +304,31 @@ def test_with_a_cache_the_service_gets_only_what_is_in_the_key() -> None:
         it.ask(headers={"Cookie": "a", "X-Tenant": "north", "Authorization": "b"})
         assert not service.requests[0].values("X-Tenant")
         assert not service.requests[0].values("Authorization")
+
+
+def test_a_rejection_is_for_its_own_url_also_if_two_arrive_together() -> None:
+    both = threading.Event()
+
+    def login(connection: Any, request: Received) -> None:
+        both.wait(30)
+        location = f"https://login.example/?to={request.value('X-Forwarded-Uri')}"
+        connection.sendall(deny("302 Found", ("Location", location)))
+
+    options: Any = {"cache": 30, "cache_key_headers": ["Cookie"], "cache_scope": "credential"}
+    with gate(login, login, timeout=30, **options) as (it, service):
+        found: list[str] = []
+
+        def ask(path: str) -> None:
+            found.append(it.ask(path, headers={"Cookie": "expired"}).headers["Location"])
+
+        threads = [threading.Thread(target=ask, args=(path,)) for path in ("/a", "/b")]
+        for thread in threads:
+            thread.start()
+        service.wait_for_requests(2)
+        both.set()
+        for thread in threads:
+            thread.join(30)
+        assert sorted(found) == ["https://login.example/?to=/a", "https://login.example/?to=/b"]
 
 
 def test_the_cache_is_bounded() -> None:

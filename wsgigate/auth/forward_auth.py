@@ -34,7 +34,7 @@ from wsgigate.http.forwarded import CLIENT_FORGED, FAMILY
 from wsgigate.http.forwarding import forwarding_fields
 from wsgigate.http.problem import Refusal
 from wsgigate.http.target import BadTarget
-from wsgigate.http.wsgi import Headers, environ_key, peer_trusted
+from wsgigate.http.wsgi import SET_FIELDS, Headers, environ_key, peer_trusted
 from wsgigate.runtime.logs import one_line
 from wsgigate.runtime.shared_calls import CallAbandoned, SharedCalls
 
@@ -122,8 +122,7 @@ class AuthRequestFields:
     def __init__(self, names: Sequence[str] | None) -> None:
         self._names: dict[str, str] | None = None
         if names is not None:
-            keys = {environ_key(name): name for name in names}
-            self._names = {key: name for key, name in keys.items() if not _is_dropped(key)}
+            self._names = {environ_key(name): name for name in names}
 
     def of(self, environ: WSGIEnvironment, credentials: Mapping[str, str]) -> dict[str, str]:
         """Return the fields for the request of *environ*.
@@ -139,8 +138,9 @@ class AuthRequestFields:
         except ValueError as error:
             raise Refusal.of(400, "Malformed Connection field.", str(error)) from None
         fields: dict[str, str] = {}
-        for name, value in self._given(environ, credentials):
-            if name.lower() in named:
+        own = frozenset(environ.get(SET_FIELDS, ()))  # of the gateway, such as another ForwardAuth
+        for key, name, value in self._given(environ, credentials, own):
+            if name.lower() in named and key not in own:
                 continue
             if not is_token(name) or not is_field_value(value):
                 raise Refusal.of(400, "Malformed request field.", "a malformed request field")
@@ -152,18 +152,18 @@ class AuthRequestFields:
         return fields
 
     def _given(
-        self, environ: WSGIEnvironment, credentials: Mapping[str, str]
-    ) -> Iterator[tuple[str, str]]:
-        """Yield the client's own fields."""
+        self, environ: WSGIEnvironment, credentials: Mapping[str, str], own: frozenset[str]
+    ) -> Iterator[tuple[str, str, str]]:
+        """Yield the ``environ`` keys, names and values of the client's fields, and of *own* ones."""
         if self._names is None:
             for key, value in (*environ.items(), *credentials.items()):
-                if key[:5] == "HTTP_" and not _is_dropped(key):
-                    yield key[5:].replace("_", "-").title(), value
+                if key[:5] == "HTTP_" and (key in own or not _is_dropped(key)):
+                    yield key, key[5:].replace("_", "-").title(), value
             return
         for key, name in self._names.items():
             value = credentials.get(key) or environ.get(key)
-            if value is not None:
-                yield name, value
+            if value is not None and (key in own or not _is_dropped(key)):
+                yield key, name, value
 
 
 def _is_dropped(key: str) -> bool:
@@ -529,7 +529,11 @@ class AuthService:
                     self._cache.put(key, _Remembered(answer, began + seconds))
             return answer
 
-        return self._calls.make(key, ask, self._endpoint.timeout)
+        # A rejection is for one request, such as a redirect to a login that leads back to its URL.
+        same = key
+        if not self._per_request:
+            same = cache_key(fields, self._cache_keys, per_request=True) or key
+        return self._calls.make(same, ask, self._endpoint.timeout)
 
     def _exchange(self, method: str, fields: dict[str, str], body: bytes | None) -> EndpointReply:
         return self._endpoint.ask(method, fields, body, failures=_is_failure)
