@@ -7,17 +7,18 @@ import logging
 import queue
 import threading
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from werkzeug.test import Client
 
 from tests.support.objects import part
-from wsgigate import ApiKeyAuthenticator, ApiKeys, Identity, Mirror
-from wsgigate.http.wsgi import CLAIMS, CLIENT, IDENTITY, ROUTE, BodyError
+from wsgigate import ApiKeyAuthenticator, ApiKeys, ForwardAuth, Identity, Mirror
+from wsgigate.http.wsgi import CLAIMS, CLIENT, IDENTITY, ROUTE, SET_FIELDS, BodyError
 from wsgigate.runtime.threads import BackgroundQueue
 from wsgigate.store.memory import MemoryStore
-from wsgigate.testing import FakeClock
+from wsgigate.testing import Backend, FakeClock, reply
 from wsgigate.testing.fakes import Server, new_environ
 
 
@@ -135,6 +136,27 @@ def test_a_key_that_an_authenticator_inside_removes_is_in_no_copy(
         assert (key in shown) is (not removed and _reaches_the_shadow(place, credentials))
         assert ("a=1" in shown) is ("QUERY_STRING" in place)
     mirror.close()
+
+
+@pytest.mark.parametrize("credentials", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_identity_from_a_service_is_copied_only_if_configured(
+    shadow: Shadow, credentials: bool, inside: bool
+) -> None:
+    fields = ("Remote-User", "X-Access-Token")
+    with Backend(reply(fields=[(name, "of-ann") for name in fields])) as service:
+        mirrored = partial(Mirror, other=shadow, credentials=credentials)
+        asking = partial(ForwardAuth, address=service.url, auth_response_headers=fields)
+        mirror: Any = mirrored(asking(echo) if inside else echo)
+        app: Any = mirror if inside else asking(mirror)
+        forged = {"HTTP_REMOTE_USER": "root", "HTTP_X_ACCESS_TOKEN": "forged"}
+        assert ask(app, **forged).status == "200 OK"
+        copy, _ = shadow.next()
+        found = {copy.get("HTTP_REMOTE_USER"), copy.get("HTTP_X_ACCESS_TOKEN")}
+        assert found == {"of-ann" if credentials else None}
+        assert (SET_FIELDS in copy) is (credentials and not inside)
+        mirror.close()
+        (mirror.app if inside else app).close()
 
 
 def _reaches_the_shadow(place: dict[str, Any], credentials: bool) -> bool:

@@ -154,7 +154,7 @@ class AuthRequestFields:
     def _given(
         self, environ: WSGIEnvironment, credentials: Mapping[str, str], own: frozenset[str]
     ) -> Iterator[tuple[str, str, str]]:
-        """Yield the ``environ`` keys, names and values of the client's fields, and of *own* ones."""
+        """Yield the keys, names and values of the client's fields and of the gateway's *own*."""
         if self._names is None:
             for key, value in (*environ.items(), *credentials.items()):
                 if key[:5] == "HTTP_" and (key in own or not _is_dropped(key)):

@@ -23,6 +23,7 @@ from wsgigate.http.wsgi import (
     PEER_TRUSTED,
     REQUEST_ID,
     ROUTE,
+    SET_FIELDS,
     close_body,
 )
 from wsgigate.rules.arguments import Bytes, Method, Range, Seconds, checked
@@ -43,6 +44,7 @@ _CREDENTIALS = frozenset(
         "HTTP_X_API_KEY",
         CLAIMS,
         IDENTITY,
+        SET_FIELDS,
     )
 )
 _NOT_COPIED = frozenset(("HTTP_TRANSFER_ENCODING", "HTTP_EXPECT", "HTTP_UPGRADE"))
@@ -61,6 +63,7 @@ _OF_REQUESTS = frozenset(
             PEER_TRUSTED,
             CLAIMS,
             IDENTITY,
+            SET_FIELDS,
             ROUTE,
             PARAMS,
             KEPT_TARGET,
@@ -77,10 +80,10 @@ class Mirror:
     The original request never waits for its copy and never fails because of it: a few threads send
     the copies from a short queue; if the queue is full, copies are dropped and counted. A copy has
     ``X-Gateway-Mirror: 1``, a field that is removed from client requests. Unless *credentials* is
-    set, a copy has none of ``Authorization``, ``Cookie``, ``Proxy-Authorization``, ``X-Api-Key``
-    and the verified claims. What a middleware inside *app* removes from the fields or the query, as
-    an :class:`ApiKeyAuthenticator` does with keys, no copy has. So copies are made once *app* was
-    called.
+    set, a copy has none of ``Authorization``, ``Cookie``, ``Proxy-Authorization``, ``X-Api-Key``,
+    the fields that a :class:`ForwardAuth` has set, and the verified claims. What a middleware
+    inside *app* removes from the fields or the query, as an :class:`ApiKeyAuthenticator` does with
+    keys, no copy has. So copies are made once *app* was called.
 
     :param app: The WSGI application that serves the requests.
     :param other: The app that gets the copies, such as a forwarder, whose timeouts bound them.
@@ -207,7 +210,9 @@ class Mirror:
 
     def _copied(self, environ: WSGIEnvironment) -> WSGIEnvironment:
         """Return a copy of the request's part of *environ*, before the app can change it."""
-        left_out = _NOT_COPIED if self._credentials else _NOT_COPIED | _CREDENTIALS
+        left_out = _NOT_COPIED
+        if not self._credentials:
+            left_out = left_out.union(_CREDENTIALS, environ.get(SET_FIELDS, ()))
         copied: WSGIEnvironment = {
             key: value
             for key, value in environ.items()
@@ -222,10 +227,11 @@ class Mirror:
 
     def _put(self, copied: WSGIEnvironment, left: WSGIEnvironment, body: bytes) -> None:
         """Put a copy into the queue, with the fields and the query as the app has *left* them."""
+        hidden = () if self._credentials else left.get(SET_FIELDS, ())
         for key in [key for key in copied if key in _URL or key.startswith("HTTP_")]:
             if key == _MARK:
                 continue
-            if key in left:
+            if key in left and key not in hidden:
                 copied[key] = left[key]
             else:
                 del copied[key]
