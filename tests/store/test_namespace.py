@@ -291,12 +291,30 @@ def test_a_malformed_namespace_is_rejected(namespace: Any) -> None:
 def test_keys_of_a_namespace_are_found_by_it_alone() -> None:
     store = MemoryStore()
     mine, theirs = (Namespaced(OpenedStore(store, namespace=name)) for name in ("a", "b"))
-    assert mine.swap("k", None, b"1", 10)
-    assert mine.get("k")[0] == b"1"
-    assert theirs.get("k")[0] is None
-    theirs.update("k", lambda old, now: (b"2", 10, None))
-    assert (list(mine.items("")), list(theirs.items("k"))) == ([("k", b"1")], [("k", b"2")])
-    assert sorted(key for key, _ in store.items("")) == ["a/k", "b/k"]
+    assert mine.swap("deny/k", None, b"1", 10)
+    assert mine.get("deny/k")[0] == b"1"
+    assert theirs.get("deny/k")[0] is None
+    theirs.update("deny/k", lambda old, now: (b"2", 10, None))
+    assert list(mine.items("deny/")) == [("deny/k", b"1")]
+    assert list(theirs.items("deny/k")) == [("deny/k", b"2")]
+    assert list(mine.items("health/")) == []
+    assert sorted(key for key, _ in store.items("")) == ["deny//a/k", "deny//b/k"]
+
+
+def test_a_namespace_is_no_part_of_the_keys_without_one() -> None:
+    store = MemoryStore()
+    alone, named = (Namespaced(OpenedStore(store, namespace=name)) for name in (None, "record"))
+    assert named.swap("api-keys/record/1", None, b"1", 10)
+    assert alone.swap("api-keys/record/1", None, b"2", 10)
+    assert list(alone.items("api-keys/record/")) == [("api-keys/record/1", b"2")]
+    assert list(named.items("api-keys/record/")) == [("api-keys/record/1", b"1")]
+
+
+def test_a_key_of_a_namespace_has_a_first_part() -> None:
+    store = Namespaced(OpenedStore(MemoryStore(), namespace="a"))
+    for use in (store.get, lambda key: list(store.items(key))):
+        with pytest.raises(ValueError, match="has a first part and a slash, not 'deny'"):
+            use("deny")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from wsgigate import Limiter
 from wsgigate.coordination.circuit import Circuit, Permit, Rejection
 from wsgigate.coordination.denylist import DenyList, identity
 from wsgigate.coordination.maintenance import MaintenanceSwitch
+from wsgigate.coordination.spent import SpentOnce
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import ThreadProber
@@ -25,6 +27,7 @@ from wsgigate.store import COUNTERS, VITAL, Store, StoreError
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.lmdb_environment import RETRY_EVERY, Environment
 from wsgigate.store.memory import MemoryStore
+from wsgigate.store.open import Namespaced, OpenedStore
 
 MEGABYTE = 1024 * 1024
 
@@ -125,6 +128,36 @@ def test_vital_values_have_room_in_a_full_store(store, clock):
 
     switch.on("gateway", message="x" * 100)
     assert "gateway" in switch.status()
+
+
+def flood(store):
+    with suppress(StoreError):
+        for number in range(6000):
+            store.swap(f"limit/made-up/{number}", None, bytes(200), 3600)
+
+
+@pytest.mark.parametrize("namespace", ["shop", "limit", "concurrency"])
+def test_values_in_a_namespace_have_the_rank_of_their_kind(store, clock, namespace):
+    opened = OpenedStore(store, namespace=namespace)
+    once = SpentOnce(Namespaced(opened), "nonce")
+    denied = DenyList(store, staleness=0, namespace=namespace)
+    denied.deny_jti("stolen", clock() + 60)
+    assert once.spend("before", seconds=60)
+    flood(store)
+    assert all(once.spend(str(number), seconds=60) for number in range(100))
+    denied.deny_jti("another", clock() + 60)
+    flood(store)
+    assert not any(once.spend(value, seconds=60) for value in ("before", *map(str, range(100))))
+    for jti in ("stolen", "another"):
+        assert denied.why_denied(identity(b"signed", {"jti": jti}))
+
+
+def test_counters_of_credentials_in_a_namespace_are_evicted(folder, clock):
+    store = LmdbStore(folder, map_size=MEGABYTE, clock=clock)
+    named = Namespaced(OpenedStore(store, namespace="shop"))
+    fill(named, "limit/tokens/basic/")
+    assert fill(store, "deny/", 1000) > 500, "for all of them counters went"
+    store.close()
 
 
 def test_a_circuit_opens_for_all_workers_in_a_full_store(store, clock):

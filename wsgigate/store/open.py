@@ -221,9 +221,15 @@ class OpenedStore:
 
 
 class Namespaced:
-    """A store with a prefix before every key: one namespace of *opened*.
+    """A store with the namespace of *opened* in every key, after the first part of the key.
 
-    :param opened: The store, whose :attr:`OpenedStore.prefix` is put before every key.
+    The first part decides the rank of a value in a full store (see :mod:`wsgigate.store`), so a
+    namespace must not come before it: counters could not be evicted, vital values had no reserved
+    room, and those of a namespace called ``limit`` would be evicted as counters.
+
+    Each key has a slash, after its first part.
+
+    :param opened: The store, whose :attr:`OpenedStore.prefix` is put into every key.
     """
 
     def __init__(self, opened: OpenedStore) -> None:
@@ -238,25 +244,36 @@ class Namespaced:
 
     def get(self, key: str) -> tuple[bytes | None, float]:
         """Return the live value, or ``None``, and the store's time in seconds."""
-        return self._opened.get(self._opened.prefix + key)
+        return self._opened.get(self._place(key))
 
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
         """Replace the value by *new* if it is *old*."""
-        return self._opened.swap(self._opened.prefix + key, old, new, ttl)
+        return self._opened.swap(self._place(key), old, new, ttl)
 
     def update(self, key: str, change: Change[R]) -> R:
         """Replace the value of *key* by the result of *change*; return its result."""
-        return self._opened.update(self._opened.prefix + key, change)
+        return self._opened.update(self._place(key), change)
 
     def items(self, prefix: str) -> Iterator[tuple[str, bytes]]:
-        """Yield the live items whose key starts with *prefix*."""
-        skipped = len(self._opened.prefix)
-        for key, value in self._opened.items(self._opened.prefix + prefix):
-            yield key[skipped:], value
+        """Yield the live items whose key starts with *prefix*, which has the first part."""
+        first = prefix.partition("/")[0] + "/"
+        skipped = len(self._place(first))
+        for key, value in self._opened.items(self._place(prefix)):
+            yield first + key[skipped:], value
 
     def close(self) -> None:
         """Close the store, unless it was passed in as an object."""
         self._opened.close()
+
+    def _place(self, key: str) -> str:
+        """Return the key in the store: two slashes before a namespace, as no key has of its own."""
+        namespace = self._opened.prefix
+        if not namespace:
+            return key
+        first, slash, rest = key.partition("/")
+        if not slash:
+            raise ValueError(f"a key in a namespace has a first part and a slash, not {key!r}")
+        return f"{first}//{namespace}{rest}"
 
 
 # The store of middlewares during a test.
