@@ -39,7 +39,8 @@ class Authority:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         self.identified = identified
-        self.path = (issuer or self).sign(name, self.key, hosts, days=1, own=own)
+        # It outlives the certificates that it issues, which are made a moment later.
+        self.path = (issuer or self).sign(name, self.key, hosts, days=2, own=own)
 
     def issue(self, name: str, hosts: list[x509.GeneralName], *, days: int = 1) -> Path:
         """Write a certificate and its key into one file.
