@@ -257,6 +257,16 @@ def test_a_chain_has_a_bound(pem: str) -> None:
         from_pem(pem * 11)
 
 
+@pytest.mark.parametrize("between", [" ", "\n", "A", "A\n", "\nA="])
+def test_a_pem_without_an_end_takes_linear_time(between: str) -> None:
+    """With anything more than linear this would not end."""
+    text = f"-----BEGIN CERTIFICATE-----{between * 10_000}!"
+    with pytest.raises(CertificateRejected, match="not in PEM form"):
+        from_pem(text)
+    with pytest.raises(CertificateRejected, match="not in PEM form"):
+        from_pem(text.replace("\n", "%0A"), escaped=True)
+
+
 @pytest.mark.parametrize("value", ["", "x", "-----BEGIN CERTIFICATE-----", "%", "%2D" * 30, ",,"])
 def test_a_malformed_pem_is_rejected(value: str, pem: str) -> None:
     for escaped in (True, False):
