@@ -211,6 +211,29 @@ def test_another_sender_is_described(custom: CustomSignature, fields: Any) -> No
             signatures.read(environ({**given, "X-Time": ""}))
 
 
+@pytest.mark.parametrize("provider", ["standard", "svix", "slack", "stripe", "hmac"])
+def test_a_time_has_no_zeros_in_front(provider: str) -> None:
+    """Of a body that ends with zeros, they could become a part of the time behind it."""
+    custom = CustomSignature("X-Sig", timestamp_header="X-Time", content="{body}{timestamp}")
+    secrets = ["YW5vdGhlciBzZWNyZXQ="]
+    signatures = WebhookSignatures(provider, secrets, custom if provider == "hmac" else None)
+    for time, accepted in ((str(NOW), True), ("0", True), (f"00{NOW}", False), ("00", False)):
+        mac = hmac.digest(secrets[0].encode(), f"amount=1{time}".encode(), "sha256").hex()
+        fields = {
+            "hmac": {"X-Sig": mac, "X-Time": time},
+            "slack": {"X-Slack-Signature": f"v0={mac}", "X-Slack-Request-Timestamp": time},
+            "stripe": {"Stripe-Signature": f"t={time},v1={mac}"},
+        }
+        of = "svix" if provider == "svix" else "webhook"
+        standards = {f"{of}-id": "1", f"{of}-timestamp": time, f"{of}-signature": "v1,AAAA"}
+        given = environ(fields.get(provider, standards))
+        if accepted:
+            assert signatures.read(given) is not None
+        else:
+            with pytest.raises(WebhookRejected, match="time is missing, or not a whole number"):
+                signatures.read(given)
+
+
 @pytest.mark.parametrize(
     ("content", "timed"),
     [("", False), ("{body}{body}", False), ("{timestamp}{body}", False), ("{body}", True)],

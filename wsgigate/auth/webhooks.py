@@ -52,7 +52,9 @@ ENCODINGS = ("hex", "base64")
 _LONGEST = 4096
 _MOST_SIGNATURES = 16
 _LEAST_SECRET = 8
-_TIME = re.compile(r"[0-9]{1,12}")
+# Without zeros in front: where nothing separates the body from the time, as in "{body}{timestamp}",
+# zeros at the end of a body could become a part of the time.
+_TIME = re.compile(r"0|[1-9][0-9]{0,11}")
 _ID = re.compile(r"[\x21-\x2d\x2f-\x7e]{1,256}")  # without a full stop
 
 
