@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
+from tests.support.stores import Fickle
 from tests.support.webhooks import SECRETS, SENDERS, github, made, standard
 from wsgigate import BodyLimit, Identity, Logger, MemoryStore, WebhookVerifier
 from wsgigate.http.wsgi import IDENTITY
-from wsgigate.testing import BrokenStore, FakeClock
+from wsgigate.testing import FakeClock
 
 NOW = 1_700_000_000
 BODY = b'{"event": "paid"}\r\n\x00'
@@ -194,13 +195,43 @@ def test_a_copy_passes_by_default(app: App, clock: FakeClock) -> None:
         assert client.post("/", data=BODY, headers=standard(BODY, NOW)).status_code == 200
 
 
-@pytest.mark.parametrize(("mode", "status"), [("refuse", 503), ("allow", 200)])
-def test_once_needs_the_store(mode: str, status: int, app: App, clock: FakeClock) -> None:
-    client = verifier(app, clock, once=True, store=BrokenStore(), on_store_error=mode)
-    answer = client.post("/", data=BODY, headers=standard(BODY, NOW))
-    assert answer.status_code == status
+@pytest.mark.parametrize(
+    ("mode", "status", "effect"),
+    [("refuse", 503, "were rejected"), ("allow", 200, "passed unmarked")],
+)
+def test_once_needs_the_store(
+    mode: str,
+    status: int,
+    effect: str,
+    app: App,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Fickle(MemoryStore(clock=clock))
+    made = WebhookVerifier(
+        app,
+        secret=SECRETS["standard"],
+        clock=clock,
+        once=True,
+        store=store,
+        on_store_error=mode,
+    )
+    client = Client(made)
+    store.broken = True
+    for _ in range(2):
+        answer = client.post("/", data=BODY, headers=standard(BODY, NOW))
+        assert answer.status_code == status
     if status == 503:
         assert answer.headers["Retry-After"] == "5"
+    assert made.store_errors == 2
+    store.broken = False
+    assert client.post("/", data=BODY, headers=standard(BODY, NOW)).status_code == 200
+    assert client.post("/", data=BODY, headers=standard(BODY, NOW)).status_code == 409
+    assert [each.getMessage() for each in caplog.records if each.name == "wsgigate.webhooks"] == [
+        f"webhooks cannot be marked as received, 1 requests {effect} since the last such "
+        "message: the disk is full",
+        "webhooks can be marked as received again",
+    ]
 
 
 def test_the_reason_is_for_the_log_and_no_secret_is_in_it(app: App, clock: FakeClock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -26,6 +27,7 @@ from wsgigate.http.fields import is_token
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with, refused
 from wsgigate.rules.arguments import FieldName, OneOf, Range, Seconds, Trait, checked
 from wsgigate.runtime.clocks import wall
+from wsgigate.runtime.logs import ThrottledLog
 from wsgigate.store import Store, StoreError
 from wsgigate.store.open import Namespaced, OpenedStore
 from wsgigate.units import parse_size
@@ -33,6 +35,7 @@ from wsgigate.units import parse_size
 __all__ = ["WebhookVerifier"]
 
 _LONGEST_TOLERANCE = 86_400.0
+_log = logging.getLogger("wsgigate.webhooks")
 
 
 @checked
@@ -75,8 +78,8 @@ class WebhookVerifier:
         directory of this machine that all workers of this app share and no other app does.
     :param namespace: Separates apps that share a store. Default: derived from the name of the code
         of *app*.
-    :param on_store_error: What *once* does when the store fails: ``"refuse"`` with 503, or
-        ``"allow"``.
+    :param on_store_error: What *once* does when the store fails: ``"refuse"`` every webhook with
+        503, or ``"allow"`` valid ones, copies included; counted in ``store_errors``.
     :param clock: Returns the Unix time in seconds.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
     :raises ValueError: An argument is invalid; the message names it, and shows no secret.
@@ -147,6 +150,13 @@ class WebhookVerifier:
             None if self._opened is None else SpentOnce(Namespaced(self._opened), "webhook")
         )
         self._allows_on_error = on_store_error == "allow"
+        effect = "passed unmarked" if self._allows_on_error else "were rejected"
+        self._outages = ThrottledLog(
+            _log.error,
+            f"webhooks cannot be marked as received, %s requests {effect} since the last such "
+            "message: %s",
+            clock,
+        )
         self._required = required
         self._exempt = exempt_of(exempt)
         self._clock = clock
@@ -189,6 +199,11 @@ class WebhookVerifier:
         environ[IDENTITY] = self._identity(signed)
         return self.app(environ, start_response)
 
+    @property
+    def store_errors(self) -> int:
+        """Number of webhooks that could not be marked as received, as the store failed."""
+        return self._outages.total
+
     def close(self) -> None:
         """Close the store, unless it was passed in as an object."""
         if self._opened is not None:
@@ -223,10 +238,13 @@ class WebhookVerifier:
             )
         except StoreError as error:
             if self._opened is not None:
-                self._opened.check_outage(error, "webhooks")
+                self._opened.check_outage(error, "received webhooks cannot be stored")
+            self._outages.log(error)
             if self._allows_on_error:
                 return None
-            return self._unavailable, f"the store failed: {error}"
+            return self._unavailable, f"the webhook cannot be marked as received: {error}"
+        if self._outages.ongoing:
+            self._outages.resolved(_log.warning, "webhooks can be marked as received again")
         return None if first else (self._copy, "a copy of a request that was received before")
 
     def _identity(self, signed: SignedWebhook) -> Identity:
