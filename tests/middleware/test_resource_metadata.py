@@ -10,6 +10,7 @@ from werkzeug.test import Client
 
 from tests.config.files import built
 from wsgigate import Authenticator, ProtectedResource, ResourceMetadata
+from wsgigate.auth.dpop import DEFAULT_ALGORITHMS
 from wsgigate.testing import check_middleware
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -44,6 +45,30 @@ def test_the_document_has_what_is_known() -> None:
     }
     assert bare.metadata_url == f"https://api.example.com{WELL_KNOWN}"
     assert ORDERS.metadata_url == f"https://api.example.com{WELL_KNOWN}/orders"
+
+
+def test_the_document_says_how_tokens_are_bound_to_their_client() -> None:
+    bound = ProtectedResource(
+        "https://api.example.com",
+        dpop_algorithms=("ES256", "EdDSA"),
+        dpop_required=True,
+        certificate_bound=True,
+    )
+    assert bound.document() == {
+        "resource": "https://api.example.com",
+        "bearer_methods_supported": ["header"],
+        "tls_client_certificate_bound_access_tokens": True,
+        "dpop_signing_alg_values_supported": ["ES256", "EdDSA"],
+        "dpop_bound_access_tokens_required": True,
+    }
+
+
+@pytest.mark.parametrize("algorithm", ["none", "HS256", "", "es256", None])
+def test_proofs_are_signed_by_a_key_pair(algorithm: Any) -> None:
+    with pytest.raises(ValueError, match=r"dpop_algorithms: expected .* such as \"ES256\", not "):
+        ProtectedResource("https://api.example.com", dpop_algorithms=(algorithm,))
+    with pytest.raises(ValueError, match="dpop_required: requires dpop_algorithms"):
+        ProtectedResource("https://api.example.com", dpop_required=True)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +215,32 @@ def test_each_of_several_issuers_is_an_authorization_server() -> None:
     )
     found: Any = Client(built(text)).get(f"{WELL_KNOWN}/v1/orders").json
     assert found["authorization_servers"] == ["https://a.example.com", "https://b.example.com"]
+
+
+BOUND = [
+    ("", None, None, None),
+    ('dpop = "optional"', [*DEFAULT_ALGORITHMS], None, None),
+    ('dpop = "required"', [*DEFAULT_ALGORITHMS], True, None),
+    ('dpop = "required"\ndpop_algorithms = ["ES256"]', ["ES256"], True, None),
+    ('certificate_bound = "optional"', None, None, True),
+]
+
+
+@pytest.mark.parametrize(("options", "algorithms", "required", "certificate"), BOUND)
+def test_the_resources_name_the_bound_tokens_that_their_authenticators_accept(
+    options: str, algorithms: list[str] | None, required: bool | None, certificate: bool | None
+) -> None:
+    text = FILE.replace('issuer = "not a URL"', f'issuer = "not a URL"\n{options}')
+    client = Client(built(text))
+    reports: Any = client.get(f"{WELL_KNOWN}/v1/reports").json
+    assert reports.get("dpop_signing_alg_values_supported") == algorithms
+    assert reports.get("dpop_bound_access_tokens_required") == required
+    assert reports.get("tls_client_certificate_bound_access_tokens") == certificate
+    whole: Any = client.get(f"{WELL_KNOWN}/v1").json  # of which /orders needs no proof
+    assert whole.get("dpop_signing_alg_values_supported") == algorithms
+    assert "dpop_bound_access_tokens_required" not in whole
+    orders: Any = client.get(f"{WELL_KNOWN}/v1/orders").json
+    assert not any("bound" in name or "dpop" in name for name in orders)
 
 
 def test_without_a_resource_nothing_is_served() -> None:

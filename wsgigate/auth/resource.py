@@ -1,12 +1,13 @@
 """Metadata of protected resources (RFC 9728): how clients find the authorization server.
 
 A client that gets a 401 reads the URL of the metadata in ``WWW-Authenticate``, or makes it from the
-URL of the resource. The document names the issuers whose tokens are accepted, and the scopes.
+URL of the resource. The document names the issuers whose tokens are accepted, the scopes, and
+whether tokens are to be bound to their client (RFC 9449, RFC 8705).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
 from dataclasses import dataclass
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ from wsgigate.auth.challenge import checked_scopes
 __all__ = ["WELL_KNOWN", "ProtectedResource", "check_url"]
 
 WELL_KNOWN = "/.well-known/oauth-protected-resource"
+
+_WITH_KEY_PAIR = re.compile(r"(?:ES|PS|RS)[0-9]{3}K?|Ed[A-Z0-9]+")  # neither "none" nor "HS256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,10 @@ class ProtectedResource:
     :param scopes: The scopes that requests may require.
     :param name: A name for people.
     :param documentation: The URL of a page for developers.
+    :param dpop_algorithms: The signature algorithms of proofs (DPoP) that it accepts, as
+        ``dpop_algorithms`` of an :class:`~wsgigate.Authenticator`.
+    :param dpop_required: Whether it accepts tokens with a proof only.
+    :param certificate_bound: Whether it accepts tokens that are bound to the client's certificate.
     :raises ValueError: An argument is invalid; the message names it.
     """
 
@@ -35,6 +42,9 @@ class ProtectedResource:
     scopes: frozenset[str] = frozenset()
     name: str = ""
     documentation: str = ""
+    dpop_algorithms: tuple[str, ...] = ()
+    dpop_required: bool = False
+    certificate_bound: bool = False
 
     def __post_init__(self) -> None:
         check_url("url", self.url)
@@ -43,6 +53,15 @@ class ProtectedResource:
         object.__setattr__(self, "scopes", checked_scopes(tuple(self.scopes)))
         for issuer in self.authorization_servers:
             check_url("authorization_servers", issuer)
+        object.__setattr__(self, "dpop_algorithms", tuple(self.dpop_algorithms))
+        for algorithm in self.dpop_algorithms:
+            if not isinstance(algorithm, str) or not _WITH_KEY_PAIR.fullmatch(algorithm):
+                raise ValueError(
+                    "dpop_algorithms: expected signature algorithms of key pairs, such as "
+                    f'"ES256", not {algorithm!r}'
+                )
+        if self.dpop_required and not self.dpop_algorithms:
+            raise ValueError('dpop_required: requires dpop_algorithms, such as ["ES256"]')
 
     @property
     def metadata_path(self) -> str:
@@ -56,7 +75,7 @@ class ProtectedResource:
         return f"{parts.scheme}://{parts.netloc}{self.metadata_path}"
 
     def document(self) -> dict[str, object]:
-        """Return the document, without members that are not known."""
+        """Return the document, without members that are not known, or false."""
         members: dict[str, object] = {
             "resource": self.url,
             "resource_name": self.name,
@@ -64,18 +83,11 @@ class ProtectedResource:
             "scopes_supported": sorted(self.scopes),
             "bearer_methods_supported": ["header"],
             "resource_documentation": self.documentation,
+            "tls_client_certificate_bound_access_tokens": self.certificate_bound,
+            "dpop_signing_alg_values_supported": list(self.dpop_algorithms),
+            "dpop_bound_access_tokens_required": self.dpop_required,
         }
         return {name: value for name, value in members.items() if value}
-
-    def joined(self, issuers: Iterable[str], scopes: Iterable[str]) -> ProtectedResource:
-        """Return the resource with further issuers and scopes."""
-        return ProtectedResource(
-            self.url,
-            tuple(dict.fromkeys((*self.authorization_servers, *issuers))),
-            self.scopes | frozenset(scopes),
-            self.name,
-            self.documentation,
-        )
 
 
 def check_url(setting: str, url: object) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from wsgigate.auth.challenge import checked_scopes
+from wsgigate.auth.dpop import DEFAULT_ALGORITHMS
+from wsgigate.auth.jwk import ASYMMETRIC
 from wsgigate.auth.resource import ProtectedResource, check_url
 from wsgigate.config.middlewares import Middleware
 from wsgigate.config.model import Config
@@ -32,21 +34,21 @@ class Resources:
         base = base.removesuffix("/")
         lists = dict(config.middleware_lists())
         everywhere = lists.pop("middleware")
-        by_url = {base: _resource(base, config.gateway.name, everywhere)}
+        by_url: dict[str, list[Middleware]] = {base: [*everywhere]}
         urls = {"middleware": base}
         for (path, entries), route in zip(lists.items(), config.routes, strict=True):
             own = any(map(_protects, entries))
             pattern = route.path or next(iter(route.paths), "")
             url = urls[path] = base + _literal(pattern) if own else base
-            issuers = tuple(_issuers([*everywhere, *entries]))
-            scopes = tuple(_scopes([*everywhere, *entries]))
             if own:
-                known = by_url.get(url) or _resource(url, config.gateway.name, ())
-                by_url[url] = known.joined(issuers, scopes)
+                by_url.setdefault(url, []).extend([*everywhere, *entries])
             if not any(map(_protects, everywhere)):
-                by_url[base] = by_url[base].joined(issuers, scopes)
-        self.all = tuple(by_url.values())
-        self._of_lists = {path: by_url[url] for path, url in urls.items()}
+                by_url[base] += entries
+        made = {
+            url: _resource(url, config.gateway.name, entries) for url, entries in by_url.items()
+        }
+        self.all = tuple(made.values())
+        self._of_lists = {path: made[url] for path, url in urls.items()}
 
     def metadata_url(self, path: str) -> str | None:
         """Return the URL for the challenges of a list of middlewares.
@@ -58,13 +60,34 @@ class Resources:
 
 
 def _resource(url: str, name: str, entries: Sequence[Middleware]) -> ProtectedResource:
-    return ProtectedResource(url, name=name).joined(_issuers(entries), _scopes(entries))
+    """Return the resource that all of *entries* protect, on one route or another."""
+    tokens = [each.options or {} for each in _flat(entries) if each.use in _TOKENS]
+    with_proofs = [each for each in tokens if each.get("dpop", "off") != "off"]
+    algorithms = [name for each in with_proofs for name in _proof_algorithms(each)]
+    return ProtectedResource(
+        url,
+        tuple(dict.fromkeys(_issuers(entries))),
+        frozenset(_scopes(entries)),
+        name,
+        dpop_algorithms=tuple(dict.fromkeys(algorithms)),
+        dpop_required=bool(algorithms) and all(each.get("dpop") == "required" for each in tokens),
+        certificate_bound=any(each.get("certificate_bound", "off") != "off" for each in tokens),
+    )
+
+
+_TOKENS = ("authenticator", "introspection")
+"""The middlewares that accept access tokens."""
+
+
+def _proof_algorithms(options: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the algorithms of proofs; the middleware reports one that is not supported."""
+    for name in options.get("dpop_algorithms", DEFAULT_ALGORITHMS):
+        if name in ASYMMETRIC:
+            yield name
 
 
 def _protects(entry: Middleware) -> bool:
-    return any(
-        each.use in ("authenticator", "authorizer", "introspection") for _, each in entry.flat()
-    )
+    return any(each.use in (*_TOKENS, "authorizer") for _, each in entry.flat())
 
 
 def _flat(entries: Sequence[Middleware]) -> Iterator[Middleware]:
