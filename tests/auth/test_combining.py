@@ -82,6 +82,38 @@ def test_the_other_fields_and_members_of_the_reported_one_are_kept() -> None:
     assert ("X-Odd", "1") in problem.headers
 
 
+NO_SIGNATURE = CredentialsMissing(
+    401, "no signature", headers=(*challenge("Signature"), ("Accept-Signature", "sig=()"))
+)
+NO_NONCE = Problem(
+    401,
+    "no nonce",
+    headers=(
+        *challenge('DPoP realm="api", error="use_dpop_nonce"'),
+        ("DPoP-Nonce", "7"),
+        ("Cache-Control", "no-store"),
+    ),
+)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_401_has_what_each_authenticator_names_as_missing(reverse: bool) -> None:
+    refusals = [NO_TOKEN, NO_SIGNATURE][:: -1 if reverse else 1]
+    problem = merged(refusals)
+    assert isinstance(problem, CredentialsMissing)
+    assert dict(problem.headers)["Accept-Signature"] == "sig=()"
+    refusals = [BAD_TOKEN, NO_NONCE, NO_SIGNATURE][:: -1 if reverse else 1]
+    problem = merged(refusals)
+    assert problem.detail == "no nonce", "the token is valid for one of them"
+    fields = [field for field in problem.headers if field[0] != "WWW-Authenticate"]
+    expected = {("DPoP-Nonce", "7"), ("Cache-Control", "no-store"), ("Accept-Signature", "sig=()")}
+    assert len(fields) == len(expected)
+    assert set(fields) == expected
+    other = Problem(401, "other nonce", headers=(("DPoP-Nonce", "8"),))
+    found = [value for name, value in merged([NO_NONCE, other]).headers if name == "DPoP-Nonce"]
+    assert found == ["7"], "a client sends one nonce"
+
+
 @pytest.mark.parametrize(
     ("status", "final"),
     [(400, True), (401, False), (403, False), (413, True), (429, False), (500, False)],

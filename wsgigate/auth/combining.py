@@ -35,7 +35,7 @@ __all__ = [
 AuthenticatorFactory = Callable[..., WSGIApplication]
 """Called with the app and ``refuse``: an authenticator's class with ``functools.partial``."""
 
-_CHALLENGE = "WWW-Authenticate"
+_CHALLENGE, _NONCE = "WWW-Authenticate", "DPoP-Nonce"
 
 
 def made_of(
@@ -99,14 +99,16 @@ def merged(refusals: Sequence[Problem]) -> Problem:
 
     A missing credential never hides what is wrong with the one that was sent. Of several wrong
     ones, the most useful for the client is reported: first one that could not be checked (5xx),
-    then one that has to wait (429), one that does not suffice (403), and an invalid one (401). A
-    401 has the challenges of all authenticators.
+    then one that has to wait (429), one that does not suffice (403), one whose proof lacks a nonce,
+    and an invalid one (401). A 401 has the challenges of all authenticators, and the fields by
+    which they name what is missing (``Accept-Signature``, ``DPoP-Nonce``).
 
     :param refusals: One of each authenticator, in their order; at least one.
     """
     found = min(refusals, key=_rank)
     if found.status != 401 or len(refusals) == 1:
         return found
+    others = [each for each in refusals if each.status == 401 and each is not found]
     challenges = _distinct(
         value
         for problem in refusals
@@ -114,8 +116,10 @@ def merged(refusals: Sequence[Problem]) -> Problem:
         for name, value in problem.headers
         if name == _CHALLENGE
     )
-    others = tuple(field for field in found.headers if field[0] != _CHALLENGE)
-    headers = (*((_CHALLENGE, value) for value in challenges), *others)
+    headers = tuple((_CHALLENGE, value) for value in challenges)
+    for problem in (found, *others):
+        there = {name for name, _ in headers}
+        headers += tuple(field for field in problem.headers if field[0] not in there)
     if isinstance(found, CredentialsMissing):
         return CredentialsMissing(401, "Authentication required!", headers=headers)
     return Problem(
@@ -125,8 +129,10 @@ def merged(refusals: Sequence[Problem]) -> Problem:
 
 def _rank(problem: Problem) -> int:
     if isinstance(problem, CredentialsMissing):
-        return 5 if problem.status == 401 else 6
-    return 0 if problem.status >= 500 else {429: 1, 403: 2}.get(problem.status, 3)
+        return 6 if problem.status == 401 else 7
+    if any(name == _NONCE for name, _ in problem.headers):  # the token itself is valid
+        return 3
+    return 0 if problem.status >= 500 else {429: 1, 403: 2}.get(problem.status, 4)
 
 
 def _distinct(challenges: Iterable[str]) -> list[str]:
