@@ -98,12 +98,11 @@ NO_NONCE = Problem(
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_401_has_what_each_authenticator_names_as_missing(reverse: bool) -> None:
-    refusals = [NO_TOKEN, NO_SIGNATURE][:: -1 if reverse else 1]
-    problem = merged(refusals)
+    step = -1 if reverse else 1
+    problem = merged([NO_TOKEN, NO_SIGNATURE][::step])
     assert isinstance(problem, CredentialsMissing)
     assert dict(problem.headers)["Accept-Signature"] == "sig=()"
-    refusals = [BAD_TOKEN, NO_NONCE, NO_SIGNATURE][:: -1 if reverse else 1]
-    problem = merged(refusals)
+    problem = merged([BAD_TOKEN, NO_NONCE, NO_SIGNATURE][::step])
     assert problem.detail == "no nonce", "the token is valid for one of them"
     fields = [field for field in problem.headers if field[0] != "WWW-Authenticate"]
     expected = {("DPoP-Nonce", "7"), ("Cache-Control", "no-store"), ("Accept-Signature", "sig=()")}

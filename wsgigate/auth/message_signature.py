@@ -441,7 +441,9 @@ class SignatureRules:
         try:
             (result,) = verifier.verify(message, max_age=None)
         except self._library.errors as error:
-            raise SignatureRejected(f"it does not verify: {shown(str(error))}") from None
+            made_for = f"it is not for {method} {shown(url.without_query)}, or not by the key"
+            why = shown(str(error)) if str(error) else made_for
+            raise SignatureRejected(f"it does not verify: {why}") from None
         base = "\n".join(f"{name}: {value}" for name, value in result.covered_components.items())
         return sha256(base.encode("ascii")).digest()
 
