@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from wsgigate.auth.bearer import from_another_site
-from wsgigate.http.fields import is_token, without_cookies
+from wsgigate.http.fields import cookie_name, is_token, without_cookies
 from wsgigate.http.wsgi import ExcInfo, Headers, is_websocket
 
 __all__ = ["SessionGuard"]
@@ -108,12 +108,9 @@ class SessionGuard:
             return "cookies" in value.lower() or "*" in value
         if lower != "set-cookie":
             return False
-        cookie, equals, rest = value.partition(";")[0].partition("=")
-        cookie = cookie.strip()
-        if not cookie or not equals:
-            # browsers send a cookie without a name as its value alone: "=session=x" is session=x
-            cookie = (rest if equals else cookie).strip().partition("=")[0].strip()
-        return cookie in self._cookies
+        pair = value.partition(";")[0]
+        # browsers send a cookie without a name as its value alone: "=session=x" is session=x
+        return (cookie_name(pair) or cookie_name(pair.partition("=")[2])) in self._cookies
 
 
 def _varies_by_cookie(name: str, value: str) -> bool:

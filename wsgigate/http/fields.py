@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -22,6 +23,7 @@ __all__ = [
     "HOP_BY_HOP",
     "FieldRules",
     "connection_tokens",
+    "cookie_name",
     "cookie_values",
     "is_field_value",
     "is_token",
@@ -54,8 +56,24 @@ def without_cookies(field: str, names: Collection[str]) -> str:
 
     The other cookies are unchanged, byte for byte; the result is empty without any.
     """
-    kept = [pair for pair in field.split(";") if pair.partition("=")[0].strip(" \t") not in names]
+    kept = [pair for pair in field.split(";") if cookie_name(pair) not in names]
     return ";".join(kept).lstrip(" \t")
+
+
+def cookie_name(pair: str) -> str:
+    """Return the name of a cookie as the most lenient framework reads it.
+
+    Django and releases of werkzeug decode the name from UTF-8 and remove all white space of
+    Unicode around it, which browsers keep: a cookie with a no-break space before its name would
+    otherwise be another one here, and the same one there.
+
+    :param pair: ``NAME=VALUE``, in latin-1 as in WSGI.
+    """
+    name = pair.partition("=")[0]
+    if not name.isascii():
+        with suppress(UnicodeError):
+            name = name.encode("latin-1").decode()
+    return name.strip()
 
 
 def one_cookie_field(fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
