@@ -197,8 +197,12 @@ def test_a_caller_of_no_authenticator_is_removed(app: App) -> None:
     assert not app.caller
     assert CLAIMS not in app.seen
     # that of an authenticator around it, as for each optional authenticator
-    assert optional.get("/", environ_overrides=forged).status_code == 200
+    both = {**forged, IDENTITIES: (forged[IDENTITY], Identity("7", "badge"))}
+    assert optional.get("/", environ_overrides=both).status_code == 200
     assert app.caller.subject == "root"
+    assert app.seen[IDENTITIES] == both[IDENTITIES]
+    assert optional.get("/", headers={"X-Never": "yes"}, environ_overrides=both).status_code == 200
+    assert IDENTITIES not in app.seen
 
 
 @pytest.mark.parametrize(("status", "asked"), [(403, True), (429, True), (503, True), (413, False)])

@@ -95,7 +95,7 @@ class AnyOf:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         caller, claims = environ.pop(IDENTITY, None), environ.pop(CLAIMS, None)
-        environ.pop(IDENTITIES, None)
+        callers = environ.pop(IDENTITIES, None)
         outer = environ.pop(ATTEMPT, None)
         attempt = Alternatives(environ.copy(), outer)
         refusals: list[Problem] = []
@@ -123,6 +123,8 @@ class AnyOf:
                 environ[IDENTITY] = caller
                 if claims is not None:
                     environ[CLAIMS] = claims
+                if callers is not None:
+                    environ[IDENTITIES] = callers
             if outer is not None:
                 environ[ATTEMPT] = outer
             return self.app(environ, start_response)
