@@ -204,6 +204,49 @@ scopes = ["orders:read"]
     assert "requires     scopes orders:read" in out
 
 
+_KEY = '{ use = "api-key", scopes = ["read", "list"] }'
+_TOKEN = '{ use = "introspection", endpoint = "https://id.example.com/", bearer_token = "token" }'
+_USER = '{ use = "basic", users_file = "users" }'
+
+
+@pytest.mark.parametrize(
+    ("use", "of", "more", "printed"),
+    [
+        ("any-of", [_KEY, _TOKEN], "", ["api-key (scopes read, list) or introspection"]),
+        ("any-of", [_TOKEN], "anonymous = true", ["introspection or no credential"]),
+        (
+            "any-of",
+            [_TOKEN, f'{{ use = "all-of", of = [{_KEY}, {_USER}] }}'],
+            "",
+            ["introspection or (api-key (scopes read, list) and basic)"],
+        ),
+        (
+            "all-of",
+            [_KEY, f'{{ use = "any-of", of = [{_TOKEN}, {_USER}] }}'],
+            "",
+            ["scopes read, list", "introspection or basic"],
+        ),
+    ],
+)
+def test_explain_prints_what_each_alternative_requires(
+    cli: Cli, use: str, of: list[str], more: str, printed: list[str]
+) -> None:
+    text = f"""
+[[routes]]
+path = "/"
+app = "wsgiref.simple_server:demo_app"
+[[routes.middleware]]
+use = "{use}"
+of = [{", ".join(of)}]
+{more}
+"""
+    code, out, _ = cli("explain", cli.file(text), "GET", "/")
+    assert code == 0
+    lines = [line[13:] for line in out.splitlines() if line.startswith("requires")]
+    assert lines == printed
+    assert "token" not in out.replace("introspection", "")
+
+
 def test_explain_reports_hosts_that_are_not_served(cli: Cli) -> None:
     text = SHOP.replace("[gateway]", '[gateway]\nallowed_hosts = ["a.test"]', 1)
     code, out, _ = cli("explain", cli.file(text), "GET", "/elsewhere")

@@ -21,7 +21,7 @@ from wsgigate.config.build_routes import RouteEntry, leading_loggers
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.load import load, read_file
-from wsgigate.config.middlewares import Middleware
+from wsgigate.config.middlewares import VERIFIERS, Middleware
 from wsgigate.config.model import Config, GatewayTable
 from wsgigate.config.model import schema as schema_of_file
 from wsgigate.config.tables import Arguments, Table
@@ -471,20 +471,36 @@ def _named(entry: Middleware) -> str:
     return entry.use
 
 
+def _combined(entry: Middleware) -> str:
+    """Return what the callers of an entry and of those that it combines need, as one text."""
+    if not entry.of:
+        texts = _needs(entry.options or {})
+        return f"{entry.use} ({'; '.join(texts)})" if texts else entry.use
+    several = [f"({_combined(each)})" if each.of else _combined(each) for each in entry.of]
+    if (entry.options or {}).get("anonymous"):
+        several.append("no credential")
+    return (" and " if entry.use == "all-of" else " or ").join(several)
+
+
+def _needs(needed: Arguments) -> list[str]:
+    return [
+        f"{called} {', '.join(needed[key])}" for key, called in _NEEDS.items() if needed.get(key)
+    ]
+
+
 def _required(entry: Middleware, environ: dict[str, Any]) -> int:
     """Print what the caller of a request needs; return 1 if no rule allows the request."""
+    if entry.use == "any-of":
+        _line("requires", _combined(entry))
+        return 0
     if entry.use == "all-of":
         return max(_required(each, environ) for each in entry.of)
-    if entry.use not in ("api-key", "authenticator", "authorizer", "introspection"):
+    if entry.use != "authorizer" and entry.use not in VERIFIERS:
         return 0
     options = entry.options or {}
     rules = [rule for rule in options.get("rules", ()) if _is_for(rule, environ)]
     for needed in (options, *rules):
-        texts = [
-            f"{called} {', '.join(needed[key])}"
-            for key, called in _NEEDS.items()
-            if needed.get(key)
-        ]
+        texts = _needs(needed)
         if texts:
             _line("requires", "; ".join(texts) + ("" if needed is options else _name_of(needed)))
     passes = options.get("observe") or options.get("exempt")
