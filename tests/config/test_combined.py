@@ -83,7 +83,7 @@ def test_both_are_required_and_may_be_combined_again(folder: Path) -> None:
     [
         (entry("any-of"), "of", "got an empty list"),
         ('[[routes.middleware]]\nuse = "any-of"\n', "of", "is required"),
-        (entry("any-of", BEARER, "7"), "of[1]", "expected a table"),
+        (entry("any-of", BEARER, "7"), "of[1]", 'such as { use = "api-key" }'),
         (entry("any-of", BEARER, '{ use = "bsic" }'), "of[1].use", 'did you mean "basic"?'),
         (entry("any-of", '{ use = "logger" }'), "of[0].use", "does not verify callers"),
         (
@@ -125,6 +125,24 @@ def test_check_knows_whether_anonymous_requests_pass(
     parsed = read_file(str(file))
     check_file(parsed, str(file)).gateway.close()
     assert any(path.endswith("middleware[1].key") for path, _ in parsed.warnings) is warns
+
+
+@pytest.mark.parametrize(
+    ("use", "more", "warns"),
+    [
+        ("any-of", "", True),
+        ("any-of", ', header_field = "Remote-User"', False),
+        ("all-of", "", False),
+    ],
+)
+def test_check_knows_an_alternative_that_names_no_caller(
+    folder: Path, use: str, more: str, warns: bool
+) -> None:
+    asking = f'{{ use = "forward-auth", address = "http://127.0.0.1:9"{more} }}'
+    file = folder / "gateway.toml"
+    file.write_text(APP + entry(use, BASIC, asking))
+    key = "routes[0].middleware[0].of[1].header_field"
+    assert (key in dict(read_file(str(file)).warnings)) is warns
 
 
 def test_check_reads_the_files_of_an_alternative(folder: Path) -> None:

@@ -45,7 +45,7 @@ def check_across(
     for path, entries in config.middleware_lists():
         outside = () if path == "middleware" else config.middleware
         _check_keys(entries, outside, path, errors, warnings)
-        _check_combined(entries, path, errors)
+        _check_combined(entries, path, errors, warnings)
 
 
 def _check_gateway(config: Config, errors: Errors, warnings: Warnings, mounted: bool) -> None:
@@ -297,8 +297,13 @@ def _check_faults(config: Config, warnings: Warnings) -> None:
                 warnings.append((at(path, index), "has no effect: gateway.fault_injection is off"))
 
 
-def _check_combined(entries: Sequence[Middleware], path: str, errors: Errors) -> None:
-    """Add errors for middlewares in ``of`` that are no authenticators."""
+def _check_combined(
+    entries: Sequence[Middleware], path: str, errors: Errors, warnings: Warnings
+) -> None:
+    """Add errors for middlewares in ``of`` that are no authenticators.
+
+    Add warnings for alternatives that never name the caller: what they decide has no effect.
+    """
     for index, entry in enumerate(entries):
         where = at(at(path, index), "of")
         for number, each in enumerate(entry.of):
@@ -308,7 +313,16 @@ def _check_combined(entries: Sequence[Middleware], path: str, errors: Errors) ->
                     f"{shown(each.use)} does not verify callers; put it before or after "
                     f"{shown(entry.use)}, which combines {', '.join(VERIFIERS)}",
                 )
-        _check_combined(entry.of, where, errors)
+            names_caller = each.use != "forward-auth" or (each.options or {}).get("header_field")
+            if entry.use == "any-of" and not names_caller:
+                warnings.append(
+                    (
+                        at(at(where, number), "header_field"),
+                        "without it the service names no caller, so that requests that it allows "
+                        "pass as anonymous ones, without the fields and cookies of its answer",
+                    )
+                )
+        _check_combined(entry.of, where, errors, warnings)
 
 
 def _check_keys(

@@ -175,11 +175,13 @@ def wrap(app: App, middleware: Middleware, context: BuildContext) -> App:
 
 
 class MiddlewareEntry(Kind[Middleware]):
-    """A table whose ``use`` names a middleware, and whose other keys are its options."""
+    """A table whose ``use`` names a middleware, and whose other keys are its options.
 
-    expected = 'a table such as { use = "logger" }'
+    :param example: The name of a middleware that can be in the list.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, example: str = "logger") -> None:
+        self.expected = f'a table such as {{ use = "{example}" }}'
         self._factory = ImportPath("a factory")
 
     def blank(self) -> Middleware:
@@ -606,7 +608,7 @@ VERIFIERS = (
 """The middlewares of the package that verify callers."""
 
 _OF = TableKey(
-    ListOf(MiddlewareEntry(), least=1),
+    ListOf(MiddlewareEntry("api-key"), least=1),
     'The authenticators, in the order in which they are asked, such as { use = "api-key" }. A '
     "factory of yours is called with refuse as well, by which it must reject requests.",
 )
