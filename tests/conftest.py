@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import threads
 from wsgigate.http.problem import rejection_logs
 from wsgigate.runtime import fork
 from wsgigate.testing.backend import Backend
@@ -66,9 +67,13 @@ def state_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 
 @pytest.fixture(autouse=True)
-def no_rejection_yet() -> None:
-    """Have each test log its first rejection as a warning, whatever was rejected before it."""
+def independent_of_earlier_tests() -> None:
+    """Begin each test as if it was the first of its process.
+
+    Its first rejection is logged as a warning, and threads that earlier tests left are not counted.
+    """
     rejection_logs.clear()
+    threads.begin()
 
 
 @pytest.fixture

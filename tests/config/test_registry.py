@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
+from tests.support.threads import started
 from tests.support.waiting import until
 from wsgigate.config.build import build
 from wsgigate.config.errors import ConfigError
@@ -25,7 +25,7 @@ ONE = {"serviceName": "users", "instanceId": "u-1", "host": "10.0.0.1", "port": 
 
 
 def thread_names() -> set[str]:
-    return {thread.name for thread in threading.enumerate()}
+    return {thread.name for thread in started("")}
 
 
 @contextmanager

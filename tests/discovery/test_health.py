@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.discovery.conftest import Worker
 from tests.support.objects import texts_kept
+from tests.support.threads import started
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import ThreadProber
@@ -28,7 +28,7 @@ NOT_CHECKED = {"healthy": False, "error": "Not checked yet"}
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if "health" in thread.name]
+    return [thread.name for thread in started("health")]
 
 
 def test_before_the_first_round_no_status_is_known_and_no_probe_is_sent(fleet: Fleet) -> None:

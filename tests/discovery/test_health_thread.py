@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.discovery.conftest import DOWN, FakePool
+from tests.support.threads import started
 from tests.support.waiting import until
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
@@ -22,7 +23,7 @@ from wsgigate.testing.backend import Backend, reply
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if "health" in thread.name]
+    return [thread.name for thread in started("health")]
 
 
 @pytest.fixture
@@ -87,9 +88,8 @@ def test_stopping_does_not_wait_for_a_check_that_hangs() -> None:
     checker.stop()
     until(lambda: "wsgigate-health" not in threads())
     release.set()
-    for thread in threading.enumerate():
-        if thread.name == "wsgigate-health-check":
-            thread.join(30)
+    for thread in started("wsgigate-health-check"):
+        thread.join(30)
     assert pool.marks == {}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.stores import Fickle
+from tests.support.threads import started
 from tests.support.waiting import until
 from wsgigate.client.destinations import CombinedDestinations, Destinations
 from wsgigate.coordination.leader import LogLeader
@@ -444,7 +445,7 @@ def test_a_forked_worker_has_threads_of_its_own() -> None:
 
 
 def _threads() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name.startswith("wsgigate-discovery")]
+    return started("wsgigate-discovery")
 
 
 def test_the_allowed_networks_of_a_source_apply_at_once_and_after_a_restart() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import threading
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -11,6 +10,7 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpResponse, JsonResponse
 from django.test import Client
 
+from tests.support.threads import started
 from tests.support.waiting import until
 from wsgigate.django import gateway
 from wsgigate.http.wsgi import REQUEST_ID
@@ -131,7 +131,7 @@ def test_the_gateway_of_a_handler_that_is_gone_is_closed(project, backend) -> No
     project({}, WSGIGATE=given)
 
     def threads() -> int:
-        return sum(thread.name == "wsgigate-health" for thread in threading.enumerate())
+        return sum(thread.name == "wsgigate-health" for thread in started("wsgigate-health"))
 
     def ask() -> None:
         assert Client().get("/api/orders").getvalue() == b"orders"

@@ -14,6 +14,7 @@ from queue import SimpleQueue
 import pytest
 
 from tests.support.objects import kept
+from tests.support.threads import started
 from tests.support.waiting import until
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
@@ -104,7 +105,7 @@ def open_files(prober: Prober) -> list[int]:
 
 
 def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if "health" in thread.name]
+    return [thread.name for thread in started("health")]
 
 
 def test_no_thread_runs_before_the_first_check_or_after_close(

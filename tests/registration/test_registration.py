@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.threads import started
 from tests.support.waiting import until
 from wsgigate import Registration
 from wsgigate.registration import MachineLeader, connector
@@ -125,9 +125,9 @@ def test_a_registration_starts_once_and_can_be_stopped(
     )
     with caplog.at_level(logging.INFO, "wsgigate.registration"):
         assert registration.start() is registration.start() is registration
-        assert [t.name for t in threading.enumerate()].count("wsgigate-registration") == 1
+        assert len(started("wsgigate-registration")) == 1
         backend.wait_for_requests(1)
         registration.stop()
         registration.stop()
     assert [request.method for request in backend.requests] == ["POST", "DELETE"]
-    until(lambda: "wsgigate-registration" not in {t.name for t in threading.enumerate()})
+    until(lambda: not started("wsgigate-registration"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from tests.discovery.conftest import Clock
 from tests.support.stores import Fickle, WrappedStore
+from tests.support.threads import started
 from tests.support.waiting import until
 from wsgigate.registry import Registry
 from wsgigate.registry.storage import Index, Total
@@ -380,7 +380,7 @@ def test_each_process_runs_a_thread_for_lease_expiry(tmp_path: Path) -> None:
         assert not registry.discover("users").instances
     finally:
         registry.stop()
-    until(lambda: "wsgigate-registry" not in {thread.name for thread in threading.enumerate()})
+    until(lambda: not started("wsgigate-registry"))
     registry.stop()
     store.close()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.threads import started
 from tests.support.waiting import until
 from wsgigate.runtime.threads import BackgroundQueue
 
@@ -45,7 +46,7 @@ class Gate:
 
 
 def threads(name: str) -> int:
-    return sum(thread.name == name for thread in threading.enumerate())
+    return len(started(name))
 
 
 def test_at_most_the_configured_calls_run_and_wait() -> None:
@@ -80,9 +81,8 @@ def test_a_thread_without_work_ends_and_another_one_begins() -> None:
     background, done = BackgroundQueue(idle=0.001, name="idle"), threading.Event()
     background.put(done.set)
     assert done.wait(30)
-    for thread in threading.enumerate():
-        if thread.name == "idle":
-            thread.join(30)
+    for thread in started("idle"):
+        thread.join(30)
     again = threading.Event()
     background.put(again.set)
     assert again.wait(30)
@@ -94,7 +94,7 @@ def test_closing_drops_waiting_calls_and_ends_the_threads() -> None:
     for _ in range(3):
         background.put(gate)
     gate.wait(lambda: gate.running == 1)
-    [thread] = [thread for thread in threading.enumerate() if thread.name == "closing"]
+    [thread] = started("closing")
     background.close()
     gate.release()
     thread.join(30)
