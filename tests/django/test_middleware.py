@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
@@ -152,6 +153,66 @@ def test_fields_that_come_several_times_become_one_and_cookies_are_kept(project)
     answer = Client().get("/")
     assert answer["Vary"] == "Cookie, Accept"
     assert answer.cookies["of"].value == "middleware"
+
+
+COOKIES = [
+    "a=1; sessionid=evil; Path=/",
+    "b=2; Path=/; Secure; Partitioned",
+    "c=3; Path=/; Priority=High",
+    'd={"x": 1}; Path=/',
+    "e=5; Path=/; Expires=Thu Jan 1 2099 00:00:00 GMT",
+    "\xe2\x80\x80f[]=\xfc; path=/",
+    "=g; Path=/",
+    "h=8; Path=/one; HttpOnly",
+    "h=9; Path=/two",
+]
+
+
+def test_the_cookies_of_a_service_are_sent_as_it_has_written_them(project):
+    """Django's parser drops all of these, or reads several cookies in one."""
+
+    def service(app):
+        def respond(environ, start_response):
+            start_response("200 OK", [("Set-Cookie", cookie) for cookie in COOKIES])
+            return [b"service"]
+
+        return respond
+
+    project({"": hello}, WSGIGATE=[service])
+    client = Client()
+    answer = client.get("/")
+    assert sent_cookies(answer.cookies) == COOKIES
+    assert sent_cookies(pickle.loads(pickle.dumps(answer.cookies))) == COOKIES  # by a cache
+    assert answer.cookies["h"]["path"] == "/one"
+    assert answer.cookies["h"]["httponly"] is True
+    assert "sessionid" not in client.cookies
+    sent = Server().serve(WSGIHandler(), new_environ())
+    assert [value.strip() for name, value in sent.headers if name == "Set-Cookie"] == COOKIES
+
+
+def sent_cookies(cookies):
+    return [cookie.OutputString() for cookie in cookies.values()]
+
+
+def test_a_cookie_of_django_beside_one_of_a_middleware_can_still_be_changed(project):
+    def adding(app):
+        def add(environ, start_response):
+            def start(status, headers, exc_info=None):
+                return start_response(status, [*headers, ("Set-Cookie", "node=1; Path=/")])
+
+            return app(environ, start)
+
+        return add
+
+    def view(request):
+        response = HttpResponse("x")
+        response.set_cookie("a", "1")
+        return response
+
+    project({"": view}, WSGIGATE=[adding])
+    answer = Client().get("/")
+    answer.cookies["a"]["samesite"] = "Strict"
+    assert sent_cookies(answer.cookies) == ["a=1; Path=/; SameSite=Strict", "node=1; Path=/"]
 
 
 def test_a_stream_is_not_gathered_and_ends_at_its_end(project):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from http.cookies import Morsel
 from itertools import chain
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -285,14 +286,56 @@ def set_fields(response: Any, headers: Headers, before: Headers | None = None) -
         del response.headers[name]
     cookies = [value for name, value in headers if name.lower() == "set-cookie"]
     if before is None or cookies != [value for name, value in before if name == "Set-Cookie"]:
-        response.cookies.clear()
-        for cookie in cookies:
-            response.cookies.load(cookie)
+        _set_cookies(response.cookies, cookies)
     for name, value in headers:
         if name.lower() == "set-cookie":
             continue
         # Django allows one field per name; a joined list is equivalent (RFC 9110 section 5.3)
         response.headers[name] = f"{response.headers[name]}, {value}" if name in response else value
+
+
+class _SentCookie(Morsel[str]):
+    """A cookie that Django sends as a service or a middleware has written it.
+
+    ``SimpleCookie.load()`` reads ``a=1; b=2`` as two cookies, though for a browser it is one: a
+    service could set a cookie that its name hides from a guard. And it drops a cookie with an
+    attribute or a character that it does not know.
+    """
+
+    key = value = coded_value = ""  # properties of the base class, which do not allow every name
+
+    def __init__(self, field: str) -> None:
+        super().__init__()
+        self._field = field
+        pair, *attributes = field.split(";")
+        name, _, value = pair.partition("=")
+        self.key, self.value = name.strip(), value.strip()
+        self.coded_value = self.value
+        for each in attributes:  # for Django's test client
+            name, _, value = each.partition("=")
+            if self.isReservedKey(name.strip()):
+                dict.__setitem__(self, name.strip().lower(), value.strip() or True)
+
+    def OutputString(self, attrs: object = None) -> str:
+        """Return the field's value."""
+        return self._field
+
+    def __reduce__(self) -> Any:  # a cache of Django pickles responses
+        return type(self), (self._field,)
+
+
+def _set_cookies(cookies: Any, fields: list[str]) -> None:
+    """Set Django's *cookies* to *fields*; those that are in it already stay as they are."""
+    before = {cookie.OutputString(): cookie for cookie in cookies.values()}
+    cookies.clear()
+    for field in fields:
+        cookie = before.get(field) or _SentCookie(field)
+        scope = cookie["domain"], cookie["path"]
+        other = cookies.get(cookie.key)
+        if other is None or (other["domain"], other["path"]) == scope:
+            cookies[cookie.key] = cookie
+        else:  # of the same name for another path
+            cookies[";".join((cookie.key, *scope))] = cookie
 
 
 def rendered(response: Any) -> None:
