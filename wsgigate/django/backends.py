@@ -6,11 +6,12 @@ Django imports it when the models are ready; do not import it before.
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.backends import ModelBackend
+from django.contrib.auth.hashers import make_password
 from django.core.exceptions import PermissionDenied
 
 from wsgigate.auth.identity import Identity
@@ -65,7 +66,11 @@ class IdentityBackend(ModelBackend):  # type: ignore[misc]
             return None  # no user can have it, and some databases fail on it
         user, created = None, False
         if self.create_unknown_user:
-            user, created = model._default_manager.get_or_create(**{model.USERNAME_FIELD: name})
+            user, created = model._default_manager.get_or_create(
+                **{model.USERNAME_FIELD: name},
+                # an empty password could be reset, to log in without the issuer
+                defaults={"password": partial(make_password, None)},
+            )
         else:
             try:
                 user = model._default_manager.get_by_natural_key(name)
