@@ -14,7 +14,7 @@ from django.db import connection
 from django.http import HttpResponse
 from django.test import Client, override_settings
 
-from wsgigate import Identity
+from wsgigate import AnyOf, Identity
 from wsgigate.auth.jwt import mint
 from wsgigate.django import DjangoSession
 from wsgigate.http.wsgi import CLAIMS, IDENTITY
@@ -174,6 +174,23 @@ def test_a_new_secret_key_renews_the_session_by_the_old_one(service, user) -> No
     with override_settings(SECRET_KEY="another " * 8):
         assert send(DjangoSession(service), logged_in(user)).status == "200 OK"
         assert send(DjangoSession(service), "made-up").status.startswith("401")
+
+
+def test_a_forged_request_ends_no_session_of_an_old_secret_key(service, user) -> None:
+    session = logged_in(user)
+    with override_settings(SECRET_KEY="another " * 8, SECRET_KEY_FALLBACKS=[settings.SECRET_KEY]):
+        app = DjangoSession(service)
+        answer = send(app, session, "POST")
+        assert answer.status.startswith("403")
+        [cookie] = [value for name, value in answer.headers if name == "Set-Cookie"]
+        assert send(app, re.match("sessionid=([^;]+)", cookie)[1]).status == "200 OK"
+
+
+@pytest.mark.parametrize("session", [None, "made-up"])
+def test_without_a_user_a_credential_is_missing_for_alternatives(service, session) -> None:
+    """An anonymous visitor may have a session, so it is no invalid credential."""
+    assert send(AnyOf(service, [DjangoSession], anonymous=True), session).status == "200 OK"
+    assert IDENTITY not in service.requests[0]
 
 
 def test_a_sliding_session_lasts_while_the_service_is_used(service, user) -> None:

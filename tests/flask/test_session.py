@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import timedelta
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ from flask import Flask, g, request, session
 from werkzeug import Response
 from werkzeug.test import Client
 
-from wsgigate import Identity
+from wsgigate import AnyOf, Identity
 from wsgigate.config.errors import ConfigError
 from wsgigate.flask import FlaskSession, MissingCredentials, WsgiGate
 from wsgigate.http.wsgi import CLAIMS, IDENTITY
@@ -78,6 +79,12 @@ def test_without_a_session_the_response_is_401():
     answer = Client(FlaskSession(shown, flask_app)).get("/api")
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == 'Session realm="api"'
+
+
+def test_without_a_session_alternatives_may_let_anonymous_requests_pass():
+    session_of_app = partial(FlaskSession, flask_app=monolith())
+    client = Client(AnyOf(shown, [session_of_app], anonymous=True))
+    assert client.get("/api").text.startswith("nobody")
 
 
 def test_a_session_that_another_key_signed_is_none():

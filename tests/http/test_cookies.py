@@ -41,6 +41,9 @@ def test_the_values_of_a_name_are_found(field: str, values: list[str]) -> None:
         (" a =1; b=2", "b=2"),
         ("a; b", "b"),
         ("b=\xfc; a=1", "b=\xfc"),
+        ("\x0ba=1; \x1fs\x0c=1; b=2", "b=2"),
+        ("\xe2\x80\x80a=1; a\xc2\xa0=1; \xe3\x80\x80s=1; b=2", "b=2"),
+        ("\xa0a=1; \xfca=1; b\xe2\x80\x80=2", "\xfca=1; b\xe2\x80\x80=2"),
     ],
 )
 def test_cookies_of_the_given_names_are_removed(field: str, left: str) -> None:

@@ -31,7 +31,7 @@ from django.middleware.csrf import CsrfViewMiddleware
 from django.urls import set_script_prefix
 from django.utils.module_loading import import_string
 
-from wsgigate.auth.challenge import bearer_challenge, check_realm
+from wsgigate.auth.challenge import CredentialsMissing, bearer_challenge, check_realm
 from wsgigate.auth.identity import IDENTITY, Identity
 from wsgigate.auth.session_guard import SessionGuard
 from wsgigate.django.identity import SESSION
@@ -126,7 +126,7 @@ class DjangoSession:
         self._exempt = exempt_of(exempt)
         self._passes_preflights = not preflights
         challenge = bearer_challenge(realm, scheme="Session")
-        self._anonymous = refuse(Problem(401, "Login required!", headers=(challenge,)))
+        self._anonymous = refuse(CredentialsMissing(401, "Login required!", headers=(challenge,)))
         self._forged = refuse(Problem(403, "Requests from other sites are not allowed."))
         self._unavailable = refuse(
             Problem(503, "Sessions cannot be checked.", headers=(("Retry-After", "5"),))
@@ -200,7 +200,9 @@ class DjangoSession:
             identity = self._identity(user)
             forgery = self._forgery(request)
         fields: Headers = []
-        if not forgery:  # a forged request must not renew the session
+        # A forged request must not renew the session. But it may have begun a new one, with another
+        # of the SECRET_KEY_FALLBACKS; without its cookie the user would be logged out.
+        if not forgery or request.session.session_key != request.COOKIES[self._cookie]:
             try:
                 self._sessions.process_response(request, response)
             except SessionInterrupted:  # the user has logged out in another request

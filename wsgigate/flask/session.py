@@ -18,7 +18,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from flask import Flask, session
 
-from wsgigate.auth.challenge import bearer_challenge, check_realm
+from wsgigate.auth.challenge import CredentialsMissing, bearer_challenge, check_realm
 from wsgigate.auth.identity import IDENTITY, Identity
 from wsgigate.auth.session_guard import SessionGuard
 from wsgigate.config.types import import_object
@@ -105,7 +105,7 @@ class FlaskSession:
         self._exempt = exempt_of(exempt)
         self._refuse = refuse
         challenge = bearer_challenge(realm, scheme="Session")
-        self._missing = Problem(401, "Log in first.", headers=(challenge,))
+        self._missing = CredentialsMissing(401, "Log in first.", headers=(challenge,))
         self._forged = Problem(403, "Requests from other sites are not allowed.")
         self._guards: dict[Flask, SessionGuard] = {}  # one, unless several apps share a route
 
