@@ -74,6 +74,42 @@ def test_check_warns_if_no_certificate_can_arrive(folder: Path) -> None:
     assert checked(folder, tls + APP + CERTIFICATE) == []
 
 
+OF_TOKEN = """
+use = "authenticator"
+algorithms = ["HS256"]
+secret = "0123456789abcdef0123456789abcdef"
+certificate_bound = "optional"
+"""
+OPTIONAL = 'use = "client-certificate"\nrequired = false\n'
+LIST, ALL, ANY = "[[routes.middleware]]\n", "all-of", "any-of"
+
+
+def combined(use: str, *of: str) -> str:
+    return f'{LIST}use = "{use}"\n' + "".join(f"[[routes.middleware.of]]\n{each}" for each in of)
+
+
+@pytest.mark.parametrize(
+    ("middlewares", "warned"),
+    [
+        (LIST + OF_TOKEN, "routes[0].middleware[0].certificate_bound"),
+        (LIST + OF_TOKEN + LIST + OPTIONAL, "routes[0].middleware[0].certificate_bound"),
+        (LIST + OPTIONAL + LIST + OF_TOKEN, None),
+        (combined(ALL, OPTIONAL, OF_TOKEN), None),
+        (combined(ALL, OF_TOKEN, OPTIONAL), "routes[0].middleware[0].of[0].certificate_bound"),
+        (LIST + OPTIONAL + combined(ANY, OF_TOKEN, 'use = "api-key"\n'), None),
+        ("[[middleware]]\n" + OPTIONAL + LIST + OF_TOKEN, None),
+        ("[[middleware]]\n" + OF_TOKEN + LIST + OPTIONAL, "middleware[0].certificate_bound"),
+        (LIST + OF_TOKEN.replace("optional", "off"), None),
+    ],
+)
+def test_check_warns_of_bound_tokens_without_a_certificate(
+    folder: Path, middlewares: str, warned: str | None
+) -> None:
+    tls = '[gateway]\ntls = { cert = "authority.pem", client_ca = "authority.pem" }\n'
+    found = checked(folder, tls + APP + middlewares)
+    assert [each for each in found if "certificate_bound" in each] == [warned] * bool(warned)
+
+
 @pytest.mark.parametrize(("client_cert", "cert_reqs"), [("optional", 1), ("required", 2)])
 def test_gunicorn_asks_for_certificates(
     client_cert: str, cert_reqs: int, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -42,8 +42,11 @@ def check_across(
     _check_api_keys(config, errors, warnings)
     _check_client_certificates(config, errors, warnings)
     _check_registry(config, errors)
+    certificates = False
     for path, entries in config.middleware_lists():
         outside = () if path == "middleware" else config.middleware
+        verified = _warn_of_unverified_certificates(entries, path, certificates, warnings)
+        certificates = verified if path == "middleware" else certificates
         _check_keys(entries, outside, path, errors, warnings)
         _check_combined(entries, path, errors, warnings)
 
@@ -287,6 +290,33 @@ def _check_client_certificates(config: Config, errors: Errors, warnings: Warning
                     'the source if a proxy ends TLS, such as "xfcc"',
                 )
             )
+
+
+def _warn_of_unverified_certificates(
+    entries: Sequence[Middleware], path: str, verified: bool, warnings: Warnings
+) -> bool:
+    """Add warnings for tokens that are bound to a certificate which nothing before has verified.
+
+    :param verified: Whether a middleware before *entries* verifies certificates.
+    :returns: Whether one does for those behind *entries*.
+    """
+    for index, entry in enumerate(entries):
+        here = at(path, index)
+        if entry.of:
+            verified = _warn_of_unverified_certificates(
+                entry.of, at(here, "of"), verified, warnings
+            )
+        bound = (entry.options or {}).get("certificate_bound", "off")
+        if bound != "off" and not verified:
+            warnings.append(
+                (
+                    at(here, "certificate_bound"),
+                    "tokens that are bound to a certificate are rejected, as nothing before this "
+                    "middleware verifies one; put a client-certificate before it",
+                )
+            )
+        verified = verified or entry.use == "client-certificate"
+    return verified
 
 
 def _check_faults(config: Config, warnings: Warnings) -> None:
