@@ -55,8 +55,8 @@ class AnyOf:
     caller is (``environ["wsgigate.identity"]``); each of them gets the request as it came. If all
     reject it, there is one response: a 401 with the challenges of all, or what the one credential
     of the request was rejected with. One that could not be checked (503) comes before one that has
-    to wait (429), that does not suffice (403) and that is invalid (401). The reasons of all are in
-    ``environ["wsgigate.reason"]``.
+    to wait (429), that does not suffice (403), whose proof lacks a nonce and that is invalid (401).
+    The reasons of all are in ``environ["wsgigate.reason"]``.
 
     A rejection with another status, such as 413, is about the request itself, and the others are
     not asked. Nor are they if an authenticator responds by itself, as with the redirect to a login.
