@@ -199,6 +199,14 @@ def test_only_some_responses_consume_the_quota():
     assert client.get("/login?password=right").status_code == 429
 
 
+def test_a_negative_cost_is_rejected_before_the_view():
+    gate = WsgiGate()
+    later = gate.limit("5/d", cost=lambda: int(request.args["cost"]), deduct_when=bool)
+    client = made(gate, later(hello)).test_client()
+    found = [client.get(f"/hello?cost={n}").status_code for n in (-1, 4, 2, 1, -1)]
+    assert found == [400, 200, 429, 200, 400]
+
+
 def test_a_view_that_has_used_up_the_quota_meanwhile_still_responds():
     gate = WsgiGate()
     failed = gate.limit("1/d", deduct_when=lambda response: True)

@@ -133,6 +133,20 @@ def test_a_page_of_another_site_changes_nothing(method, headers, status):
     assert client.open("/api", method=method, headers=headers).status_code == status
 
 
+def test_a_host_that_the_app_does_not_trust_is_rejected_as_by_the_app():
+    flask_app = monolith(TRUSTED_HOSTS=["localhost"])
+    cookie = guarded(flask_app=flask_app).get_cookie("session")
+    assert cookie is not None
+    client = guarded(flask_app=flask_app)
+    assert client.get("/api").status_code == 200
+    other = {"Host": "evil.example", "Cookie": f"session={cookie.value}"}
+    statuses = [
+        Client(app, use_cookies=False).get("/login/ada", headers=other).status_code
+        for app in (flask_app, FlaskSession(shown, flask_app))
+    ]
+    assert statuses[0] == statuses[1]  # 200 before Flask 3.1
+
+
 def test_a_public_service_gets_requests_of_other_sites_without_a_session():
     client = Client(FlaskSession(shown, monolith(), required=False))
     assert client.post("/api", headers=EVIL).text.startswith("nobody;")

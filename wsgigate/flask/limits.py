@@ -169,7 +169,7 @@ class LimitDecorator:
         if len(decisions) == before:
             return  # the caller is exempt, or the store fails
         cost = self._cost() if callable(self._cost) else self._cost
-        if any(verdict[2] < cost for verdict in decisions[-1][0]):
+        if cost < 0 or any(verdict[2] < cost for verdict in decisions[-1][0]):
             self._count(limit)  # which rejects the request, and consumes nothing
             return
         environ.setdefault(_DEDUCTIONS, []).append((self._deduct_when, limit, before))

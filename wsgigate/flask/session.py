@@ -16,7 +16,8 @@ from urllib.parse import quote, urlencode
 from uuid import UUID
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from flask import Flask, session
+from flask import Flask, request, session
+from werkzeug.exceptions import SecurityError
 
 from wsgigate.auth.challenge import CredentialsMissing, bearer_challenge, check_realm
 from wsgigate.auth.identity import IDENTITY, Identity
@@ -37,7 +38,8 @@ class FlaskSession:
     The caller is in ``environ["wsgigate.identity"]``, with the scheme ``"session"``. A request that
     changes something is rejected if a page of another site may have sent it. The app's session
     cookie never reaches *app*, and a cookie of its name in a response of *app* is dropped; all
-    other cookies pass. A permanent session is renewed as by a request to the Flask app.
+    other cookies pass. A permanent session is renewed as by a request to the Flask app. A host that
+    is not in the app's ``TRUSTED_HOSTS`` gets a 400 here, too.
 
     In ``app.config`` it is the middleware ``{"use": "wsgigate.flask:FlaskSession"}`` of a route.
 
@@ -107,6 +109,7 @@ class FlaskSession:
         challenge = bearer_challenge(realm, scheme="Session")
         self._missing = CredentialsMissing(401, "Log in first.", headers=(challenge,))
         self._forged = Problem(403, "Requests from other sites are not allowed.")
+        self._untrusted = Problem(400, "This host is not served.")
         self._guards: dict[Flask, SessionGuard] = {}  # one, unless several apps share a route
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -124,6 +127,14 @@ class FlaskSession:
             guard.hide(environ)
             return self.app(environ, guard.starting(start_response))
         with flask_app.request_context(_without_body(environ)):
+            if isinstance(request.routing_exception, SecurityError):  # TRUSTED_HOSTS
+                return self._reject(
+                    self._untrusted,
+                    "the app does not trust the host",
+                    flask_app,
+                    environ,
+                    start_response,
+                )
             identity = self._identity(flask_app)
             why = "" if identity is None else guard.forgery(environ)
             if identity is not None and not why and guard.changes_something(environ):
