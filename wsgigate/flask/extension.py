@@ -165,8 +165,8 @@ class WsgiGate:
         :param key: The caller to count: a name such as ``"subject|address"``, a function that
             returns it, or several of these; None from a function exempts the request. Default:
             the *key* of the extension.
-        :param methods: The methods that are limited. Default: all.
-        :param per_method: Whether each method has a count of its own.
+        :param methods: The methods that are limited; GET includes HEAD. Default: all.
+        :param per_method: Whether each method has a count of its own; HEAD counts as GET.
         :param cost: Quota units that a request consumes, or a function that returns them.
         :param exempt_when: A function that returns whether the request is exempt.
         :param deduct_when: A function of the response that returns whether the request consumes
