@@ -293,6 +293,17 @@ def test_a_dead_endpoint_is_not_waited_for() -> None:
     assert "it has failed too often: the connection was refused" in it.reason
 
 
+@pytest.mark.parametrize("status", ["400 Bad", "403 Blocked", "413 Large", "422 No", "500 Oops"])
+def test_tokens_that_the_server_rejects_keep_it_from_no_other(status: str) -> None:
+    """A firewall answers 403 to ``../../etc/passwd``; that says nothing about other tokens."""
+    with gate() as (it, server):
+        for number in range(8):
+            token = f"../../etc/passwd-{number}"
+            server.tokens[token] = answer({}, status=status)
+            assert it.ask(token).status_code == 503
+        assert it.ask("good").status_code == 200
+
+
 def test_no_token_and_another_scheme() -> None:
     with gate() as (it, server):
         for value in (None, "Basic YTpi"):

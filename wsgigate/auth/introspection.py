@@ -175,9 +175,13 @@ class IntrospectionRequest:
         return ""
 
 
+_PROVOKED = frozenset((400, 403, 413, 414, 422, 431, 500))
+"""Errors that a token may cause, as at a web application firewall in front of the endpoint."""
+
+
 def _is_failure(status: int) -> bool:
     """Return whether *status* is a failure of the endpoint, whatever the token was."""
-    return status not in (200, 400, 500)
+    return status != 200 and status not in _PROVOKED
 
 
 class Introspected(NamedTuple):
