@@ -178,8 +178,8 @@ def test_only_the_issuers_and_schemes_of_a_backend_have_users(project, db, ident
     assert client.get("/").json()["user"] == ""
 
 
-@pytest.mark.parametrize("scheme", ["bearer", "dpop", "basic"])
-def test_a_token_and_a_password_are_of_a_user(project, db, scheme) -> None:
+@pytest.mark.parametrize("scheme", ["bearer", "dpop", "introspection", "forward-auth", "basic"])
+def test_a_token_a_login_elsewhere_and_a_password_are_of_a_user(project, db, scheme) -> None:
     user_named("ada")
     project({"": me}, MIDDLEWARE=MIDDLEWARE, WSGIGATE=[AUTHENTICATOR],
             AUTHENTICATION_BACKENDS=[BACKEND])  # fmt: skip

@@ -44,7 +44,7 @@ class IdentityBackend(ModelBackend):  # type: ignore[misc]
     issuers: Collection[str] | None = None
     """The issuers whose identities are users of the project; None for all that are verified."""
 
-    schemes: Collection[str] = ("bearer", "dpop", "basic")
+    schemes: Collection[str] = ("bearer", "dpop", "introspection", "forward-auth", "basic")
     """The schemes whose identities are users: the owner of an API key, for example, is not."""
 
     def authenticate(
