@@ -166,6 +166,21 @@ def test_a_field_cannot_add_another_one(value: bytes) -> None:
         assert not it.seen
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        deny("401 Unauthorized", ("Connection", "a," * 200)),
+        deny("302 Found", ("Location", "https://a.example/"), body=b"x" * 2000),
+    ],
+    ids=["malformed", "too large"],
+)
+def test_a_rejection_that_cannot_be_passed_on_is_no_outage(answer: bytes) -> None:
+    with gate(answer, on_error="allow", max_response_body_size=1000) as (it, _):
+        assert it.ask().status_code == 503
+        assert not it.seen
+        assert it.app.errors == 0
+
+
 def test_a_field_that_is_too_long_for_a_backend_is_not_passed_on() -> None:
     with gate(allow(("Remote-User", "x" * 9000)), **USER) as (it, _):
         assert it.ask().status_code == 503

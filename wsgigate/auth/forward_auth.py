@@ -35,6 +35,7 @@ from wsgigate.http.forwarding import forwarding_fields
 from wsgigate.http.problem import Refusal
 from wsgigate.http.target import BadTarget
 from wsgigate.http.wsgi import SET_FIELDS, Headers, environ_key, peer_trusted
+from wsgigate.rules.circuit import Outcome
 from wsgigate.runtime.logs import one_line
 from wsgigate.runtime.shared_calls import CallAbandoned, SharedCalls
 
@@ -430,12 +431,20 @@ class AuthUnavailable(Exception):
 
     :ivar again_in: Seconds after which another request may succeed.
     :ivar timed_out: Whether the answer took too long.
+    :ivar answered: Whether there is one that cannot be passed on, which may be a rejection.
     """
 
-    def __init__(self, why: str, again_in: float = 1.0, timed_out: bool = False) -> None:
+    def __init__(
+        self,
+        why: str,
+        again_in: float = 1.0,
+        timed_out: bool = False,
+        answered: bool = False,
+    ) -> None:
         super().__init__(why)
         self.again_in = again_in
         self.timed_out = timed_out
+        self.answered = answered
 
 
 class _Remembered(NamedTuple):
@@ -508,7 +517,10 @@ class AuthService:
                 return self._judged(self._exchange(method, fields, body), fields)
             return self._remembered(key, method, fields)
         except EndpointFailed as error:
-            raise AuthUnavailable(str(error), error.again_in, error.timed_out) from error
+            answered = error.outcome is Outcome.OK  # such as one that is too large
+            raise AuthUnavailable(
+                str(error), error.again_in, error.timed_out, answered=answered
+            ) from error
         except CallAbandoned as error:
             raise AuthUnavailable(str(error), timed_out=True) from error
 
@@ -545,7 +557,10 @@ class AuthService:
             return self._response.read(reply)
         if not 300 <= reply.status < 500 or reply.status == 304:
             raise EndpointFailed(f"it answered {reply.status}")
-        headers = passed_on(reply, self._endpoint.url, keep_location=self._keeps_location)
+        try:
+            headers = passed_on(reply, self._endpoint.url, keep_location=self._keeps_location)
+        except EndpointFailed as error:
+            raise AuthUnavailable(str(error), answered=True) from error
         anonymous = not any(name.lower() in _PROTECTED for name in fields)
         return AuthRejection(reply.status, headers, reply.body, anonymous)
 

@@ -91,9 +91,9 @@ class ForwardAuth:
     response is 503, or 504 if it was too slow.
 
     The service is asked with ``GET`` and the fields of the request, besides
-    ``X-Forwarded-Method``, ``-Proto``, ``-Host``, ``-Uri``, ``-For`` and ``-Port``. The gateway
-    makes these itself; those of a client are not believed, those of a trusted proxy
-    (:class:`ClientAddress`) are.
+    ``X-Forwarded-Method``, ``-Uri``, ``-Proto``, ``-Host``, ``-For`` and ``-Port``. The gateway
+    makes these itself; those of a client are not believed. ``-Proto``, ``-Host``, ``-For`` and
+    ``-Port`` are those of a trusted proxy (:class:`ClientAddress`), if there is one.
 
     The fields in *auth_response_headers*, *header_field* and *claim_headers* are always removed
     from the client's request, in every spelling, also if the answer lacks them and for requests
@@ -137,7 +137,8 @@ class ForwardAuth:
         client address), or for every request with the same ``"credential"``.
     :param cache_size: Maximum number of answers that are remembered.
     :param on_error: What to do with a request that the service cannot be asked about: ``"refuse"``
-        it, or ``"allow"`` it without an identity and without the fields, counted in ``errors``.
+        it, or ``"allow"`` it without an identity and without the fields, counted in ``errors``. A
+        5xx counts as no answer. One that cannot be passed on may be a rejection, and is refused.
     :param required: Whether a 401 of the service rejects the request. If not, the request passes
         without an identity and without the fields.
     :param exempt: Requests that pass unasked and without an identity: a function of ``environ``, or
@@ -254,8 +255,10 @@ class ForwardAuth:
             refused(environ, _NAME, str(refusal))
             return self._refuse(refusal.problem)(environ, start_response)
         except AuthUnavailable as error:
-            self._outages.log(str(error))
-            if self._allows:
+            allowed = self._allows and not error.answered
+            if allowed or not self._allows:
+                self._outages.log(str(error))
+            if allowed:
                 return self.app(environ, start_response)
             refused(environ, _NAME, f"the service cannot be asked: {error}")
             return self._refuse(_unavailable(error))(environ, start_response)
