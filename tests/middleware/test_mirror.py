@@ -15,7 +15,7 @@ from werkzeug.test import Client
 
 from tests.support.objects import part
 from wsgigate import ApiKeyAuthenticator, ApiKeys, ForwardAuth, Identity, Mirror
-from wsgigate.http.wsgi import CLAIMS, CLIENT, IDENTITY, ROUTE, SET_FIELDS, BodyError
+from wsgigate.http.wsgi import CLAIMS, CLIENT, IDENTITIES, IDENTITY, ROUTE, SET_FIELDS, BodyError
 from wsgigate.runtime.threads import BackgroundQueue
 from wsgigate.store.memory import MemoryStore
 from wsgigate.testing import Backend, FakeClock, reply
@@ -100,6 +100,7 @@ SECRETS = {
     "HTTP_X_API_KEY": "k",
     CLAIMS: {"sub": "ann"},
     IDENTITY: Identity(subject="ann", scheme="bearer"),
+    IDENTITIES: (Identity(subject="ann", scheme="bearer"), Identity("7", "badge")),
 }
 
 

@@ -17,6 +17,7 @@ from wsgigate.http.wsgi import (
     CLAIMS,
     CLIENT,
     CLIENT_SOURCE,
+    IDENTITIES,
     IDENTITY,
     KEPT_TARGET,
     PARAMS,
@@ -43,6 +44,7 @@ _CREDENTIALS = frozenset(
         "HTTP_PROXY_AUTHORIZATION",
         "HTTP_X_API_KEY",
         CLAIMS,
+        IDENTITIES,
         IDENTITY,
         SET_FIELDS,
     )
@@ -62,6 +64,7 @@ _OF_REQUESTS = frozenset(
             CLIENT_SOURCE,
             PEER_TRUSTED,
             CLAIMS,
+            IDENTITIES,
             IDENTITY,
             SET_FIELDS,
             ROUTE,
