@@ -188,6 +188,22 @@ def test_a_field_that_the_gateway_has_set_stays(app: App) -> None:
     assert app.seen["HTTP_X_NEVER"] == "1"
 
 
+def test_a_middleware_around_it_sees_no_credential_afterwards(app: App, tmp_path: Path) -> None:
+    """Such as a Mirror, which copies the request as it was left."""
+    key = AUTHENTICATORS["api-key"](tmp_path)
+    behind = AnyOf(app, [Never, partial(key.factory, header="X-Partner", scopes=["other"])])
+    left: dict[str, Any] = {}
+
+    def around(environ: Any, start_response: Any) -> Iterable[bytes]:
+        body = behind(environ, start_response)
+        left.update(environ)
+        return body
+
+    fields = {"X-Partner": key.valid["headers"]["X-API-Key"]}
+    assert Client(around).get("/", headers=fields).status_code == 403
+    assert "HTTP_X_PARTNER" not in left
+
+
 def test_a_caller_of_no_authenticator_is_removed(app: App) -> None:
     forged = {IDENTITY: Identity("root", "bearer"), CLAIMS: {"sub": "root"}}
     client = Client(AnyOf(app, [Never]))
