@@ -1,7 +1,8 @@
 """Authenticators side by side: how they are made, and the one response if all reject a request.
 
 An authenticator that is combined with others is a middleware with two habits. It passes each
-rejection to the *refuse* that it was made with, before it starts a response; and it passes a
+rejection to the *refuse* that it was made with, when it is called and before it starts a response
+(a generator decides too late); and it passes a
 :class:`~wsgigate.auth.challenge.CredentialsMissing` if the request has no credential for it, and
 another problem if the credential is invalid. An authenticator that reads the body leaves one in
 ``environ["wsgi.input"]`` that can be read from its beginning.
