@@ -165,6 +165,26 @@ def test_a_field_of_another_source_never_counts(
             assert not set(FIELDS) & app.seen.keys()
 
 
+@pytest.mark.parametrize(
+    ("source", "fields"),
+    [
+        ("client-cert", {"Client-Cert": "::"}),
+        ("client-cert", {"Client-Cert": ""}),
+        ("header:X-Cert", {"X-Cert": ""}),
+        ("xfcc", {"X-Forwarded-Client-Cert": ""}),
+    ],
+)
+def test_a_proxy_sends_an_empty_field_of_a_client_without_a_certificate(
+    source: str, fields: dict[str, str], app: App
+) -> None:
+    answer = behind_proxy(app, source=source).get("/", headers=fields, environ_base=PROXY)
+    assert (answer.status_code, answer.json["detail"]) == (401, "Client certificate required!")
+    optional = behind_proxy(app, source=source, required=False)
+    assert optional.get("/", headers=fields, environ_base=PROXY).status_code == 200
+    assert app.caller is None
+    assert CLIENT_CERTIFICATE not in app.seen
+
+
 def test_no_field_passes_for_the_environ_of_a_server(app: App, pem: str) -> None:
     fields = {
         "Ssl-Client-Cert": pem.replace("\n", " "),

@@ -40,6 +40,7 @@ __all__ = ["ClientCertificate"]
 
 _SOURCE = rf"server|client-cert|xfcc|header:{FIELD_NAME}"
 _XFCC = "HTTP_X_FORWARDED_CLIENT_CERT"
+_NO_BYTES = "::"  # an empty byte sequence, which HAProxy sends of a client without a certificate
 _LEAF, _CHAIN = "HTTP_CLIENT_CERT", "HTTP_CLIENT_CERT_CHAIN"
 _MOST_CACHED = 1024
 
@@ -201,7 +202,7 @@ class ClientCertificate:
         value: str = found.get(self._field, "")
         if not self._hides:
             environ |= {key: found[key] for key in (self._field, _CHAIN) if key in found}
-        if not value:
+        if not value or (self._field == _LEAF and value.strip(" \t") == _NO_BYTES):
             return None
         return value, found.get(_CHAIN, "") if self._field == _LEAF else ""
 
