@@ -69,7 +69,9 @@ class ClientAddress:
     :param source: The field that these proxies write and never pass on from a client:
         ``x-forwarded-for``, ``forwarded`` (RFC 7239), a field with only the client's address, such
         as ``x-real-ip``, ``cf-connecting-ip``, ``true-client-ip`` or ``fly-client-ip``, or
-        ``header:NAME`` for any other such field. Other fields are never read.
+        ``header:NAME`` for any other such field. The address is read from no other field. The
+        proxies also set ``X-Forwarded-Proto``, ``-Host``, ``-Port`` and ``-Prefix``, or remove
+        them: one that they pass on from a client counts as theirs.
     :param refuse: A function that turns a :class:`Problem` into the WSGI app that responds with it.
     :raises ValueError: *trusted_proxies* contains something else than addresses and networks, or
         *source* is unknown.
