@@ -384,10 +384,19 @@ def orders(environ, start_response):
     return [environ[IDENTITY].subject.encode()]
 
 
-def test_around_django_itself_the_guard_is_an_error(project) -> None:
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "wsgigate.django.DjangoSession",
+        ("wsgigate.AnyOf", {"of": [DjangoSession]}),
+        {"use": "any-of", "of": [{"use": "wsgigate.django:DjangoSession"}]},
+    ],
+    ids=["alone", "an alternative", "an alternative in a table"],
+)
+def test_around_django_itself_the_guard_is_an_error(project, entry) -> None:
     from django.core.exceptions import ImproperlyConfigured
 
-    project({}, WSGIGATE=["wsgigate.django.DjangoSession"])
+    project({}, WSGIGATE=[entry])
     with pytest.raises(ImproperlyConfigured, match="guards the routes of services"):
         Client().get("/")
 

@@ -72,7 +72,7 @@ def test_each_authenticator_is_one_of_several(
 
     assert client.get("/", **with_badge(way.valid)).status_code == 200
     assert (app.caller.subject, app.caller.scheme) == (way.subject, way.scheme)
-    assert (CLAIMS in app.seen) is (way.scheme in ("bearer", "dpop"))
+    assert (CLAIMS in app.seen) is (way.scheme in ("bearer", "dpop", "session"))
     subjects = [who.subject for who in app.seen[IDENTITIES]]
     assert subjects == ([way.subject, "gate-7"] if first else ["gate-7", way.subject])
     assert VERIFYING not in app.seen

@@ -88,7 +88,8 @@ def test_each_authenticator_is_an_alternative(
     answer = client.post("/", data=b"a body", **way.invalid)
     alone = Client(way.factory(app, refuse=answer_with)).post("/", data=b"a body", **way.invalid)
     assert (answer.status_code, answer.json["detail"]) == (alone.status_code, alone.json["detail"])
-    assert "Never" in answer.headers.getlist("WWW-Authenticate")
+    if answer.status_code == 401:
+        assert "Never" in answer.headers.getlist("WWW-Authenticate")
 
     missing = client.post("/", data=b"a body")
     alone = Client(way.factory(app, refuse=answer_with)).post("/", data=b"a body")
@@ -169,6 +170,46 @@ def test_what_one_hides_wherever_it_is_reaches_no_app(
         assert not {"HTTP_AUTHORIZATION", "HTTP_X_API_KEY"} & app.seen.keys()
     answer = client.get(url, headers={**fields, "Authorization": "Digest of another"})
     assert app.seen["HTTP_AUTHORIZATION"] == "Digest of another"
+
+
+SESSIONS = {"django-session": "sessionid", "flask-session": "session"}
+
+
+@pytest.mark.parametrize("use", SESSIONS)
+@pytest.mark.parametrize("nested", [None, AllOf, AnyOf])
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_a_service_neither_sees_nor_changes_a_session_of_another_alternative(
+    use: str, nested: Any, anonymous: bool, tmp_path: Path
+) -> None:
+    seen: list[str | None] = []
+
+    def service(environ: Any, start_response: Any) -> Iterable[bytes]:
+        seen.append(environ.get("HTTP_COOKIE"))
+        changes = [("Set-Cookie", f"{SESSIONS[use]}=evil; Path=/"), ("Clear-Site-Data", '"*"')]
+        start_response("200 OK", [*changes, ("Set-Cookie", "cart=7")])
+        return []
+
+    way = AUTHENTICATORS[use](tmp_path)
+    of = [partial(nested, of=[way.factory]) if nested else way.factory]
+    client = Client(AnyOf(service, [Never, *of], anonymous=anonymous), use_cookies=False)
+    cookie = "made-up" if anonymous else way.valid["headers"]["X-Session"].partition("=")[2]
+    fields = {"Cookie": f"{SESSIONS[use]}={cookie}; theme=dark"}
+    given = [fields, *([] if anonymous else [{**fields, "X-Never": "yes"}])]
+    for headers in given:
+        answer = client.get("/", headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers.getlist("Set-Cookie") == ["cart=7"]
+        assert "Clear-Site-Data" not in answer.headers
+        assert answer.headers["Vary"] == "Cookie"
+    assert seen == ["theme=dark"] * len(given)
+
+
+@pytest.mark.parametrize("use", SESSIONS)
+def test_one_that_guards_routes_does_so_among_others(use: str, app: App, tmp_path: Path) -> None:
+    of = [Never, AUTHENTICATORS[use](tmp_path).factory]
+    assert AnyOf(app, of).guards_routes
+    assert AllOf(app, of).guards_routes
+    assert not AnyOf(app, [Never]).guards_routes
 
 
 def test_a_field_that_the_gateway_has_set_stays(app: App) -> None:

@@ -12,13 +12,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import RLock
 from typing import Any
 from uuid import uuid4
 from wsgiref.types import StartResponse, WSGIEnvironment
 
 from argon2 import PasswordHasher
+from django.test import override_settings
+from flask import Flask
+from flask.sessions import SecureCookieSessionInterface
 
 from tests.support.certificates import Authority
+from tests.support.django_project import configure
 from tests.support.dpop import Prover
 from tests.support.signing import Requester
 from tests.support.webhooks import SECRETS, github
@@ -36,6 +41,7 @@ from wsgigate import (
 )
 from wsgigate.auth.jwt import mint
 from wsgigate.client.endpoint import EndpointReply
+from wsgigate.flask import FlaskSession
 
 __all__ = ["AUTHENTICATORS", "HASH", "Row", "Way"]
 
@@ -267,12 +273,91 @@ def dpop(_folder: Path) -> Way:
     )
 
 
+# Of a page of another site: the credential of a browser, which may not be used.
+FORGED = {"Upgrade": "websocket", "Connection": "Upgrade", "Origin": "https://evil.example"}
+
+
+class OfBrowser:
+    """Takes the cookie of each request from ``X-Session``: a test client sends its own cookies."""
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if "HTTP_X_SESSION" in environ:
+            environ["HTTP_COOKIE"] = environ["HTTP_X_SESSION"]
+        called: Iterable[bytes] = super().__call__(environ, start_response)  # type: ignore[misc]
+        return called
+
+
+class GuardedByFlask(OfBrowser, FlaskSession):
+    """A session of Flask, from ``X-Session``."""
+
+
+class UsersWithoutDatabase:
+    """An authentication backend of Django by which each session is that of ann."""
+
+    def get_user(self, key: int) -> Any:
+        from django.contrib.auth import get_user_model
+
+        return get_user_model()(pk=key, username="ann")
+
+
+def django_session(_folder: Path) -> Way:
+    configure()
+    from django.contrib.sessions.backends.signed_cookies import SessionStore
+
+    from wsgigate.django import DjangoSession
+
+    backend = f"{__name__}.{UsersWithoutDatabase.__name__}"
+    project = partial(
+        override_settings,
+        SESSION_ENGINE="django.contrib.sessions.backends.signed_cookies",
+        AUTHENTICATION_BACKENDS=[backend],
+    )
+
+    one_at_a_time = RLock()
+
+    class GuardedByDjango(OfBrowser, DjangoSession):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            with project():
+                super().__init__(*arguments, subject="username", csrf="origin", **options)
+
+        def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+            with one_at_a_time, project():  # settings are of the whole process
+                return super().__call__(environ, start_response)
+
+    user = UsersWithoutDatabase().get_user(7)
+    session = SessionStore()
+    session["_auth_user_id"], session["_auth_user_backend"] = "7", backend
+    session["_auth_user_hash"] = user.get_session_auth_hash()
+    session.save()
+    cookie = {"X-Session": f"sessionid={session.session_key}"}
+    valid, invalid = {"headers": cookie}, {"headers": {**cookie, **FORGED}}
+    return Way(GuardedByDjango, valid, invalid, "ann", "session")
+
+
+def flask_session(_folder: Path) -> Way:
+    flask_app = Flask("shop")
+    flask_app.secret_key = SECRET
+    signer = SecureCookieSessionInterface().get_signing_serializer(flask_app)
+    assert signer is not None
+    signed = signer.dumps({"user_id": "ann"})
+    cookie = {"X-Session": f"session={signed}"}
+    return Way(
+        partial(GuardedByFlask, flask_app=flask_app),
+        {"headers": cookie},
+        {"headers": {**cookie, **FORGED}},
+        "ann",
+        "session",
+    )
+
+
 AUTHENTICATORS: dict[str, Row] = {
     "api-key": api_key,
     "authenticator": bearer,
     "authenticator with dpop": dpop,
     "basic": basic,
     "client-certificate": client_certificate,
+    "django-session": django_session,
+    "flask-session": flask_session,
     "forward-auth": forward_auth,
     "introspection": introspection,
     "message-signature": message_signature,

@@ -10,6 +10,10 @@ another problem if the credential is invalid. An authenticator that reads the bo
 It may have a method ``hide``, called with ``environ``: it removes what no app behind it gets from
 a client, such as the credential. That is how this is removed from a request that another
 authenticator accepted. What the gateway has set (``environ["wsgigate.set_fields"]``) stays.
+
+It may have a method ``starting``, called with ``environ`` and ``start_response``: it returns the
+``start_response`` of the app behind it, whose response may not change the credential, such as the
+cookie of a session. That, too, is called if another authenticator accepted the request.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-from wsgiref.types import WSGIApplication, WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.challenge import CredentialsMissing
 from wsgigate.http.problem import Problem, Refuse
@@ -25,8 +29,7 @@ from wsgigate.http.wsgi import SET_FIELDS
 
 __all__ = [
     "AuthenticatorFactory",
-    "hide_all",
-    "hiding",
+    "Hiding",
     "is_final",
     "joined_reasons",
     "made_of",
@@ -67,20 +70,28 @@ def made_of(
     return made
 
 
-Hide = Callable[[WSGIEnvironment], None]
+class Hiding:
+    """What several authenticators keep from the app behind them, by ``hide`` and ``starting``."""
 
+    def __init__(self, authenticators: Iterable[object]) -> None:
+        made = list(authenticators)
+        self._hide: list[Any] = [each.hide for each in made if hasattr(each, "hide")]
+        self._starting: list[Any] = [each.starting for each in made if hasattr(each, "starting")]
+        self.guards_routes = any(getattr(each, "guards_routes", False) is True for each in made)
+        """Whether one of them cannot stand around the app whose session it hides."""
 
-def hiding(authenticators: Iterable[object]) -> list[Hide]:
-    """Return the ``hide`` of each authenticator that has one."""
-    return [each.hide for each in authenticators if hasattr(each, "hide")]
+    def hide(self, environ: WSGIEnvironment) -> None:
+        """Remove what they hide from *environ*, except for what the gateway has set."""
+        kept = {key: environ[key] for key in environ.get(SET_FIELDS, ()) if key in environ}
+        for hide in self._hide:
+            hide(environ)
+        environ.update(kept)
 
-
-def hide_all(hides: Sequence[Hide], environ: WSGIEnvironment) -> None:
-    """Remove what authenticators hide from *environ*, except for what the gateway has set."""
-    kept = {key: environ[key] for key in environ.get(SET_FIELDS, ()) if key in environ}
-    for hide in hides:
-        hide(environ)
-    environ.update(kept)
+    def starting(self, environ: WSGIEnvironment, start_response: StartResponse) -> StartResponse:
+        """Return a ``start_response`` by which the app cannot change any of the credentials."""
+        for starting in self._starting:
+            start_response = starting(environ, start_response)
+        return start_response
 
 
 _KEYED = re.compile(r"\w+(?:\[\d+\])?(?:\.\w+(?:\[\d+\])?)*: ")

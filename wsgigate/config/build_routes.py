@@ -215,7 +215,7 @@ def policy_name(text: str) -> str:
 
 
 def _guards_routes(middleware: object) -> bool:
-    return bool(getattr(type(middleware), "guards_routes", False))
+    return getattr(middleware, "guards_routes", False) is True
 
 
 def answers_preflights(entries: Iterable[Middleware]) -> bool:

@@ -166,11 +166,19 @@ class DjangoSession:
         environ[CLAIMS] = dict(found.identity.claims)
         return self._forward(environ, start_response, found.fields)
 
+    def hide(self, environ: WSGIEnvironment) -> None:
+        """Remove the cookies and the token that no app behind it gets from a client."""
+        self._guard.hide(environ)
+        environ.pop(self._token_key, None)
+
+    def starting(self, environ: WSGIEnvironment, start_response: StartResponse) -> StartResponse:
+        """Return a ``start_response`` by which the app behind cannot change the session."""
+        return self._guard.starting(start_response)
+
     def _forward(
         self, environ: WSGIEnvironment, start_response: StartResponse, fields: Headers
     ) -> Iterable[bytes]:
-        self._guard.hide(environ)
-        environ.pop(self._token_key, None)
+        self.hide(environ)
         return self.app(environ, self._guard.starting(start_response, fields))
 
     def _look_up(self, environ: WSGIEnvironment) -> _SessionState:

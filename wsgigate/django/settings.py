@@ -292,7 +292,7 @@ def _wrapped(app: WSGIApplication, entry: Any) -> WSGIApplication:
     wrapped: Any = made(app, **options)
     if not callable(wrapped):
         raise ValueError(f"returned {wrapped!r}, which is not a WSGI app")
-    if getattr(type(wrapped), "guards_routes", False):
+    if getattr(wrapped, "guards_routes", False) is True:
         raise ValueError(
             f"{type(wrapped).__name__} guards the routes of services: name it in the middleware "
             'of one of WSGIGATE["ROUTES"], as {"use": "wsgigate.django:DjangoSession"}'

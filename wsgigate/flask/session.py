@@ -113,8 +113,7 @@ class FlaskSession:
         self._guards: dict[Flask, SessionGuard] = {}  # one, unless several apps share a route
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        flask_app = self._app_of(environ)
-        guard = self._guards.get(flask_app) or self._guard_of(flask_app)
+        flask_app, guard = self._app_of(environ), self._guard_for(environ)
         outer = environ.get(IDENTITY)
         verified = isinstance(outer, Identity) and outer.scheme != "session"
         if self._required or not verified:
@@ -149,6 +148,18 @@ class FlaskSession:
             environ[IDENTITY] = identity
             environ[CLAIMS] = dict(identity.claims)
         return self.app(environ, guard.starting(start_response, renewal))
+
+    def hide(self, environ: WSGIEnvironment) -> None:
+        """Remove the cookies that no app behind it gets from a client."""
+        self._guard_for(environ).hide(environ)
+
+    def starting(self, environ: WSGIEnvironment, start_response: StartResponse) -> StartResponse:
+        """Return a ``start_response`` by which the app behind cannot change the session."""
+        return self._guard_for(environ).starting(start_response)
+
+    def _guard_for(self, environ: WSGIEnvironment) -> SessionGuard:
+        flask_app = self._app_of(environ)
+        return self._guards.get(flask_app) or self._guard_of(flask_app)
 
     def _app_of(self, environ: WSGIEnvironment) -> Flask:
         found = self._flask_app or environ.get(FLASK_APP)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.auth.combining import AuthenticatorFactory, hide_all, hiding, made_of
+from wsgigate.auth.combining import AuthenticatorFactory, Hiding, made_of
 from wsgigate.auth.identity import IDENTITY, Identity
 from wsgigate.http.problem import Refuse, answer_with
 from wsgigate.http.wsgi import CLAIMS, IDENTITIES, VERIFYING
@@ -91,7 +91,7 @@ class AllOf:
             inner = made_of(of, index, Noting(inner), refuse)
             self._authenticators.insert(0, inner)
         self._first = inner
-        self._hiding = hiding(self._authenticators)
+        self._hiding = Hiding(self._authenticators)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(IDENTITY, None)
@@ -100,9 +100,18 @@ class AllOf:
         environ[VERIFYING] = Verifying(environ.get(VERIFYING))
         return self._first(environ, start_response)
 
+    @property
+    def guards_routes(self) -> bool:
+        """Whether one of the authenticators hides a session from the app it belongs to."""
+        return self._hiding.guards_routes
+
     def hide(self, environ: WSGIEnvironment) -> None:
         """Remove what no app behind it gets from a client."""
-        hide_all(self._hiding, environ)
+        self._hiding.hide(environ)
+
+    def starting(self, environ: WSGIEnvironment, start_response: StartResponse) -> StartResponse:
+        """Return a ``start_response`` by which the app behind cannot change a credential."""
+        return self._hiding.starting(environ, start_response)
 
     def close(self) -> None:
         """Close the authenticators."""

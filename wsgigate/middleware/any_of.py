@@ -10,8 +10,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.auth.challenge import CredentialsMissing
 from wsgigate.auth.combining import (
     AuthenticatorFactory,
-    hide_all,
-    hiding,
+    Hiding,
     is_final,
     joined_reasons,
     made_of,
@@ -90,8 +89,8 @@ class AnyOf:
         self._anonymous = anonymous
         made = [made_of(of, index, self._passed, _recording) for index in range(len(of))]
         self._authenticators: list[Any] = made
-        self._hiding = hiding(made)
-        self._hiding_others = [hiding(each for each in made if each is not one) for one in made]
+        self._hiding = Hiding(made)
+        self._hiding_others = [Hiding(each for each in made if each is not one) for one in made]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         caller, claims = environ.pop(IDENTITY, None), environ.pop(CLAIMS, None)
@@ -118,7 +117,8 @@ class AnyOf:
             if problem is not None and is_final(problem):
                 return self._rejected(problem, reasons[-1:], attempt, environ, start_response)
         if passes and all(isinstance(each, CredentialsMissing) for each in refusals):
-            self.hide(environ)
+            self._hiding.hide(environ)
+            start_response = self._hiding.starting(environ, start_response)
             if isinstance(caller, Identity):  # that of an authenticator around this one
                 environ[IDENTITY] = caller
                 if claims is not None:
@@ -130,9 +130,18 @@ class AnyOf:
             return self.app(environ, start_response)
         return self._rejected(merged(refusals), reasons, attempt, environ, start_response)
 
+    @property
+    def guards_routes(self) -> bool:
+        """Whether one of the authenticators hides a session from the app it belongs to."""
+        return self._hiding.guards_routes
+
     def hide(self, environ: WSGIEnvironment) -> None:
         """Remove what no app behind it gets from a client."""
-        hide_all(self._hiding, environ)
+        self._hiding.hide(environ)
+
+    def starting(self, environ: WSGIEnvironment, start_response: StartResponse) -> StartResponse:
+        """Return a ``start_response`` by which the app behind cannot change a credential."""
+        return self._hiding.starting(environ, start_response)
 
     def close(self) -> None:
         """Close the authenticators."""
@@ -150,8 +159,9 @@ class AnyOf:
             environ[ATTEMPT] = attempt.outer
         if LOGGED not in attempt.before:
             del environ[LOGGED]
-        hide_all(self._hiding_others[attempt.index], environ)
-        return self.app(environ, start_response)
+        others = self._hiding_others[attempt.index]
+        others.hide(environ)
+        return self.app(environ, others.starting(environ, start_response))
 
     def _rejected(
         self,
