@@ -62,8 +62,8 @@ def _cases() -> dict[str, Callable[[], object]]:
             "RAW_URI": "/orders/7",
             "wsgi.url_scheme": "https",
         }
-        assert app(environ, _start) == [b""], "the token is rejected"
-        return lambda: app(environ, _start)
+        assert app(environ.copy(), _start) == [b""], "the token is rejected"
+        return lambda: app(environ.copy(), _start)  # a middleware leaves its marks in one
 
     active = json.dumps({**claims, "active": True}).encode()
     with Backend(reply(active, fields=[("Content-Type", "application/json")])) as server:
@@ -88,7 +88,7 @@ def _cases() -> dict[str, Callable[[], object]]:
     other = {"issuer": "https://other.example", "jwks": jwk}
     several: Any = [{**rules, "jwks": jwk}, other]
     return {
-        "": lambda: _app({}, _start),
+        "": serve(_app),
         "cached": serve(Authenticator(_app, **keyed)),
         "cached, deny list": serve(Authenticator(_app, **keyed, deny_list=DenyList(store))),
         "cached, nested claims": serve(Authenticator(_app, **keyed), nested),
