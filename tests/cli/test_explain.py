@@ -224,11 +224,11 @@ _USER = '{ use = "basic", users_file = "users" }'
             "all-of",
             [_KEY, f'{{ use = "any-of", of = [{_TOKEN}, {_USER}] }}'],
             "",
-            ["scopes read, list", "introspection or basic"],
+            ["api-key (scopes read, list) and (introspection or basic)"],
         ),
     ],
 )
-def test_explain_prints_what_each_alternative_requires(
+def test_explain_prints_what_combined_authenticators_require(
     cli: Cli, use: str, of: list[str], more: str, printed: list[str]
 ) -> None:
     text = f"""

@@ -145,6 +145,13 @@ def test_check_knows_an_alternative_that_names_no_caller(
     assert (key in dict(read_file(str(file)).warnings)) is warns
 
 
+def test_an_invalid_list_is_not_taken_for_one_without_api_keys(folder: Path) -> None:
+    file = folder / "gateway.toml"
+    for of, warns in ((BASIC, True), (f'{BASIC}, "api-key"', False)):
+        file.write_text(APP + entry("any-of", of) + '[api_keys]\nfile = "keys.json"\n')
+        assert ("api_keys" in dict(read_file(str(file)).warnings)) is warns
+
+
 def test_check_reads_the_files_of_an_alternative(folder: Path) -> None:
     (folder / "users").write_text("bob:hunter2\n")
     file = folder / "gateway.toml"

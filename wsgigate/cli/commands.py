@@ -490,11 +490,9 @@ def _needs(needed: Arguments) -> list[str]:
 
 def _required(entry: Middleware, environ: dict[str, Any]) -> int:
     """Print what the caller of a request needs; return 1 if no rule allows the request."""
-    if entry.use == "any-of":
+    if entry.of:
         _line("requires", _combined(entry))
         return 0
-    if entry.use == "all-of":
-        return max(_required(each, environ) for each in entry.of)
     if entry.use != "authorizer" and entry.use not in VERIFIERS:
         return 0
     options = entry.options or {}

@@ -250,7 +250,7 @@ def _check_api_keys(config: Config, errors: Errors, warnings: Warnings) -> None:
     if errors.under("api_keys"):
         return
     if not config.uses_api_keys():
-        if config.api_keys is not None:
+        if config.api_keys is not None and not errors:  # as an invalid entry may accept them
             warnings.append(
                 ("api_keys", 'no middleware accepts them; add one with use = "api-key"')
             )
