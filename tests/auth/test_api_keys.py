@@ -215,6 +215,7 @@ def test_the_identity_has_the_owner_the_plan_and_the_scopes() -> None:
         "acme-1",
     )
     assert dict(identity.claims) == {
+        "sub": "Acme Ltd.",
         "key_id": "acme-1",
         "owner": "Acme Ltd.",
         "plan": "gold",

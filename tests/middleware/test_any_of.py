@@ -82,6 +82,7 @@ def test_each_authenticator_is_an_alternative(
 
     assert client.post("/", data=b"a body", **way.valid).status_code == 200
     assert (app.caller.subject, app.caller.scheme) == (way.subject, way.scheme)
+    assert app.caller.claims["sub"] == way.subject  # as a field of identity may name it
     assert app.body == b"a body"
     assert not {ATTEMPT, LOGGED, REASON} & app.seen.keys()
 

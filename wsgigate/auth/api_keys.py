@@ -271,7 +271,7 @@ def rotated(record: KeyRecord, digest: str, now: float, overlap: float | None) -
 
 def identity_of(record: KeyRecord) -> Identity:
     """Return the identity of the callers that use the key of *record*."""
-    claims: dict[str, Any] = {"key_id": record.id, "owner": record.owner}
+    claims: dict[str, Any] = {"sub": record.owner, "key_id": record.id, "owner": record.owner}
     if record.plan:
         claims["plan"] = record.plan
     if record.name:

@@ -58,8 +58,8 @@ class ApiKeyAuthenticator:
     """Authentication: allow requests with a valid API key only.
 
     The caller is in ``environ["wsgigate.identity"]``: the owner of the key is its ``subject``, the
-    id of the key its ``client``, and its ``claims`` have ``owner``, ``plan``, ``key_id`` and
-    ``name``.
+    id of the key its ``client``, and its ``claims`` have ``owner`` and ``sub``, which are
+    the same, ``plan``, ``key_id`` and ``name``.
 
     Every invalid key (malformed, unknown, revoked, expired, replaced) gets the same response; the
     cause is in ``environ["wsgigate.reason"]``, for the log. The key itself is in no log, and is
