@@ -179,3 +179,39 @@ def test_an_identity_in_the_environ_of_a_request_is_removed_by_the_authenticator
     for key in ("wsgigate.identity", "wsgigate.claims"):
         answer = app.test_client().post("/orders", environ_overrides={key: ADA})
         assert answer.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        {"WSGIGATE_MIDDLEWARE": [{"use": "limiter", "quota": "9/d"}]},
+        {"WSGIGATE_LIMIT_ENABLED": None},
+        {"WSGIGATE_NAME": "x"},
+    ],
+)
+def test_a_setting_that_changes_after_init_app_is_an_error_of_every_request(late):
+    app = Flask("late")
+    app.config["WSGIGATE_LIMIT_ENABLED"] = False
+    app.add_url_rule("/", view_func=lambda: "hello")
+    WsgiGate(app)
+    app.config.update(late)
+    client = app.test_client()
+    assert [client.get("/").status_code for _ in range(2)] == [500, 500]
+    app.testing = True
+    with pytest.raises(RuntimeError, match=f"{next(iter(late))} changed after init_app"):
+        client.get("/")
+
+
+def test_a_list_of_a_setting_that_grows_after_init_app_is_an_error_too():
+    app = Flask("late")
+    app.config["WSGIGATE_MIDDLEWARE"] = []
+    app.testing = True
+    WsgiGate(app)
+    assert app.test_client().get("/").status_code == 404
+    other = Flask("late")
+    other.config["WSGIGATE_MIDDLEWARE"] = []
+    other.testing = True
+    WsgiGate(other)
+    other.config["WSGIGATE_MIDDLEWARE"].append({"use": "limiter", "quota": "9/d"})
+    with pytest.raises(RuntimeError, match="WSGIGATE_MIDDLEWARE changed"):
+        other.test_client().get("/")

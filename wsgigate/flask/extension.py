@@ -29,6 +29,7 @@ from wsgigate.flask.settings import (
     FLASK_APP,
     PREFIX,
     ViewSettings,
+    given_settings,
     read_settings,
 )
 from wsgigate.flask.testing import IdentityClient
@@ -88,7 +89,8 @@ class WsgiGate:
     def init_app(self, app: Flask) -> None:
         """Read the settings of *app*, and wrap it in the gateway.
 
-        Call it when ``app.config`` is complete. Nothing is opened before the first request.
+        Call it when ``app.config`` is complete: a setting that changes before the first request
+        makes every request an error. Nothing is opened before the first request.
 
         :raises ConfigError: A setting is invalid; the exception has all errors.
         :raises RuntimeError: *app* has the extension already.
@@ -124,6 +126,7 @@ class WsgiGate:
             which = "LIMIT_KEY" if str(error).startswith("key") else "LIMIT_DEFAULT"
             raise ConfigError("app.config", [(PREFIX + which, str(error))]) from None
         app.extensions[EXTENSION] = _ExtensionState(gateway, views, limits)
+        app.before_request(_UnchangedSettings(app))
         app.before_request(limits.before_request)
         app.after_request(limits.after_request)
         app.after_request(add_fields)
@@ -273,6 +276,37 @@ class _Mounted:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ[FLASK_APP] = self._flask_app
         return self.app(environ, start_response)
+
+
+class _UnchangedSettings:
+    """Checks at the first request that no setting has changed since ``init_app`` has read them.
+
+    Otherwise an authenticator that was configured too late would silently protect nothing.
+    """
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+        self._read = given_settings(app)
+        self._checked = False
+
+    def __call__(self) -> None:
+        if self._checked:
+            return
+        now = given_settings(self._app)
+        changed = [
+            key
+            for key in {**self._read, **now}
+            if self._read.get(key, _NONE) != now.get(key, _NONE)
+        ]
+        if changed:
+            raise RuntimeError(
+                f"{', '.join(changed)} changed after init_app(), which had read app.config: call "
+                "init_app() when app.config is complete"
+            )
+        self._checked = True
+
+
+_NONE = object()
 
 
 def _raising(app: WSGIApplication) -> WSGIApplication:

@@ -30,6 +30,7 @@ __all__ = [
     "PREFIX",
     "AppSettings",
     "ViewSettings",
+    "given_settings",
     "read_settings",
     "settings_of",
 ]
@@ -117,17 +118,22 @@ def settings_of(app: Flask) -> ViewSettings:
     return _DEFAULTS if state is None else cast(ViewSettings, state.settings)
 
 
+def given_settings(app: Flask) -> dict[str, Any]:
+    """Return a copy of the keys in ``app.config`` that have the prefix and a value."""
+    return {
+        key: _plain(value)
+        for key, value in app.config.items()
+        if key.startswith(PREFIX) and value is not None
+    }
+
+
 def read_settings(app: Flask) -> AppSettings:
     """Return the settings in ``app.config``.
 
     :raises ConfigError: A key is unknown or has an invalid value; the exception has all errors of
         the keys for views.
     """
-    given = {
-        key.removeprefix(PREFIX).lower(): _plain(value)
-        for key, value in app.config.items()
-        if key.startswith(PREFIX) and value is not None
-    }
+    given = {key.removeprefix(PREFIX).lower(): value for key, value in given_settings(app).items()}
     tables, views = Table(Config), Table(ViewSettings)
     errors = Errors()
     known = [*tables.keys, *views.keys]
