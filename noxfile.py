@@ -51,16 +51,20 @@ def frameworks(session: nox.Session) -> None:
 
     The sessions ``unit`` run them with the newest that each Python can have.
     """
-    constraint = ("--constraint", "constraints.txt")
-    session.install(*constraint, "--upgrade", "pip", "setuptools")
-    session.install(*constraint, "--no-build-isolation", "--editable", ".", *NEEDED)
-    session.install(*(each.replace(">=", "==") for each in DEV if is_framework(each)))
+    session.install("--constraint", "constraints.txt", "--upgrade", "pip", "setuptools")
+    path = os.path.join(session.create_tmp(), "constraints.txt")
+    with open("constraints.txt") as versions, open(path, "w") as others:
+        others.writelines(line for line in versions if not is_framework(line))
+    oldest = [each.replace(">=", "==") for each in DEV if is_framework(each)]
+    package = ("--no-build-isolation", "--editable", ".")
+    session.install("--constraint", path, *package, *NEEDED, *oldest)
     session.run("python", "-m", "pytest", "-q", "tests/django", "tests/flask", *session.posargs)
 
 
 def is_framework(requirement: str) -> bool:
     """Return whether *requirement* is a framework that wsgigate is part of, or one of its own."""
-    return requirement.partition(">")[0] in ("django", "djangorestframework", "flask")
+    name = re.split("[=>]", requirement)[0].lower()
+    return name in ("django", "djangorestframework", "flask")
 
 
 @nox.session
