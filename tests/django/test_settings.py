@@ -108,6 +108,10 @@ WRONG = {
         (WRONG, 'WSGIGATE["MIDDLEWARE"][0]: No module named'),
         (WRONG, 'WSGIGATE["MIDDLEWARE"][1]: a quota is written'),
         (WRONG, 'WSGIGATE["SERVICES"].orders.instance: is not a known key'),
+        (
+            {"MIDDLEWARE": [{"use": "wsgigate.django.DjangoSession"}]},
+            'write a class of your own as "wsgigate.django:DjangoSession"',
+        ),
         (WRONG, 'WSGIGATE["ROUTES"][0].service: there is no service'),
         ({"middleware": []}, 'did you mean "MIDDLEWARE"?'),
         ({"MIDDLEWARE": "wsgigate.Logger"}, "expected a list of middlewares, got str"),

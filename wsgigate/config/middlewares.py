@@ -208,6 +208,9 @@ class MiddlewareEntry(Kind[Middleware]):
         if use not in MIDDLEWARES:
             names = list(MIDDLEWARES)
             near = suggestion(use, names) or f"; known middlewares: {', '.join(names)}"
+            module, dot, name = use.rpartition(".")
+            if dot:  # as a setting of Django has it
+                near = f'; write a class of your own as "{module}:{name}"'
             errors.add(path_of_use, f"{shown(use)} is not a middleware{near}")
             return self.blank()
         return Middleware(str(use), MIDDLEWARES[use].table.read(options, path, errors))
