@@ -97,3 +97,28 @@ def test_nothing_is_in_progress_after_a_fork() -> None:
     assert calls.make(b"key", lambda: "child", 0) == "child"
     held.release.set()
     thread.join(30)
+
+
+def test_a_call_that_hangs_holds_a_bounded_number_of_threads() -> None:
+    calls = SharedCalls[str](most=2, brief=0)
+    held = Held(lambda: "late")
+    found: list[str] = []
+
+    def make(patience: float) -> None:
+        try:
+            found.append(calls.make(b"key", held, patience))
+        except CallAbandoned as error:
+            found.append(str(error))
+
+    patient = [threading.Thread(target=make, args=(30,)) for _ in range(6)]
+    patient[0].start()
+    until(lambda: held.made == 1)
+    for thread in patient[1:]:
+        thread.start()
+    until(lambda: len(found) == 3)
+    assert found == ["an equal call took too long"] * 3
+    held.release.set()
+    for thread in patient:
+        thread.join(30)
+    assert found[3:] == ["late"] * 3
+    assert held.made == 1

@@ -185,6 +185,8 @@ class AskedEndpoint:
     origin = "https://id.example.com"
     target = "/"
     timeout = 5.0
+    max_concurrent = 16
+    patience = 1.0
 
     def __init__(self, answer: Callable[[Mapping[str, str], bytes], EndpointReply]) -> None:
         self._answer = answer

@@ -490,7 +490,9 @@ class AuthService:
         self._cache_keys = tuple(cache_keys)
         self._per_request = per_request
         self._cache = TokenCache[_Remembered](size)
-        self._calls = SharedCalls[AuthAnswer | AuthRejection]()
+        self._calls = SharedCalls[AuthAnswer | AuthRejection](
+            most=endpoint.max_concurrent, brief=endpoint.patience
+        )
         self._timer = timer
 
     def ask(

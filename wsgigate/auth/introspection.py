@@ -237,7 +237,9 @@ class Introspector:
         self._inactive = TokenCache[Introspected](size)
         self._clock = clock
         self._timer = timer
-        self._calls = SharedCalls[Introspected]()
+        self._calls = SharedCalls[Introspected](
+            most=endpoint.max_concurrent, brief=endpoint.patience
+        )
         self._hash = sha256()
         for part in (endpoint.origin + endpoint.target, request.client):
             self._hash.update(f"{len(part)}:{part}".encode("utf-8", "replace"))

@@ -166,6 +166,7 @@ class RemoteEndpoint:
     :param clock: Returns monotonic seconds, for the circuit.
     :raises ValueError: An argument is invalid; the message names it.
     :ivar name: Its URL without the query, for logs and ``/health``.
+    :ivar max_concurrent: Maximum number of exchanges at a time in this process.
     :ivar patience: Maximum seconds for which a request waits for a place.
     """
 
@@ -198,7 +199,7 @@ class RemoteEndpoint:
         self.target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self.timeout = timeout
         self._verify = ca or True
-        self._most = max_concurrent
+        self.max_concurrent = max_concurrent
         self._max_bytes = max_bytes
         self._rules = circuit
         self._clock = clock
@@ -283,7 +284,7 @@ class RemoteEndpoint:
                 if wait > 0:
                     why = f"it has failed too often: {self._error}"
                     raise EndpointFailed(why, again_in=wait)
-                if self._running < self._most:
+                if self._running < self.max_concurrent:
                     self._verdict = verdict
                     self._running += 1
                     return verdict.generation

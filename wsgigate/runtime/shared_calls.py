@@ -6,6 +6,7 @@ it has returned wait for its result. Rules that must hold:
 - No lock is held during the call: threads with other keys are not delayed by it.
 - Every waiting thread gets the end of the call, whatever it is: a result, an exception, or that the
   thread was ended by its server. It waits for a bounded time only.
+- Not all threads of a server wait for a call that hangs: a bounded number waits for long.
 - A result is shared by the threads that waited for it, and is not kept.
 - After a fork nothing is in progress: the thread that made a call does not exist in the child.
 """
@@ -38,9 +39,15 @@ class _Call(Generic[T]):
 
 
 class SharedCalls(Generic[T]):
-    """Calls in progress, by key."""
+    """Calls in progress, by key.
 
-    def __init__(self) -> None:
+    :param most: Maximum number of threads that wait for as long as they are patient.
+    :param brief: Maximum seconds for which further ones wait.
+    """
+
+    def __init__(self, *, most: int = 16, brief: float = 1.0) -> None:
+        self._most = most
+        self._brief = brief
         self._lock: threading.Lock
         fork.renewed(self, _lock="Lock")
         self.after_fork()
@@ -49,6 +56,7 @@ class SharedCalls(Generic[T]):
     def after_fork(self) -> None:
         """Forget the calls that the parent has in progress."""
         self._calls: dict[bytes, _Call[T]] = {}
+        self._waiting = 0
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -65,8 +73,17 @@ class SharedCalls(Generic[T]):
             other = self._calls.get(key)
             if other is None:
                 mine = self._calls[key] = _Call[T]()
+            else:
+                long = self._waiting < self._most
+                self._waiting += long
         if other is not None:
-            if not other.done.wait(patience):
+            try:
+                ended = other.done.wait(patience if long else min(patience, self._brief))
+            finally:
+                if long:
+                    with self._lock:
+                        self._waiting = max(0, self._waiting - 1)  # none is counted after a fork
+            if not ended:
                 raise CallAbandoned("an equal call took too long")
             if other.error is not None:
                 raise copy.copy(other.error)  # a raised object collects the frames of its thread
