@@ -230,20 +230,19 @@ def test_a_field_that_the_gateway_has_set_stays(app: App) -> None:
     assert app.seen["HTTP_X_NEVER"] == "1"
 
 
-def test_a_middleware_around_it_sees_no_credential_afterwards(app: App, tmp_path: Path) -> None:
-    """Such as a Mirror, which copies the request as it was left."""
-    key = AUTHENTICATORS["api-key"](tmp_path)
-    behind = AnyOf(app, [Never, partial(key.factory, header="X-Partner", scopes=["other"])])
-    left: dict[str, Any] = {}
+def test_the_response_of_refuse_has_the_request_as_it_came(app: App) -> None:
+    """An application that renders it must not lose the session of its user."""
+    seen: list[Any] = []
 
-    def around(environ: Any, start_response: Any) -> Iterable[bytes]:
-        body = behind(environ, start_response)
-        left.update(environ)
-        return body
+    def refuse(problem: Problem) -> Any:
+        def page(environ: Any, start_response: Any) -> Any:
+            seen.append(environ.get("HTTP_X_NEVER"))
+            return problem(environ, start_response)
 
-    fields = {"X-Partner": key.valid["headers"]["X-API-Key"]}
-    assert Client(around).get("/", headers=fields).status_code == 403
-    assert "HTTP_X_PARTNER" not in left
+        return page
+
+    assert Client(AnyOf(app, [Never], refuse=refuse)).get("/", headers={"X-Never": "no"}).json
+    assert seen == ["no"]
 
 
 def test_a_caller_of_no_authenticator_is_removed(app: App) -> None:

@@ -172,7 +172,6 @@ class AnyOf:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         refused(environ, "AnyOf", joined_reasons(reasons))
-        self.hide(environ)  # from middlewares around it that look at the request later
         if attempt.outer is not None:
             environ[ATTEMPT] = attempt.outer
         return self._refuse(problem)(environ, start_response)
