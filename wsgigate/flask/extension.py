@@ -177,7 +177,8 @@ class WsgiGate:
             is left, so requests that run at the same time may exceed the quota together.
         :param override_defaults: Whether the view has no default limits.
         :param error_message: The detail of the rejection.
-        :param name: The name of the limit in response fields. Default: the name of the view.
+        :param name: The name of the limit in response fields. Default: the name of the view; of
+            several that one decorator limits, each for itself, the name of the first.
         :param observe: Dry run: count and log only.
         :raises ValueError: An argument is invalid; the message names it.
         """
