@@ -121,9 +121,19 @@ def test_granian_does_not_serve_a_route_that_keeps_encoded_slashes(cli: Cli) -> 
     path = 'path = "/api/users/{id}"'
     assert path in SHOP
     keeping = SHOP.replace(path, path + '\nencoded_slash = "keep"')
-    code, _, err = cli("run", cli.file(keeping), "--server", "granian")
-    assert code == 2
-    assert "the route '/api/users/{id}' keeps encoded slashes" in err
+    for command in ("run", "check"):
+        code, _, err = cli(command, cli.file(keeping), "--server", "granian")
+        assert code == 2
+        assert "the route '/api/users/{id}' keeps encoded slashes" in err
+
+
+def test_granian_does_not_serve_client_certificates(cli: Cli, tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    table = f'[gateway]\ntls = {{ cert = "{certificate}", client_ca = "{certificate}" }}\n'
+    path = cli.file(f'{table}[store]\nurl = "memory:"\n')
+    for command in ("run", "check"):
+        code, _, err = cli(command, path, "--server", "granian")
+        assert (code, "gateway.tls.client_ca: " in err, "gunicorn" in err) == (2, True, True), err
 
 
 def test_granian_does_not_serve_http_2(cli: Cli, tmp_path: Path) -> None:

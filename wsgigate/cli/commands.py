@@ -91,7 +91,10 @@ def check(arguments: argparse.Namespace) -> int:
         return failed(error)
     services, count = len(built.gateway.pools), len(built.entries)
     built.gateway.close()
-    found = _of_server(parsed.config, arguments.server)
+    try:
+        found = _of_server(parsed.config, arguments.server)
+    except ValueError as error:
+        return failed(error)
     refused = arguments.server != "gunicorn" and parsed.config.gateway.self_check == "refuse"
     for finding in found:
         severity = finding.severity if refused else "warning"
@@ -176,7 +179,10 @@ def _thread_shares(config: Config) -> Iterator[str]:
 
 
 def _of_server(config: Config, name: str) -> list[Finding]:
-    """Return the findings on the server that ``run`` would start, if it is installed."""
+    """Return the findings on the server that ``run`` would start, if it is installed.
+
+    :raises ValueError: The server does not support a setting; the message names it.
+    """
     try:
         planned = import_module(f"wsgigate.servers.{name}").planned
     except ModuleNotFoundError as error:

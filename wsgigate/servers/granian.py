@@ -347,7 +347,11 @@ def check(config: Config) -> None:
 
 
 def planned(config: Config) -> ServerFacts:
-    """Return the facts of the granian server that would run the gateway of *config*."""
+    """Return the facts of the granian server that would run the gateway of *config*.
+
+    :raises ValueError: It has a setting that granian does not support; the message names it.
+    """
+    check(config)
     applied = frozenset() if config.gateway.keep_alive else frozenset(["keep_alive"])
     return ServerFacts(
         server="granian",
