@@ -82,3 +82,4 @@ def test_token_requires_an_authenticator_with_a_secret(cli: Cli) -> None:
     code, _, err = cli("token", cli.file(""))
     assert code == 2
     assert "has no authenticator with a secret (HS256, HS384 or HS512)" in err
+    assert "only the issuer can sign tokens" in err

@@ -292,7 +292,10 @@ def _of_file(config: Config, path: str) -> _Signing:
         if isinstance(required, Mapping):
             claims |= {name: _first(value) for name, value in required.items()}
         return _Signing(algorithm, _secret(options, path), claims)
-    raise ValueError(f"{path} has no authenticator with a secret (HS256, HS384 or HS512)")
+    raise ValueError(
+        f"{path} has no authenticator with a secret (HS256, HS384 or HS512); only the issuer can "
+        "sign tokens for an authenticator with public keys"
+    )
 
 
 def _issuers(entries: Sequence[Middleware]) -> Iterator[Arguments]:
