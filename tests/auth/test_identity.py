@@ -71,3 +71,15 @@ def test_its_representation_shows_no_claims_and_it_can_be_a_key() -> None:
     identity = Identity(subject="u1", scheme="bearer", claims={"email": "u1@example.com"})
     assert "example.com" not in repr(identity)
     assert {identity: 1}[identity] == 1
+
+
+@pytest.mark.parametrize("scopes", ["orders:write", "orders:read orders:write", ""])
+def test_scopes_in_one_text_are_an_error(scopes: Any) -> None:
+    """Its letters would be the scopes, and each rule would reject the caller."""
+    with pytest.raises(TypeError, match=r"scopes: expected a set or a list of scopes"):
+        Identity("ada", "bearer", scopes=scopes)
+
+
+def test_scopes_may_be_a_list() -> None:
+    scopes: Any = ["orders:read", "orders:write"]
+    assert Identity("ada", "bearer", scopes=scopes).scopes == {"orders:read", "orders:write"}

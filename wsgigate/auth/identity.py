@@ -45,6 +45,7 @@ class Identity:
     :param claims: All that is known of the caller, by name. They are copied and read-only; a list
         becomes a tuple.
     :param scopes: What the credential permits.
+    :raises TypeError: *scopes* is a single text, whose letters would count as scopes.
     """
 
     subject: str | None
@@ -57,6 +58,12 @@ class Identity:
     def __post_init__(self) -> None:
         object.__setattr__(self, "claims", _read_only(self.claims))
         if self.scopes.__class__ is not frozenset:
+            if isinstance(self.scopes, str):
+                example = self.scopes.split() or ["orders:read"]
+                raise TypeError(
+                    f"scopes: expected a set or a list of scopes, such as {example!r}, "
+                    f"got {self.scopes!r}"
+                )
             object.__setattr__(self, "scopes", frozenset(self.scopes))
 
     @classmethod
