@@ -53,7 +53,8 @@ def test_there_are_no_certificate_files_without_tls() -> None:
         ('{ cert = "missing.pem" }', "gateway.tls.cert", "does not exist"),
         ('{ cert = "both.pem", key = "missing.key" }', "gateway.tls.key", "does not exist"),
         ('{ cert = "both.pem", key = "other.pem" }', "gateway.tls", "KEY_VALUES_MISMATCH"),
-        ('{ cert = "none.pem" }', "gateway.tls", "cannot be used"),
+        ('{ cert = "none.pem" }', "gateway.tls", "key must name the file of the key"),
+        ('{ cert = "none.pem", key = "both.pem" }', "gateway.tls", "they must be PEM files"),
         ('{ key = "both.pem" }', "gateway.tls.cert", "is required"),
     ],
 )

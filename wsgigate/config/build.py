@@ -135,6 +135,11 @@ def check_certificate(config: Config, path: str) -> None:
         )  # otherwise OpenSSL prompts on the terminal
     except OSError as error:
         why = getattr(error, "reason", None) or error.strerror or str(error)
+        if files[0] == files[1]:
+            raise ValueError(
+                f"{files[0]} cannot be used: {why}; it must be a PEM file with the certificate and "
+                "its key without a password, or key must name the file of the key"
+            ) from None
         raise ValueError(
             f"{files[0]} and its key cannot be used: {why}; "
             "they must be PEM files, the key without a password"
