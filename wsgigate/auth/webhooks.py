@@ -307,7 +307,14 @@ def _standard_secret(secret: str) -> bytes:
         raise ValueError(
             "is the sender's private key; give its public key, which begins with whpk_"
         )
-    return _long_enough(_base64(secret.removeprefix("whsec_")))
+    try:
+        key = _base64(secret.removeprefix("whsec_"))
+    except ValueError as error:
+        raise ValueError(
+            f'{error}, as "standard" and "svix" require; for another sender set provider, such as '
+            '"github"'
+        ) from None
+    return _long_enough(key)
 
 
 def _public_key(text: str) -> Ed25519PublicKey:
