@@ -246,7 +246,7 @@ def test_the_content_has_the_body_and_the_time(content: str, timed: bool) -> Non
 @pytest.mark.parametrize(
     ("provider", "secret", "message"),
     [
-        ("standard", "whsec_!", "is not in base64, .* set provider, such as \"github\""),
+        ("standard", "whsec_!", 'is not in base64, .* set provider, such as "github"'),
         ("standard", "whsec_", "is empty"),
         ("standard", "whsec_AAAA", "has 3 bytes, at least 8"),
         ("standard", "whsk_AAAA", "public key, which begins with whpk_"),
