@@ -6,12 +6,13 @@ import io
 import json
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import pytest
 from werkzeug.test import Client
 
-from wsgigate import ApiKeyAuthenticator, ApiKeys, Authenticator, Logger
+from wsgigate import AnyOf, ApiKeyAuthenticator, ApiKeys, Authenticator, Logger
 from wsgigate.auth.api_keys import new_key
 from wsgigate.auth.identity import IDENTITY, Identity
 from wsgigate.auth.jwt import mint
@@ -283,6 +284,20 @@ def test_tokens_and_keys_can_be_used_side_by_side(
     assert backend.seen["HTTP_AUTHORIZATION"] == f"Bearer {token}"
     assert both.get("/", headers={"X-API-Key": key}).status_code == 200
     assert backend.seen[IDENTITY].subject == "acme"
+
+
+def test_a_bearer_token_may_be_a_token_or_a_key(backend: Backend, keys: ApiKeys, key: str) -> None:
+    tokens = partial(Authenticator, algorithms=["HS256"], secret=SECRET)
+    both = Client(
+        AnyOf(backend, [tokens, partial(ApiKeyAuthenticator, keys=keys, authorization="Bearer")])
+    )
+    for bearer, caller in ((mint(SECRET, "HS256", "ann"), "ann"), (key, "acme")):
+        answer = both.get("/", headers={"Authorization": f"Bearer {bearer}"})
+        assert answer.status_code == 200
+        assert backend.seen is not None
+        assert backend.seen[IDENTITY].subject == caller
+    for headers in ({}, {"Authorization": f"Bearer {UNKNOWN}"}, {"Authorization": "Bearer junk"}):
+        assert both.get("/", headers=headers).status_code == 401
 
 
 def test_an_optional_authenticator_inside_keeps_the_caller_of_a_key(
