@@ -58,13 +58,13 @@ class Identity:
     def __post_init__(self) -> None:
         object.__setattr__(self, "claims", _read_only(self.claims))
         if self.scopes.__class__ is not frozenset:
-            if isinstance(self.scopes, str):
-                example = self.scopes.split() or ["orders:read"]
+            scopes: Any = self.scopes  # a set or a list of a caller without a type checker
+            if isinstance(scopes, str):
+                example = scopes.split() or ["orders:read"]
                 raise TypeError(
-                    f"scopes: expected a set or a list of scopes, such as {example!r}, "
-                    f"got {self.scopes!r}"
+                    f"scopes: expected a set or a list, such as {example!r}, got {scopes!r}"
                 )
-            object.__setattr__(self, "scopes", frozenset(self.scopes))
+            object.__setattr__(self, "scopes", frozenset(scopes))
 
     @classmethod
     def from_claims(cls, claims: Mapping[str, Any], *, scheme: str = "bearer") -> Identity:
