@@ -72,6 +72,13 @@ def found(**options) -> list[str]:
             [],
         ),
         ([GATE], {"WSGIGATE": {"FILE": "gone.toml"}}, ["wsgigate.E001"]),
+        ([GATE], {"WSGIGATE": ["wsgigate.Limitr", "gone.Away"]}, ["wsgigate.E001"] * 2),
+        ([GATE], {"WSGIGATE": [("wsgigate.Limiter", {"quota": "0"})]}, ["wsgigate.E001"]),
+        (
+            [GATE],
+            {"WSGIGATE": {**GATEWAY, "MIDDLEWARE": ["wsgigate.Limitr"]}},
+            ["wsgigate.E001"],
+        ),
         (["nowhere.Middleware", GATE], {"WSGIGATE": GATEWAY}, []),
     ],
 )

@@ -223,13 +223,7 @@ def stack(app: WSGIApplication) -> GatewayStack:
             ).gateway
         except ConfigError as error:
             _add(errors, _placed(error.errors, _file_of(read)))
-    for place, entry in reversed(list(enumerate(read.middleware))):
-        where = f"{read.where}[{place}]"
-        if all(known != where for known, _ in errors):
-            try:
-                app = _wrapped(app, entry)
-            except (ImportError, TypeError, ValueError) as error:
-                errors.append((where, str(error)))
+    app = _in_middlewares(app, read, errors)
     if errors:
         raise ImproperlyConfigured("\n".join(f"{where}: {text}" for where, text in errors))
     return GatewayStack(app, gateway)
@@ -242,7 +236,7 @@ def _add(errors: list[tuple[str, str]], more: Iterable[tuple[str, str]]) -> None
 def checked_gateway(
     read: GatewaySettings, *, asks: bool = False, offline: bool = True
 ) -> tuple[BuiltGateway | None, list[tuple[str, str]], list[tuple[str, str]]]:
-    """Build the gateway, and check what it needs.
+    """Build the gateway and the middlewares, and check what they need.
 
     :param asks: Whether to open the store, read the files and fetch the keys of issuers as well,
         which takes up to some seconds each.
@@ -250,11 +244,12 @@ def checked_gateway(
     :returns: The gateway, which is not to serve; the errors; the warnings.
     """
     errors, warnings = list(read.errors), list[tuple[str, str]]()
+    unserved = Problem(503)
+    _in_middlewares(unserved, read, errors)
     parsed = read.parsed
     if parsed is None:
         return None, errors, warnings
     built = None
-    unserved = Problem(503)
     try:
         if asks:
             built = check_file(
@@ -275,6 +270,20 @@ def checked_gateway(
 def _file_of(read: GatewaySettings) -> str:
     """Return the file that errors name; empty for tables of the setting."""
     return "" if read.path == _inline_path() else read.path
+
+
+def _in_middlewares(
+    app: WSGIApplication, read: GatewaySettings, errors: list[tuple[str, str]]
+) -> WSGIApplication:
+    """Return *app* in the middlewares of the list, and add what is wrong with them to *errors*."""
+    for place, entry in reversed(list(enumerate(read.middleware))):
+        where = f"{read.where}[{place}]"
+        if all(known != where for known, _ in errors):
+            try:
+                app = _wrapped(app, entry)
+            except (ImportError, TypeError, ValueError) as error:
+                errors.append((where, str(error)))
+    return app
 
 
 def _wrapped(app: WSGIApplication, entry: Any) -> WSGIApplication:
