@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ImproperlyConfigured
 
 from tests.support.django_project import configure
 
@@ -106,3 +107,19 @@ def test_an_inactive_user_fails_to_authenticate(project, db) -> None:
     response = answer(project, Orders, caller("orders:read"))
     assert response.status_code == 401
     assert response["WWW-Authenticate"] == 'Bearer realm="api"'
+
+
+class Misspelled(APIView):
+    authentication_classes = (IdentityAuthentication,)
+    permission_classes = (HasScopes,)
+    require_scopes = ("orders:read",)
+
+
+def test_a_view_that_does_not_say_what_it_requires_is_an_error(project) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"required_scopes, .* use HasIdentity"):
+        answer(project, Misspelled, caller("orders:read"))
+
+
+def test_a_forced_identity_must_be_one(project) -> None:
+    with pytest.raises(TypeError, match="identity: expected an Identity, not 'ada'"):
+        answer(project, Orders, "ada")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import (
     APIException,
@@ -71,8 +72,9 @@ class HasScopes(BasePermission):  # type: ignore[misc]
     """Allows verified callers with all ``required_scopes`` of the view, as ``TokenHasScope`` does.
 
     A view may also have ``required_roles``, ``required_groups`` and ``required_claims``, as for an
-    :class:`~wsgigate.AuthorizationRule`. To a caller without a scope the response names it (RFC
-    6750 section 3.1).
+    :class:`~wsgigate.AuthorizationRule`. A view with none of the four is an error, as a misspelled
+    one would allow every verified caller; :class:`HasIdentity` does that. To a caller without a
+    scope the response names it (RFC 6750 section 3.1).
     """
 
     def has_permission(self, request: Any, view: Any) -> bool:
@@ -80,6 +82,7 @@ class HasScopes(BasePermission):  # type: ignore[misc]
 
         :raises NotAuthenticated: The request has no verified caller.
         :raises PermissionDenied: The caller lacks something.
+        :raises ImproperlyConfigured: The view does not say what it requires.
         """
         environ = environ_of(request, "wsgigate.django.rest_framework")
         refusal = _access_of(type(view)).refusal(environ)
@@ -101,15 +104,24 @@ _accesses: weakref.WeakKeyDictionary[type, AccessCheck] = weakref.WeakKeyDiction
 """The rules of views, by class: DRF makes a permission for each request."""
 
 
+_KINDS = ("scopes", "roles", "groups", "claims")
+
+
 def _access_of(view: type) -> AccessCheck:
     found = _accesses.get(view)
     if found is None:
-        rule = AuthorizationRule(
-            scopes=getattr(view, "required_scopes", ()),
-            roles=getattr(view, "required_roles", ()),
-            groups=getattr(view, "required_groups", ()),
-            claims=getattr(view, "required_claims", ()),
-        )
         name = f"{view.__module__}.{view.__qualname__}"
+        required: dict[str, Any] = {
+            kind: value
+            for kind in _KINDS
+            if (value := getattr(view, f"required_{kind}", None)) is not None
+        }
+        if not required:
+            names = ", ".join(f"required_{kind}" for kind in _KINDS)
+            raise ImproperlyConfigured(
+                f"HasScopes needs one of {names} of {name}; use HasIdentity for a view that every "
+                "verified caller may use"
+            )
+        rule = AuthorizationRule(**required)
         found = _accesses[view] = AccessCheck(Authorization({}, (name, rule)))
     return found

@@ -23,7 +23,10 @@ def force_identity(client: Any, identity: Identity | None) -> None:
 
     :param client: A ``django.test.Client``, ``RequestFactory``, or DRF's ``APIClient``.
     :param identity: The caller; None for anonymous requests again.
+    :raises TypeError: *identity* is not an :class:`~wsgigate.Identity`.
     """
+    if identity is not None and not isinstance(identity, Identity):
+        raise TypeError(f"identity: expected an Identity, not {identity!r}")
     for key in (IDENTITY, FORCED_IDENTITY, CLAIMS):
         client.defaults.pop(key, None)
     if identity is not None:
