@@ -157,11 +157,12 @@ class WsgiGate:
     ) -> LimitDecorator:
         """Return a decorator that limits how often a caller may use a view.
 
-        ``@gate.limit("5/minute")`` stands below ``@app.route``; each view has a count of its own,
-        and all workers count together. ``decorators = [gate.limit(...)]`` of a class-based view,
-        ``gate.limit(...)(blueprint)``, ``blueprint.before_request(gate.limit(...))`` and ``with
-        gate.limit(...):`` within a view work as well. A request over the quota raises
-        :class:`LimitExceeded` (429). Functions are called without an argument, within the request.
+        ``@gate.limit("5/minute")`` stands below ``@app.route``: above it, nothing is limited. Each
+        view has a count of its own, and all workers count together. ``decorators =
+        [gate.limit(...)]`` of a class-based view, ``gate.limit(...)(blueprint)``,
+        ``blueprint.before_request(gate.limit(...))`` and ``with gate.limit(...):`` within a view
+        work as well. A request over the quota raises :class:`LimitExceeded` (429). Functions are
+        called without an argument, within the request.
 
         :param quota: The quota, as for a :class:`~wsgigate.Limiter`, or a function that returns
             it; None for no limit.

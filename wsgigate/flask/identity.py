@@ -145,7 +145,8 @@ def requires(
 ) -> Requirement:
     """Return a decorator for views that only some verified callers may use.
 
-    ``@requires("orders:write")`` stands below ``@app.route``; ``decorators = [requires(...)]`` of a
+    ``@requires("orders:write")`` stands below ``@app.route``: above it, Flask calls the view
+    without the check, and the view is open to everyone. ``decorators = [requires(...)]`` of a
     class-based view and ``blueprint.before_request(requires(...))`` work as well. Without
     arguments, any verified caller is allowed. A request without one raises
     :class:`MissingCredentials` (401), another caller :class:`InsufficientPermissions` (403).
