@@ -25,6 +25,11 @@ from wsgigate.testing.fakes import FakeClock
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# A shell starts what runs in its background with SIGINT ignored, which the servers of the tests would
+# inherit: they would never end by it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # How long an example takes is the machine's doing; and a change is judged by the same examples in
 # each run. `pytest --hypothesis-profile=search` looks for others.
 _search = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
