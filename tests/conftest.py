@@ -25,8 +25,8 @@ from wsgigate.testing.fakes import FakeClock
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# A shell starts what runs in its background with SIGINT ignored, which the servers of the tests would
-# inherit: they would never end by it.
+# A shell starts what runs in its background with SIGINT ignored, which the servers of the tests
+# would inherit: they would never end by it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
