@@ -178,7 +178,7 @@ def cache_key(
 
     :param names: The names of the fields with the client's credential, as in *fields*.
     :param per_request: Whether the answer is for this method, URL and client address only.
-    :returns: None if the request has none of *names*: it is nobody's in particular.
+    :returns: None if the request has none of *names*, and so no credential.
     """
     values = [fields.get(name) for name in names]
     if not any(value is not None for value in values):

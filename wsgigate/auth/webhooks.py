@@ -7,7 +7,7 @@ suffix, so the three parts of a request that a form reads are enough to verify i
 - ``standard`` (Standard Webhooks; ``svix`` is the same with other fields): the id of the message,
   the time and the body, with full stops between them. The id must not contain one: a signature for
   one division of the text would be valid for another.
-- ``github``: the body alone, so a copy of a request cannot be told from a redelivery.
+- ``github``: the body alone, so a copy of a request looks like a redelivery.
 - ``stripe``, ``slack``: the time and the body.
 - ``hmac``: any other sender, by what the receiver knows of it.
 

@@ -13,7 +13,7 @@ answer arrives. An endpoint that is slow or dead must not hold all of them, so a
   those that wait for a place as well, and single requests probe whether the endpoint answers again.
 - No lock is held during an exchange, and a fork in the middle of one leaves no place taken.
 - The answer is bounded in size. Redirects are not followed: they would lead the gateway, and the
-  credentials that it sends, to an address of somebody's choice (SSRF).
+  credentials that it sends, to an address that others choose (SSRF).
 - The address that is connected to is checked after name resolution, as for instances.
 - A request is sent a second time only if the connection was closed before an answer began: an
   endpoint may close an idle connection at the moment a request is sent. So an endpoint must be one

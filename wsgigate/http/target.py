@@ -114,11 +114,6 @@ class Target(NamedTuple):
     host: str
 
     @property
-    def has_encoded_slash(self) -> bool:
-        """Whether a segment contains an encoded ``/``."""
-        return "%2F" in self.path
-
-    @property
     def text(self) -> str:
         """The target in origin form."""
         return self.path if self.query is None else f"{self.path}?{self.query}"

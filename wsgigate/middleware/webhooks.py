@@ -124,7 +124,7 @@ class WebhookVerifier:
         if once and not timed:
             raise ValueError(
                 f'once: requires a signed time, which "{provider}" does not have here: a copy of a '
-                "request cannot be told from another attempt to deliver it"
+                "request looks like another attempt to deliver it"
             )
         if on_store_error not in ("allow", "refuse"):
             raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
