@@ -22,17 +22,13 @@ class Ends:
         for end in (self.client, self.instance):
             end.settimeout(30)
 
-    def start(self, **options: Any) -> threading.Thread:
-        def run() -> None:
-            self.moved = relay(
-                self._left,
-                self._right,
-                **{"idle_timeout": 20.0, **options},
-            )
-            self._left.close()
-            self._right.close()
+    def run(self, **options: Any) -> None:
+        self.moved = relay(self._left, self._right, **{"idle_timeout": 20.0, **options})
+        self._left.close()
+        self._right.close()
 
-        thread = threading.Thread(target=run)
+    def start(self, **options: Any) -> threading.Thread:
+        thread = threading.Thread(target=self.run, kwargs=options)
         thread.start()
         return thread
 
@@ -94,14 +90,15 @@ def test_an_idle_tunnel_is_closed(ends: Ends) -> None:
 
 
 def test_stop_ends_a_busy_tunnel(ends: Ends) -> None:
-    over = float("inf")
-    thread = ends.start(end_at=lambda: over)
-    ends.client.sendall(b"1")
-    assert read(ends.instance, 1) == b"1"
-    over = 0.0
-    ends.client.sendall(b"2")
-    assert read(ends.instance, 2) == b"2"
-    thread.join(30)
+    times = [float("inf"), float("inf"), 0.0]
+
+    def end_at() -> float:
+        ends.client.sendall(b"x")  # there is always more to move
+        return times.pop(0)
+
+    ends.run(end_at=end_at)
+    assert ends.moved == (2, 0)
+    assert read(ends.instance, 3) == b"xx"
 
 
 def test_the_number_of_tunnels_is_limited() -> None:
