@@ -19,12 +19,13 @@ BELOW: dict[str, set[str]] = {
     "rules": set(),
     "runtime": set(),
     "http": {"rules", "runtime"},
-    "store": {"rules", "runtime"},
-    "auth": {"client", "http", "rules", "runtime", "store"},
-    "client": {"http", "rules", "runtime"},
-    "coordination": {"auth", "http", "rules", "runtime", "store"},
-    "registration": {"client", "coordination", "http", "rules", "runtime", "store"},
-    "discovery": {"client", "coordination", "rules", "runtime", "store", "units"},
+    "telemetry": {"http", "rules", "runtime"},
+    "store": {"rules", "runtime", "telemetry"},
+    "auth": {"client", "http", "rules", "runtime", "store", "telemetry"},
+    "client": {"http", "rules", "runtime", "telemetry"},
+    "coordination": {"auth", "http", "rules", "runtime", "store", "telemetry"},
+    "registration": {"client", "coordination", "http", "rules", "runtime", "store", "telemetry"},
+    "discovery": {"client", "coordination", "rules", "runtime", "store", "telemetry", "units"},
     "registry": {
         "auth",
         "client",
@@ -34,11 +35,21 @@ BELOW: dict[str, set[str]] = {
         "rules",
         "runtime",
         "store",
+        "telemetry",
         "units",
     },
-    "proxy": {"client", "coordination", "discovery", "http", "rules", "runtime"},
-    "middleware": {"auth", "coordination", "http", "rules", "runtime", "store", "units"},
-    "admin": {"auth", "coordination", "discovery", "http", "rules", "store", "units"},
+    "proxy": {"client", "coordination", "discovery", "http", "rules", "runtime", "telemetry"},
+    "middleware": {
+        "auth",
+        "coordination",
+        "http",
+        "rules",
+        "runtime",
+        "store",
+        "telemetry",
+        "units",
+    },
+    "admin": {"auth", "coordination", "discovery", "http", "rules", "store", "telemetry", "units"},
     "gateway": {
         "auth",
         "coordination",
@@ -48,9 +59,10 @@ BELOW: dict[str, set[str]] = {
         "rules",
         "runtime",
         "store",
+        "telemetry",
     },
     "server_check": {"http", "runtime"},
-    "testing": {"http", "lazy", "middleware", "rules", "store"},
+    "testing": {"http", "lazy", "middleware", "rules", "store", "telemetry"},
 }
 """A folder or module, and what else of the package it may import."""
 
@@ -212,7 +224,7 @@ def test_what_workers_share_goes_through_a_store(path: Path) -> None:
 
 THREADS = {
     "runtime/threads.py",
-    "runtime/access_log.py",  # its last lines are written at the end of the process
+    "telemetry/access_log.py",  # its last lines are written at the end of the process
     "client/dial.py",  # a lookup that hangs occupies its thread: the queue must not wait for it
     "discovery/health_results.py",  # one thread per check, which ends with it
     "proxy/disconnect.py",  # it never ends, and waits for sockets

@@ -24,8 +24,8 @@ from wsgigate.http.wsgi import (
     subject,
 )
 from wsgigate.rules.arguments import Count, checked
-from wsgigate.runtime.access_log import JsonLines, LineFormat, Record, Sink, TextLines
 from wsgigate.runtime.clocks import wall
+from wsgigate.telemetry.access_log import JsonLines, LineFormat, Record, Sink, TextLines
 
 __all__ = ["Logger"]
 

@@ -1,1 +1,1 @@
-"""Services of a process: forks, background threads, the access log, throttled log messages."""
+"""Services of a process: forks, background threads, files that change, throttled log messages."""

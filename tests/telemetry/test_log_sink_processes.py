@@ -14,8 +14,8 @@ FORK_WARNING = "ignore:This process:DeprecationWarning"
 def run(script):
     head = """
         import os, sys
-        from wsgigate.runtime.access_log import JsonLines, Record
-        from wsgigate.runtime.access_log import Sink
+        from wsgigate.telemetry.access_log import JsonLines, Record
+        from wsgigate.telemetry.access_log import Sink
         RECORD = Record(1.0, None, "192.0.2.1", "GET", "/", "", "200 OK", 0, 0.0,
                         None, None, None, None, None, None, False)
         sink = Sink(None, lambda stream: JsonLines(), queue_size=1000, now=lambda: 2.0)
@@ -68,8 +68,8 @@ def test_a_stuck_reader_delays_the_exit_of_a_process_for_two_seconds_at_most():
                 "-c",
                 textwrap.dedent(
                     """
-                    from wsgigate.runtime.access_log import JsonLines, Record
-                    from wsgigate.runtime.access_log import Sink
+                    from wsgigate.telemetry.access_log import JsonLines, Record
+                    from wsgigate.telemetry.access_log import Sink
                     record = Record(1.0, None, "", "GET", "/" + "x" * 500, "", "200 OK", 0, 0.0,
                                     None, None, None, None, None, None, False)
                     sink = Sink(None, lambda stream: JsonLines(), queue_size=1000, now=lambda: 2.0)

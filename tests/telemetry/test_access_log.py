@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.objects import bytes_kept
-from wsgigate.runtime.access_log import LONGEST, JsonLines, Record, TextLines
+from wsgigate.telemetry.access_log import LONGEST, JsonLines, Record, TextLines
 
 PLAIN = Record(
     time=1_750_000_000.1239,

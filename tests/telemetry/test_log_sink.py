@@ -12,7 +12,7 @@ import weakref
 
 import pytest
 
-from wsgigate.runtime.access_log import JsonLines, Record, Sink
+from wsgigate.telemetry.access_log import JsonLines, Record, Sink
 
 RECORD = Record(
     1.0, None, "192.0.2.1", "GET", "/", "", "200 OK", 0, 0.0,
