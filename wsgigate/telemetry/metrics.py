@@ -1,0 +1,664 @@
+"""Instruments that count and measure: counters, gauges and histograms of this process.
+
+An instrument is declared once, at module level, where the measuring is done. It records nothing
+until a gateway or a ``Metrics`` middleware in this process asks for that; until then an update
+costs one attribute test::
+
+    DECISIONS = Counter("wsgigate_limiter_decisions", "Decisions of limiters.",
+                        ("policy", "decision"))
+
+    allowed = DECISIONS.labels("default", "allowed")  # once, in a constructor
+    allowed.add()                                     # at each request
+
+Theory of operation
+-------------------
+
+All numbers are cells of one sequence of floats, ``recorder.cells``. A series, which is an
+instrument with values for its labels, has a range of them: a counter and a gauge one, a histogram
+its sum and one for each bucket. Where the cells are is up to a :class:`Storage`.
+:class:`ProcessStorage` holds them in a list, which other workers do not see.
+
+Rules:
+
+1. A cell is updated with ``recorder.lock`` held: reading, adding and storing are three steps. It
+   is an RLock, since a signal handler or a finalizer may count while its own thread counts.
+2. ``recorder.cells`` and the ``start`` of a series are read with that lock held as well: both
+   change when a storage is opened, and when the process forks.
+3. A storage is opened by :meth:`Recorder.start`, by the first update in a child whose parent had
+   started, and never by a constructor. What was counted before moves into the storage. A child
+   forgets what its parent counted, which the parent reports.
+4. The number of series is bounded. A family that reaches its bound puts further label values
+   into one series, in which all of them are ``_other``: no count is lost, the sums stay true.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import weakref
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from wsgigate.runtime import fork
+from wsgigate.runtime.logs import RepeatLog
+
+__all__ = [
+    "BUCKETS",
+    "MAX_SERIES",
+    "OTHER",
+    "PROCESS",
+    "Collector",
+    "Counter",
+    "CounterSeries",
+    "Exemplar",
+    "Family",
+    "Gauge",
+    "GaugeSeries",
+    "Histogram",
+    "HistogramSeries",
+    "ObservableCounter",
+    "ObservableGauge",
+    "ProcessStorage",
+    "Reading",
+    "Recorder",
+    "Storage",
+    "Totals",
+]
+
+_log = logging.getLogger("wsgigate.metrics")
+
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Upper bounds of durations in seconds, as OpenTelemetry's semantic conventions advise."""
+
+MAX_SERIES = 2000
+"""Default bound of the number of series of all instruments together."""
+
+OTHER = "_other"
+"""The value of each label of the series that holds what does not fit into the bound."""
+
+LONGEST_VALUE = 128
+"""Maximum characters of a label value; longer ones are cut."""
+
+Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Family(NamedTuple):
+    """What an instrument measures: a name, and the names of the labels that tell its series apart.
+
+    :ivar name: The name, without the suffix ``_total`` of a counter.
+    :ivar bounds: The upper bounds of a histogram's buckets, without the last one, infinity.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...]
+    bounds: tuple[float, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of cells of a series: of a histogram the sum, and one for each bucket."""
+        return len(self.bounds) + 2 if self.kind == "histogram" else 1
+
+
+class Exemplar(NamedTuple):
+    """One observation of a histogram that is part of a trace."""
+
+    value: float
+    time: float
+    """Unix time in seconds."""
+    trace_id: str
+
+
+class Reading(NamedTuple):
+    """A value that a collector has read, with the values of its family's labels."""
+
+    family: Family
+    labels: tuple[str, ...]
+    value: float
+
+
+class Totals:
+    """The series of one family at a moment, over all workers.
+
+    :ivar series: For each label values the cells: of a histogram its sum and the count in each
+        bucket (not cumulative), otherwise one value.
+    :ivar exemplars: For each label values the newest exemplar of each bucket, by its number.
+    """
+
+    __slots__ = ("exemplars", "family", "series")
+
+    def __init__(self, family: Family) -> None:
+        self.family = family
+        self.series: dict[tuple[str, ...], list[float]] = {}
+        self.exemplars: dict[tuple[str, ...], dict[int, Exemplar]] = {}
+
+    def add(self, labels: tuple[str, ...], cells: Iterable[float]) -> None:
+        """Add *cells* to the series of *labels*."""
+        known = self.series.get(labels)
+        if known is None:
+            self.series[labels] = list(cells)
+        else:
+            for index, value in enumerate(cells):
+                known[index] += value
+
+
+class Collector(Protocol):
+    """Reads at each scrape what all workers agree on, such as the size of a registry."""
+
+    def collect(self) -> Iterable[Reading]:
+        """Return the current values, made by :meth:`ObservableGauge.reading`."""
+
+
+class Storage(Protocol):
+    """Where the cells of this process are."""
+
+    cells: MutableSequence[float]
+
+    def place(self, family: Family, labels: tuple[str, ...]) -> int | None:
+        """Return the first cell of a series; None where there is no room for it."""
+
+    def exemplar(self, start: int, bucket: int, exemplar: Exemplar) -> None:
+        """Keep the newest exemplar of a bucket of the series that starts at cell *start*."""
+
+    def totals(self) -> dict[str, Totals]:
+        """Return the series of all workers, by the name of their family."""
+
+    def close(self) -> None:
+        """Release what the storage has opened in this process; what it has counted stays."""
+
+
+class ProcessStorage:
+    """Cells in a list of this process."""
+
+    def __init__(self) -> None:
+        self.cells: MutableSequence[float] = []
+        self._series: dict[tuple[Family, tuple[str, ...]], int] = {}
+        self._exemplars: dict[tuple[int, int], Exemplar] = {}
+
+    def place(self, family: Family, labels: tuple[str, ...]) -> int | None:
+        """Return the first cell of a series, which is made if it is new."""
+        start = self._series.get((family, labels))
+        if start is None:
+            start = self._series[family, labels] = len(self.cells)
+            self.cells.extend([0.0] * family.size)
+        return start
+
+    def exemplar(self, start: int, bucket: int, exemplar: Exemplar) -> None:
+        """Keep the newest exemplar of a bucket."""
+        self._exemplars[start, bucket] = exemplar
+
+    def totals(self) -> dict[str, Totals]:
+        """Return the series of this process."""
+        found: dict[str, Totals] = {}
+        for (family, labels), start in list(self._series.items()):
+            totals = found.setdefault(family.name, Totals(family))
+            totals.add(labels, self.cells[start : start + family.size])
+            exemplars = {
+                bucket: self._exemplars[start, bucket]
+                for bucket in range(len(family.bounds) + 1)
+                if (start, bucket) in self._exemplars
+            }
+            if exemplars:
+                totals.exemplars[labels] = exemplars
+        return found
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Recorder:
+    """The instruments of a process, and the storage that holds their cells.
+
+    There is one, :data:`PROCESS`; tests make others.
+
+    :param max_series: Maximum number of series of all instruments together.
+    """
+
+    def __init__(self, *, max_series: int = MAX_SERIES) -> None:
+        self.instruments: dict[str, _Instrument] = {}
+        self.max_series = max_series
+        self.lock: Any
+        self.idle = True
+        """Whether an update has to call :meth:`ready` first: nothing is recorded, or not yet."""
+        self.storage: Storage = ProcessStorage()
+        self.cells = self.storage.cells
+        self._open: Any = None
+        self._recording = False
+        self._started = False
+        self._count = 0
+        self._collectors: weakref.WeakSet[Collector] = weakref.WeakSet()
+        self._failures = RepeatLog(_log, logging.WARNING)
+        fork.renewed(self, lock="RLock")
+        fork.renew_at_fork(self)
+
+    def record(self, open_storage: Any = None) -> None:
+        """Record from now on, in this process and in those that are forked from it.
+
+        :param open_storage: Called without arguments when the process starts; returns the
+            :class:`Storage`. Default: the cells stay in the process.
+        """
+        if open_storage is not None:
+            self._open = open_storage
+        with self.lock:
+            if not self._recording:
+                self._recording = True
+                self._move(ProcessStorage())
+                self.idle = False
+
+    def start(self) -> None:
+        """Open the storage, unless this process has done so, and move into it what was counted."""
+        with self.lock:
+            if not self._recording or self._started:
+                return
+            self._started = True  # also if it fails: the next request must not try it again
+            if self._open is not None:
+                self._move(self._open())
+            self.idle = False
+
+    def stop(self) -> None:
+        """Record no more, and forget what was counted. For tests, and for the end of a process."""
+        with self.lock:
+            self.idle, self._recording, self._started = True, False, False
+            self._open = None
+            storage, self.storage = self.storage, ProcessStorage()
+            self.cells = self.storage.cells
+            storage.close()
+
+    def ready(self) -> bool:
+        """Return whether an update is recorded; opens the storage in a child of a process that had.
+
+        Called by updates while :attr:`idle`.
+        """
+        if not self._recording:
+            return False
+        self.start()
+        return True
+
+    def after_fork(self) -> None:
+        """Forget what the parent has counted; the first update opens the storage again."""
+        if not self._recording:
+            return
+        parent, self.idle, self._started = self.storage, self._started, False
+        self.storage = ProcessStorage()
+        self.cells = self.storage.cells
+        for series in self._all_series():
+            series.place(self.storage)
+        parent.close()
+
+    @property
+    def recording(self) -> bool:
+        """Whether updates are recorded."""
+        return self._recording
+
+    @property
+    def started(self) -> bool:
+        """Whether this process has opened its storage."""
+        return self._started
+
+    def collect_from(self, collector: Collector) -> None:
+        """Call *collector* at each scrape for as long as it is alive."""
+        self._collectors.add(collector)
+
+    def totals(self) -> dict[str, Totals]:
+        """Return all series of all workers, and what the collectors read, by family name."""
+        with self.lock:
+            found = self.storage.totals()
+        for collector in list(self._collectors):
+            try:
+                readings = list(collector.collect())
+            except Exception as error:  # a store that fails must not hide all other metrics
+                self._failures.log("metrics of %s are missing: %s", type(collector).__name__, error)
+                continue
+            for family, labels, value in readings:
+                totals = found.setdefault(family.name, Totals(family))
+                totals.series[labels] = [value]
+        return dict(sorted(found.items()))
+
+    def _declare(self, instrument: _Instrument) -> None:
+        name = instrument.family.name
+        if name in self.instruments:
+            raise ValueError(f"the instrument {name} exists already")
+        self.instruments[name] = instrument
+
+    def _admit(self, instrument: _Instrument) -> bool:
+        """Return whether one more series of *instrument* is within the bounds."""
+        if self._count >= self.max_series or len(instrument.series) > self.max_series // 2:
+            return False
+        self._count += 1
+        return True
+
+    def _all_series(self) -> Iterator[_Series]:
+        for instrument in list(self.instruments.values()):
+            yield from list(instrument.series.values())
+
+    def _move(self, storage: Storage) -> None:
+        """Use *storage* from now on, beginning with the cells of the one before."""
+        cells, self.storage = self.cells, storage
+        for series in self._all_series():
+            start, size = series.start, series.family.size
+            before = cells[start : start + size] if start >= 0 else ()
+            series.place(storage)
+            for index, value in enumerate(before):
+                storage.cells[series.start + index] += value
+        self.cells = storage.cells
+
+
+PROCESS = Recorder()
+"""The instruments of this process."""
+
+
+class _Series:
+    """An instrument with values for its labels."""
+
+    __slots__ = ("_recorder", "family", "labels", "start")
+
+    def __init__(self, recorder: Recorder, family: Family, labels: tuple[str, ...]) -> None:
+        self._recorder = recorder
+        self.family = family
+        self.labels = labels
+        self.start = -1
+        if recorder.recording:
+            self.place(recorder.storage)
+
+    def place(self, storage: Storage) -> None:
+        """Take the cells that *storage* assigns."""
+        start = storage.place(self.family, self.labels)
+        self.start = 0 if start is None else start
+
+
+class CounterSeries(_Series):
+    """A series of a counter."""
+
+    __slots__ = ()
+
+    def add(self, amount: float = 1.0) -> None:
+        """Add *amount*, which is not negative."""
+        recorder = self._recorder
+        if recorder.idle and not recorder.ready():
+            return
+        with recorder.lock:
+            recorder.cells[self.start] += amount
+
+
+class GaugeSeries(_Series):
+    """A series of a gauge; the values of all living workers are added up."""
+
+    __slots__ = ()
+
+    def add(self, amount: float = 1.0) -> None:
+        """Add *amount*, which may be negative."""
+        recorder = self._recorder
+        if recorder.idle and not recorder.ready():
+            return
+        with recorder.lock:
+            recorder.cells[self.start] += amount
+
+    def set(self, value: float) -> None:
+        """Set the value of this worker."""
+        recorder = self._recorder
+        if recorder.idle and not recorder.ready():
+            return
+        with recorder.lock:
+            recorder.cells[self.start] = value
+
+
+class HistogramSeries(_Series):
+    """A series of a histogram."""
+
+    __slots__ = ()
+
+    def observe(self, value: float, exemplar: Exemplar | None = None) -> None:
+        """Count *value*, by default in seconds.
+
+        :param exemplar: The trace of which it is part, if that is recorded.
+        """
+        recorder = self._recorder
+        if recorder.idle and not recorder.ready():
+            return
+        bucket = bisect_left(self.family.bounds, value)
+        with recorder.lock:
+            cells, start = recorder.cells, self.start
+            cells[start] += value
+            cells[start + 1 + bucket] += 1.0
+            if exemplar is not None:
+                recorder.storage.exemplar(start, bucket, exemplar)
+
+
+class _Instrument:
+    """A family of this process: its series by the values of the labels."""
+
+    kind: Kind
+    make: type[_Series]
+
+    def __init__(
+        self,
+        name: str,
+        help: str,
+        labels: Sequence[str] = (),
+        *,
+        bounds: tuple[float, ...] = (),
+        recorder: Recorder = PROCESS,
+    ) -> None:
+        if not _NAME.fullmatch(name) or name.endswith(("_total", "_sum", "_count", "_bucket")):
+            raise ValueError(
+                f"name is lower case, without the suffix that the exposition adds, got {name!r}"
+            )
+        for label in labels:
+            if not _NAME.fullmatch(label) or label in ("le", "quantile"):
+                raise ValueError(f"labels of {name} are lower case and not le, got {label!r}")
+        self.family = Family(name, self.kind, help, tuple(labels), bounds)
+        self.series: dict[tuple[str, ...], Any] = {}
+        self._recorder = recorder
+        recorder._declare(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.family.name}>"
+
+    def _of(self, labels: tuple[str, ...]) -> Any:
+        found = self.series.get(labels)
+        return self._made(labels) if found is None else found
+
+    def _made(self, labels: tuple[str, ...]) -> Any:
+        recorder, family = self._recorder, self.family
+        if len(labels) != len(family.labels):
+            raise ValueError(f"{family.name} has the labels {family.labels}, got {labels!r}")
+        labels = tuple(_cut(value) for value in labels)
+        with recorder.lock:
+            found = self.series.get(labels)
+            if found is not None:
+                return found
+            if labels and not recorder._admit(self):
+                other = (OTHER,) * len(labels)
+                if labels != other:
+                    if recorder is PROCESS:
+                        FOLDED.labels(family.name).add()
+                    return self._of_other(other)
+            found = self.series[labels] = self.make(recorder, family, labels)
+            return found
+
+    def _of_other(self, other: tuple[str, ...]) -> Any:
+        found = self.series.get(other)
+        if found is None:
+            found = self.series[other] = self.make(self._recorder, self.family, other)
+        return found
+
+
+class Counter(_Instrument):
+    """A number that only grows, such as of requests; the exposition appends ``_total``.
+
+    :param name: The name in snake case with its base unit, without ``_total``.
+    :param help: One sentence.
+    :param labels: The names of the labels.
+    :raises ValueError: The name or a label is invalid, or the name is declared already.
+    """
+
+    kind = "counter"
+    make = CounterSeries
+
+    def labels(self, *labels: str) -> CounterSeries:
+        """Return the series with these values of the labels; beyond the bound that of ``_other``.
+
+        :raises ValueError: The number of values is wrong.
+        """
+        found: CounterSeries = self._of(labels)
+        return found
+
+    def add(self, amount: float = 1.0) -> None:
+        """Add to the one series of a counter without labels."""
+        self.labels().add(amount)
+
+
+class Gauge(_Instrument):
+    """A number that rises and falls; the exposition adds the values of all living workers.
+
+    :param name: The name in snake case with its base unit.
+    :param help: One sentence.
+    :param labels: The names of the labels.
+    :raises ValueError: The name or a label is invalid, or the name is declared already.
+    """
+
+    kind = "gauge"
+    make = GaugeSeries
+
+    def labels(self, *labels: str) -> GaugeSeries:
+        """Return the series with these values of the labels; beyond the bound that of ``_other``.
+
+        :raises ValueError: The number of values is wrong.
+        """
+        found: GaugeSeries = self._of(labels)
+        return found
+
+    def set(self, value: float) -> None:
+        """Set the one series of a gauge without labels."""
+        self.labels().set(value)
+
+    def add(self, amount: float = 1.0) -> None:
+        """Add to the one series of a gauge without labels."""
+        self.labels().add(amount)
+
+
+class Histogram(_Instrument):
+    """The distribution of durations or sizes, as counts in buckets.
+
+    :param name: The name in snake case with its base unit, such as ``_seconds``.
+    :param help: One sentence.
+    :param labels: The names of the labels.
+    :param buckets: The upper bounds, increasing and finite. Default: those of the semantic
+        conventions for seconds.
+    :raises ValueError: An argument is invalid, or the name is declared already.
+    """
+
+    kind = "histogram"
+    make = HistogramSeries
+
+    def __init__(
+        self,
+        name: str,
+        help: str,
+        labels: Sequence[str] = (),
+        *,
+        buckets: Sequence[float] = BUCKETS,
+        recorder: Recorder = PROCESS,
+    ) -> None:
+        super().__init__(name, help, labels, bounds=checked_buckets(buckets), recorder=recorder)
+
+    def labels(self, *labels: str) -> HistogramSeries:
+        """Return the series with these values of the labels; beyond the bound that of ``_other``.
+
+        :raises ValueError: The number of values is wrong.
+        """
+        found: HistogramSeries = self._of(labels)
+        return found
+
+    def observe(self, value: float, exemplar: Exemplar | None = None) -> None:
+        """Count *value* in the one series of a histogram without labels."""
+        self.labels().observe(value, exemplar)
+
+
+class _Observable:
+    """A family whose values a :class:`Collector` reads at each scrape."""
+
+    kind: Kind
+
+    def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
+        if not _NAME.fullmatch(name) or name.endswith("_total"):
+            raise ValueError(f"name is lower case, without _total, got {name!r}")
+        self.family = Family(name, self.kind, help, tuple(labels))
+        if name in OBSERVABLE or name in PROCESS.instruments:
+            raise ValueError(f"the instrument {name} exists already")
+        OBSERVABLE[name] = self.family
+
+    def reading(self, value: float, *labels: str) -> Reading:
+        """Return *value* with the values of the labels.
+
+        :raises ValueError: The number of label values is wrong.
+        """
+        if len(labels) != len(self.family.labels):
+            raise ValueError(
+                f"{self.family.name} has the labels {self.family.labels}, got {labels!r}"
+            )
+        return Reading(self.family, tuple(map(_cut, labels)), value)
+
+
+OBSERVABLE: dict[str, Family] = {}
+"""The families that collectors read, by name."""
+
+
+class ObservableGauge(_Observable):
+    """A gauge that a :class:`Collector` reads at each scrape.
+
+    :param name: The name in snake case with its base unit.
+    :param help: One sentence.
+    :param labels: The names of the labels.
+    :raises ValueError: The name is invalid or declared already.
+    """
+
+    kind = "gauge"
+
+
+class ObservableCounter(_Observable):
+    """A counter that a :class:`Collector` reads at each scrape.
+
+    :param name: The name in snake case with its base unit, without ``_total``.
+    :param help: One sentence.
+    :param labels: The names of the labels.
+    :raises ValueError: The name is invalid or declared already.
+    """
+
+    kind = "counter"
+
+
+def checked_buckets(buckets: Sequence[float]) -> tuple[float, ...]:
+    """Return the upper bounds of a histogram as a tuple.
+
+    :raises ValueError: They are not finite numbers in increasing order, or more than 60.
+    """
+    bounds = tuple(map(float, buckets))
+    if not 1 <= len(bounds) <= 60:
+        raise ValueError(f"buckets are 1 to 60 upper bounds, got {len(bounds)}")
+    if not all(map(math.isfinite, bounds)) or any(low >= high for low, high in pairwise(bounds)):
+        raise ValueError(f"buckets are finite upper bounds in increasing order, got {bounds}")
+    return bounds
+
+
+def families(recorder: Recorder = PROCESS) -> Mapping[str, Family]:
+    """Return what the loaded modules measure, by name."""
+    found = {name: each.family for name, each in recorder.instruments.items()}
+    return dict(sorted({**found, **OBSERVABLE}.items()))
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= LONGEST_VALUE else value[: LONGEST_VALUE - 1] + "…"
+
+
+FOLDED = Counter(
+    "wsgigate_metrics_folded",
+    "Label values counted as _other, because the number of series is bounded.",
+    ("metric",),
+)
