@@ -82,7 +82,7 @@ OTHER = "_other"
 LONGEST_VALUE = 128
 """Maximum characters of a label value; longer ones are cut."""
 
-Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
+InstrumentKind: TypeAlias = Literal["counter", "gauge", "histogram"]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -95,7 +95,7 @@ class Family(NamedTuple):
     """
 
     name: str
-    kind: Kind
+    kind: InstrumentKind
     help: str
     labels: tuple[str, ...]
     bounds: tuple[float, ...] = ()
@@ -433,7 +433,7 @@ class HistogramSeries(_Series):
 class _Instrument:
     """A family of this process: its series by the values of the labels."""
 
-    kind: Kind
+    kind: InstrumentKind
     make: type[_Series]
 
     def __init__(
@@ -584,7 +584,7 @@ class Histogram(_Instrument):
 class _Observable:
     """A family whose values a :class:`Collector` reads at each scrape."""
 
-    kind: Kind
+    kind: InstrumentKind
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
         if not _NAME.fullmatch(name) or name.endswith("_total"):
