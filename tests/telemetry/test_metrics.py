@@ -186,3 +186,53 @@ def test_a_child_forgets_what_its_parent_counted(recorder: Recorder):
     recorder.after_fork()
     counter.add()
     assert series_of(recorder, "a_requests") == {(): [1.0]}
+
+
+def test_a_removed_series_is_gone_and_its_handles_count_nothing(recorder: Recorder):
+    seconds = Histogram("a_seconds", "Time.", ("service", "instance"), recorder=recorder)
+    counter = Counter("a_requests", "Requests.", recorder=recorder)
+    old, other = seconds.labels("orders", "a"), seconds.labels("orders", "b")
+    for series in (old, other):
+        series.observe(0.5)
+    seconds.remove("orders", "a")
+    old.observe(0.5)
+    counter.add()
+    assert series_of(recorder, "a_seconds").keys() == {("orders", "b")}
+    assert series_of(recorder, "a_requests") == {(): [1.0]}
+    seconds.labels("orders", "a").observe(0.25)
+    assert series_of(recorder, "a_seconds")["orders", "a"][0] == 0.25
+
+
+def test_instances_that_come_and_go_do_not_use_up_the_bound(recorder: Recorder):
+    seconds = Histogram("a_seconds", "Time.", ("instance", "status"), recorder=recorder)
+    for number in range(5000):
+        seconds.labels(f"10.0.{number // 256}.{number % 256}", "200").observe(0.1)
+        if number:
+            seconds.remove(f"10.0.{(number - 1) // 256}.{(number - 1) % 256}")
+    assert series_of(recorder, "a_seconds").keys() == {("10.0.19.135", "200")}
+    assert len(recorder.storage.cells) < 200
+
+
+def test_handles_of_a_process_that_records_nothing_are_not_kept():
+    recorder = Recorder(max_series=10)
+    counter = Counter("a_requests", "Requests.", ("route",), recorder=recorder)
+    kept = counter.labels("kept")
+    for number in range(100):
+        counter.labels(str(number)).add()
+    gc.collect()
+    recorder.record()
+    kept.add()
+    counter.labels("new").add()
+    assert series_of(recorder, "a_requests") == {("kept",): [1.0], ("new",): [1.0]}
+
+
+def test_the_total_bound_holds_over_all_instruments(recorder: Recorder):
+    counters = [
+        Counter(f"a{number}_requests", "Requests.", ("route",), recorder=recorder)
+        for number in range(5)
+    ]
+    for counter in counters:
+        for route in range(100):
+            counter.labels(str(route)).add()
+    sums = [sum(cell for (cell,) in series_of(recorder, c.family.name).values()) for c in counters]
+    assert sums == [100.0] * 5

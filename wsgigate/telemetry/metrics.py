@@ -29,6 +29,11 @@ Rules:
    forgets what its parent counted, which the parent reports.
 4. The number of series is bounded. A family that reaches its bound puts further label values
    into one series, in which all of them are ``_other``: no count is lost, the sums stay true.
+5. The series of what is gone, such as an instance of a service, are dropped by ``remove``: each
+   deployment brings new addresses, which would use up the bound. Their cells are free for others;
+   a handle that is still in use adds to the :data:`SCRATCH` cells, which no one reads.
+6. While nothing is recorded, an instrument refers to its series weakly: handles that are made in
+   constructors do not outlive their objects.
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ import math
 import re
 import weakref
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -50,6 +55,7 @@ __all__ = [
     "MAX_SERIES",
     "OTHER",
     "PROCESS",
+    "SCRATCH",
     "Collector",
     "Counter",
     "CounterSeries",
@@ -78,6 +84,9 @@ MAX_SERIES = 2000
 
 OTHER = "_other"
 """The value of each label of the series that holds what does not fit into the bound."""
+
+SCRATCH = 64
+"""Number of cells at the start of a storage that belong to no series."""
 
 LONGEST_VALUE = 128
 """Maximum characters of a label value; longer ones are cut."""
@@ -161,7 +170,13 @@ class Storage(Protocol):
     cells: MutableSequence[float]
 
     def place(self, family: Family, labels: tuple[str, ...]) -> int | None:
-        """Return the first cell of a series; None where there is no room for it."""
+        """Return the first cell of a series; None where there is no room for it.
+
+        The first :data:`SCRATCH` cells belong to no series.
+        """
+
+    def drop(self, family: Family, labels: tuple[str, ...]) -> None:
+        """Release the cells of a series, which this process counts no longer."""
 
     def exemplar(self, start: int, bucket: int, exemplar: Exemplar) -> None:
         """Keep the newest exemplar of a bucket of the series that starts at cell *start*."""
@@ -177,7 +192,8 @@ class ProcessStorage:
     """Cells in a list of this process."""
 
     def __init__(self) -> None:
-        self.cells: MutableSequence[float] = []
+        self.cells: MutableSequence[float] = [0.0] * SCRATCH
+        self._free: dict[int, list[int]] = {}  # by size, the first cells of dropped series
         self._series: dict[tuple[Family, tuple[str, ...]], int] = {}
         self._exemplars: dict[tuple[int, int], Exemplar] = {}
 
@@ -185,9 +201,23 @@ class ProcessStorage:
         """Return the first cell of a series, which is made if it is new."""
         start = self._series.get((family, labels))
         if start is None:
-            start = self._series[family, labels] = len(self.cells)
-            self.cells.extend([0.0] * family.size)
+            free = self._free.get(family.size)
+            if free:
+                start = free.pop()
+            else:
+                start = len(self.cells)
+                self.cells.extend([0.0] * family.size)
+            self._series[family, labels] = start
         return start
+
+    def drop(self, family: Family, labels: tuple[str, ...]) -> None:
+        """Release the cells of a series."""
+        start = self._series.pop((family, labels), None)
+        if start is not None:
+            self.cells[start : start + family.size] = [0.0] * family.size
+            for bucket in range(len(family.bounds) + 1):
+                self._exemplars.pop((start, bucket), None)
+            self._free.setdefault(family.size, []).append(start)
 
     def exemplar(self, start: int, bucket: int, exemplar: Exemplar) -> None:
         """Keep the newest exemplar of a bucket."""
@@ -231,7 +261,6 @@ class Recorder:
         self._open: Any = None
         self._recording = False
         self._started = False
-        self._count = 0
         self._collectors: weakref.WeakSet[Collector] = weakref.WeakSet()
         self._failures = RepeatLog(_log, logging.WARNING)
         fork.renewed(self, lock="RLock")
@@ -248,6 +277,8 @@ class Recorder:
         with self.lock:
             if not self._recording:
                 self._recording = True
+                for instrument in self.instruments.values():
+                    instrument.series = dict(instrument.series)
                 self._move(ProcessStorage())
                 self.idle = False
 
@@ -266,6 +297,8 @@ class Recorder:
         with self.lock:
             self.idle, self._recording, self._started = True, False, False
             self._open = None
+            for instrument in self.instruments.values():
+                instrument.series = weakref.WeakValueDictionary(instrument.series)
             storage, self.storage = self.storage, ProcessStorage()
             self.cells = self.storage.cells
             storage.close()
@@ -328,10 +361,8 @@ class Recorder:
 
     def _admit(self, instrument: _Instrument) -> bool:
         """Return whether one more series of *instrument* is within the bounds."""
-        if self._count >= self.max_series or len(instrument.series) > self.max_series // 2:
-            return False
-        self._count += 1
-        return True
+        count = sum(len(each.series) for each in self.instruments.values())
+        return count < self.max_series and len(instrument.series) <= self.max_series // 2
 
     def _all_series(self) -> Iterator[_Series]:
         for instrument in list(self.instruments.values()):
@@ -342,7 +373,7 @@ class Recorder:
         cells, self.storage = self.cells, storage
         for series in self._all_series():
             start, size = series.start, series.family.size
-            before = cells[start : start + size] if start >= 0 else ()
+            before = cells[start : start + size] if start >= SCRATCH else ()
             series.place(storage)
             for index, value in enumerate(before):
                 storage.cells[series.start + index] += value
@@ -356,13 +387,13 @@ PROCESS = Recorder()
 class _Series:
     """An instrument with values for its labels."""
 
-    __slots__ = ("_recorder", "family", "labels", "start")
+    __slots__ = ("__weakref__", "_recorder", "family", "labels", "start")
 
     def __init__(self, recorder: Recorder, family: Family, labels: tuple[str, ...]) -> None:
         self._recorder = recorder
         self.family = family
         self.labels = labels
-        self.start = -1
+        self.start = 0
         if recorder.recording:
             self.place(recorder.storage)
 
@@ -453,12 +484,28 @@ class _Instrument:
             if not _NAME.fullmatch(label) or label in ("le", "quantile"):
                 raise ValueError(f"labels of {name} are lower case and not le, got {label!r}")
         self.family = Family(name, self.kind, help, tuple(labels), bounds)
-        self.series: dict[tuple[str, ...], Any] = {}
+        self.series: MutableMapping[tuple[str, ...], Any] = (
+            {} if recorder.recording else weakref.WeakValueDictionary()
+        )
         self._recorder = recorder
         recorder._declare(self)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.family.name}>"
+
+    def remove(self, *labels: str) -> None:
+        """Drop the series whose first labels have these values, such as those of one instance.
+
+        Handles of a dropped series can still be used, and count nothing.
+        """
+        first = tuple(map(_cut, labels))
+        recorder = self._recorder
+        with recorder.lock:
+            for key in [key for key in self.series if key[: len(first)] == first]:
+                series = self.series.pop(key, None)
+                if series is not None:
+                    series.start = 0
+                    recorder.storage.drop(self.family, key)
 
     def _of(self, labels: tuple[str, ...]) -> Any:
         found = self.series.get(labels)
@@ -473,7 +520,7 @@ class _Instrument:
             found = self.series.get(labels)
             if found is not None:
                 return found
-            if labels and not recorder._admit(self):
+            if labels and self is not FOLDED and not recorder._admit(self):
                 other = (OTHER,) * len(labels)
                 if labels != other:
                     if recorder is PROCESS:
