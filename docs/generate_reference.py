@@ -48,6 +48,7 @@ HEADINGS = {
     "gateway": "``[gateway]``",
     "store": "``[store]``",
     "admin": "``[admin]``",
+    "metrics": "``[metrics]``",
     "maintenance": "``[maintenance]``",
     "registry": "``[registry]``",
     "api_keys": "``[api_keys]``",

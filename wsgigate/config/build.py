@@ -55,6 +55,7 @@ from wsgigate.coordination.worker_reports import StableTimes, WorkerReports
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.gateway import Gateway
 from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.reserved import ReservedPaths
 from wsgigate.http.wsgi import environ_key
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.guard import Guard
@@ -496,7 +497,7 @@ class _GatewayBuilder:
             own, registry=self._registry_routes(), identity=self._identity, refuse=self._refuse
         )
         made = Gateway(
-            self._around(dispatcher),
+            self._with_reserved_paths(self._around(dispatcher)),
             name=gateway.name,
             version=gateway.version,
             store=self._store,
@@ -698,6 +699,20 @@ class _GatewayBuilder:
             refuse=refuse,
         )
         return Guard(self._stack.around(app, entries, "middleware", "default", without=inside))
+
+    def _with_reserved_paths(self, app: WSGIApplication) -> WSGIApplication:
+        """Return *app* behind the paths that are answered before the middlewares."""
+        admin, bind = self._config.admin, self._config.metrics_bind
+        apps: dict[str, WSGIApplication] = {}
+        if bind is None and (admin is None or not apps):
+            return app
+        paths = {} if admin is None else {admin.prefix + path: each for path, each in apps.items()}
+        return ReservedPaths(app, self._unless_routed(paths), listener_paths=apps, bind=bind)
+
+    def _unless_routed(self, paths: dict[str, WSGIApplication]) -> dict[str, WSGIApplication]:
+        """Return *paths* without those that are the path of a route: the file comes first."""
+        routed = {path for route in self._config.routes for path in (route.path, *route.paths)}
+        return {path: app for path, app in paths.items() if path not in routed}
 
     def _with_metadata(self, app: WSGIApplication, outside: set[int]) -> WSGIApplication:
         """Return *app* in the middlewares, with what is public outside of those that authenticate.

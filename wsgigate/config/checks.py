@@ -42,6 +42,7 @@ def check_across(
     _check_api_keys(config, errors, warnings)
     _check_client_certificates(config, errors, warnings)
     _check_registry(config, errors)
+    _check_metrics(config, errors, warnings)
     certificates = False
     for path, entries in config.middleware_lists():
         outside = () if path == "middleware" else config.middleware
@@ -195,6 +196,30 @@ def _check_registry(config: Config, errors: Errors) -> None:
         )
     if config.admin is not None and config.admin.prefix == registry.prefix:
         errors.add("registry.prefix", "is also admin.prefix; the two must differ")
+
+
+def _check_metrics(config: Config, errors: Errors, warnings: Warnings) -> None:
+    bind, own = config.metrics_bind, config.gateway.bind
+    if config.metrics is None or bind is None:
+        return
+    if bind.endswith(":0"):
+        errors.add(
+            "metrics.bind", "requires a port above 0, which Prometheus can be configured with"
+        )
+    elif bind.rpartition(":")[2] == own.rpartition(":")[2]:
+        errors.add(
+            "metrics.bind",
+            f"must have another port than gateway.bind, which is {shown(own)}: the port tells the "
+            "listeners apart",
+        )
+    elif not is_loopback(bind):
+        warnings.append(
+            (
+                "metrics.bind",
+                f"everyone who can reach {bind} can read the metrics; "
+                "listen on an address of the monitoring network only",
+            )
+        )
 
 
 def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:

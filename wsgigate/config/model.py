@@ -67,6 +67,7 @@ from wsgigate.rules.retry import HedgeRules, RetryBudget, RetryRules
 from wsgigate.rules.routing import Route, host_pattern
 from wsgigate.runtime.logs import LEVELS
 from wsgigate.server_check import MOST_THREADS, MOST_WORKERS
+from wsgigate.telemetry.metrics import MAX_SERIES
 
 __all__ = [
     "BREAKER",
@@ -339,6 +340,40 @@ class Admin:
         default_factory=dict,
     )
     features: tuple[str, ...] = setting("The features that /info lists.", default=())
+
+
+@table
+class MetricsTable:
+    """Metrics for Prometheus. By default they are recorded where there is an [admin] table."""
+
+    enabled: bool = setting("Record metrics.", default=True)
+    bind: str | None = setting(
+        'A listener of its own, such as "127.0.0.1:9464", which serves /metrics, /livez and '
+        "/readyz and nothing else, over plain HTTP to every client that reaches it. With gunicorn "
+        "only.",
+        Bind(),
+        default=None,
+    )
+    public: bool = setting(
+        "Serve the metrics below admin.prefix without a token to every client.", default=False
+    )
+    buckets: tuple[float, ...] = setting(
+        "The upper bounds of the buckets of request durations, in seconds, increasing. Default: "
+        "those of OpenTelemetry, from 0.005 to 10.",
+        ListOf(Number(0), least=1),
+        default=(),
+    )
+    max_series: int = setting(
+        "The maximum number of series, which are metrics with different labels; the label values "
+        "of further ones become _other.",
+        Integer(100, 20000),
+        default=MAX_SERIES,
+    )
+    folder: str | None = setting(
+        "The folder of the file that the workers count in. Default: a private folder below "
+        "/dev/shm, else below the user's runtime or state folder.",
+        default=None,
+    )
 
 
 @table
@@ -790,6 +825,10 @@ class Config:
         default_factory=StoreTable,
     )
     admin: Admin | None = setting("The gateway's own endpoints.", default=None)
+    metrics: MetricsTable | None = setting(
+        "Metrics. Without this table they are recorded where there is an [admin] table.",
+        default=None,
+    )
     maintenance: MaintenanceTable | None = setting(
         "Maintenance mode. Without this table there is no maintenance switch.",
         default=None,
@@ -816,6 +855,16 @@ class Config:
         "The routes, in any order: the most specific match wins.",
         default=(),
     )
+
+    @property
+    def records_metrics(self) -> bool:
+        """Whether the gateway records metrics."""
+        return self.admin is not None if self.metrics is None else self.metrics.enabled
+
+    @property
+    def metrics_bind(self) -> str | None:
+        """The address of the listener for metrics and probes; None without one."""
+        return None if self.metrics is None else self.metrics.bind
 
     def middleware_lists(self) -> Iterator[tuple[str, Sequence[Middleware]]]:
         """Yield each list of middlewares with its key path, that of all requests first."""

@@ -33,6 +33,7 @@ __all__ = [
     "KEPT_TARGET",
     "LEND_THREAD",
     "LIMITS",
+    "LISTENER",
     "LOGGED",
     "PARAMS",
     "PEER_TRUSTED",
@@ -145,6 +146,10 @@ first, each as ``(standings, now, terms)``: for each quota whether it allowed th
 limit, the remaining units, the seconds until it resets and until the next request is allowed; the
 store's time in seconds; and the quota's name and header fields. Set by Limiter and
 ConcurrencyLimiter."""
+
+LISTENER = "wsgigate.listener"
+"""``str``: ``metrics`` if the request came to the listener for metrics and probes, ``clients`` if
+it came to another one; set by GateWorker where there is such a listener."""
 
 LOGGED = "wsgigate.logged"
 """``True``: an outer Logger logs the response and its reason; set by Logger."""

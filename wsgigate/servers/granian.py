@@ -338,6 +338,11 @@ def check(config: Config) -> None:
             "gateway.tls.client_ca: granian does not tell applications the client's certificate; "
             "run under gunicorn"
         )
+    if config.metrics_bind is not None:
+        raise ValueError(
+            "metrics.bind: granian has one listener only; remove it and let Prometheus read "
+            "/metrics below admin.prefix with the token, or run under gunicorn"
+        )
     for route in config.routes:
         if (route.encoded_slash or config.gateway.encoded_slash) == "keep":
             raise ValueError(

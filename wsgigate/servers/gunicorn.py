@@ -37,7 +37,7 @@ from gunicorn.config import Config as Settings
 from wsgigate.config.build import build, certificate_files, client_authorities
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
-from wsgigate.config.model import Config, GatewayTable
+from wsgigate.config.model import Config
 from wsgigate.gateway import Gateway
 from wsgigate.http.fields import one_cookie_field
 from wsgigate.runtime import fork
@@ -131,7 +131,7 @@ def _settings(config: Config, path: str = "", *, log_keys: bool = False) -> dict
     """
     gateway = config.gateway
     files = certificate_files(config, path)
-    worker = _worker_class(gateway)
+    worker = _worker_class(config)
     if log_keys and worker == "gthread":
         keys = changed_keys(gateway)
         facts = ServerFacts(server="gunicorn", started_by="gthread", changed=keys)
@@ -142,7 +142,7 @@ def _settings(config: Config, path: str = "", *, log_keys: bool = False) -> dict
         **({"certfile": files[0], "keyfile": files[1]} if files else {}),
         **_client_certificates(config, path),
         "http_protocols": "h2,h1" if gateway.http2 else "h1",
-        "bind": gateway.bind,
+        "bind": [gateway.bind, *([config.metrics_bind] if config.metrics_bind else [])],
         "workers": gateway.workers or fork.processors(),
         "threads": gateway.threads,
         "worker_connections": gateway.threads + WAITING,
@@ -170,7 +170,8 @@ def _settings(config: Config, path: str = "", *, log_keys: bool = False) -> dict
     }
 
 
-def _worker_class(gateway: GatewayTable) -> str | type:
+def _worker_class(config: Config) -> str | type:
+    gateway = config.gateway
     from wsgigate.servers.gunicorn_boot import TESTED
     from wsgigate.servers.gunicorn_worker import GateWorker
 
@@ -180,6 +181,7 @@ def _worker_class(gateway: GatewayTable) -> str | type:
             idle_timeout=gateway.idle_timeout,
             max_connections_per_client=gateway.max_connections_per_client,
             trusted_proxies=gateway.trusted_proxies if gateway.max_connections_per_client else None,
+            metrics_bind=config.metrics_bind,
         )
         return f"{worker.__module__}.GateWorker" if worker is GateWorker else worker
     log.warning(

@@ -59,7 +59,8 @@ from gunicorn.http2 import negotiation
 from gunicorn.sock import ssl_context
 
 from wsgigate.http.forwarded import AddressList
-from wsgigate.http.wsgi import LEND_THREAD, address_key
+from wsgigate.http.reserved import CLIENT_LISTENER, OWN_LISTENER, is_listener
+from wsgigate.http.wsgi import LEND_THREAD, LISTENER, address_key
 from wsgigate.servers.gunicorn_body import ClientGone, Deadlines
 from wsgigate.servers.gunicorn_boot import BootingWorker
 from wsgigate.servers.gunicorn_connection import ClientConnection, Http2Preface, TlsConnection
@@ -92,6 +93,8 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
     :cvar max_connections_per_client: Connections that one address may have open, or one /64 network
         of IPv6; None for any number. Those of a Unix socket have no address, and no limit.
     :cvar trusted_proxies: Addresses and networks without that limit.
+    :cvar metrics_bind: The address of the listener for metrics and probes: it speaks plain HTTP,
+        without TLS and the PROXY protocol, and its connections count for no limit.
     :ivar at_work: The threads that handle an event.
     :ivar waits: Since when a thread waits for the client of each connection, in monotonic seconds.
     """
@@ -101,6 +104,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
     body_rate = 500.0
     max_connections_per_client: int | None = None
     trusted_proxies: Sequence[str] = ()
+    metrics_bind: str | None = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -158,13 +162,16 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
 
     def opened(self, client: socket.socket, address: Any, listener: Any) -> None:
         """Add a connection that was accepted to the idle ones; it belongs to no thread yet."""
-        may_proxy = self._proxied != "off" and self._may_proxy(address)
-        counted = "" if may_proxy else self._count(address)
+        server = listener.getsockname()
+        own = is_listener(self.metrics_bind, server)
+        may_proxy = not own and self._proxied != "off" and self._may_proxy(address)
+        counted = "" if may_proxy or own else self._count(address)
         if counted is None:
             client.close()
             return
         kind = ClientConnection
-        if self._tls:
+        tls = self._tls and not own
+        if tls:
             try:
                 client = self._wrapped(client)
             except OSError as error:
@@ -177,8 +184,9 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
             kind = TlsConnection
         elif client.gettimeout() is not None:
             client.setblocking(True)
-        server = listener.getsockname()
         environ = self._environ.copy()
+        if self.metrics_bind is not None:
+            environ[LISTENER] = OWN_LISTENER if own else CLIENT_LISTENER
         environ["gunicorn.socket"] = client
         environ["REMOTE_ADDR"] = _host(address)
         if isinstance(address, tuple):
@@ -194,9 +202,9 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
             self._deadlines,
             waits=self.waits,
             watch=self._watch_output,
-            proxied=self._proxied,
+            proxied="off" if own else self._proxied,
             may_proxy=may_proxy,
-            http2=not self._tls and negotiation.prior_knowledge_allowed(self.cfg, address),
+            http2=not tls and negotiation.prior_knowledge_allowed(self.cfg, address),
         )
         connection.server = server
         connection.counted = counted
