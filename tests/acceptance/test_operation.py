@@ -119,27 +119,37 @@ def test_every_worker_answers_for_all_of_them(serve: Serve, backend: Backend, fo
     for _ in range(30):
         assert requests.get(gateway.url + "/svc", timeout=30).status_code == 503
 
-    def counts(path: str) -> tuple[int, int]:
-        told = ask(gateway, path)["circuitBreakers"]["svc"]
-        return told["failureCount"], told["successCount"]
+    def answer_of_all() -> Any:
+        """Return what all workers answer, as soon as each knows of the others."""
+        first, *others = (ask(gateway, "/circuit-breakers") for _ in range(20))
+        known = len(first["workers"]) == 3 and all(each == first for each in others)
+        return first if known else None
 
-    until(lambda: counts("/circuit-breakers") == (30, 0))
-    until(lambda: len(ask(gateway, "/circuit-breakers")["workers"]) == 3)
-    answers = [ask(gateway, "/circuit-breakers") for _ in range(20)]
-    assert all(each == answers[0] for each in answers), "it depends on which worker answers"
-    workers = answers[0]["workers"]
-    assert {int(name.rpartition(":")[2]) for name in workers} == set(gateway.workers())
-    assert sum(each["svc"]["failureCount"] for each in workers.values()) == 30
-    assert {counts("/health") for _ in range(10)} == {(30, 0)}
-    services = [ask(gateway, "/services") for _ in range(10)]
-    for told in services:
-        assert told["services"][0]["bulkhead"] == {"inFlight": 0, "maxInFlight": 9, "refused": 0}
-    os.kill(gateway.workers()[0], signal.SIGKILL)
-    until(lambda: len(gateway.workers()) == 3 and counts("/health")[0] < 30)
-    assert {counts("/health") for _ in range(10)} == {counts("/health")}
+    def failures(told: Any) -> int:
+        count: int = told["circuitBreakers"]["svc"]["failureCount"]
+        return count
+
+    def bulkhead(told: Any) -> Any:
+        return told["services"][0]["bulkhead"]
+
+    told = until(lambda: (now := answer_of_all()) and failures(now) == 30 and now)
+    assert told["circuitBreakers"]["svc"]["successCount"] == 0
+    workers = {
+        int(name.rpartition(":")[2]): each["svc"]["failureCount"]
+        for name, each in told["workers"].items()
+    }
+    assert workers.keys() == set(gateway.workers())
+    assert sum(workers.values()) == 30
+    until(lambda: {failures(ask(gateway, "/health")) for _ in range(10)} == {30})
+    free = {"inFlight": 0, "maxInFlight": 9, "refused": 0}
+    until(lambda: [bulkhead(ask(gateway, "/services")) for _ in range(10)] == [free] * 10)
+    os.kill(max(workers, key=lambda pid: workers[pid]), signal.SIGKILL)
+    until(lambda: len(gateway.workers()) == 3)
+    told = until(lambda: (now := answer_of_all()) and failures(now) < 30 and now)
+    assert failures(told) == 30 - max(workers.values())
     path = gateway.url + "/circuit-breakers/svc/reset"
     assert requests.post(path, headers=BEARER, timeout=30).status_code == 200
-    assert {counts("/circuit-breakers")[0] for _ in range(10)} == {0}
+    assert {failures(ask(gateway, "/circuit-breakers")) for _ in range(10)} == {0}
 
 
 FOUND = """

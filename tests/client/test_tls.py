@@ -163,7 +163,7 @@ def _redis(port: int, authorities: str) -> None:
     settings = {"ssl_ca_certs": authorities, "socket_timeout": 10}
     pool = RedisConnectionPool(("127.0.0.1", port), tls=True, settings=settings, most=1, wait=1.0)
     with closing(pool), pytest.raises(Unreachable) as caught:
-        pool.exchange(b"PING\r\n")  # a web server answers
+        pool.exchange(b"PING / HTTP/1.1\r\n\r\n")  # a web server answers
     if "certificate" in str(caught.value):
         raise ssl.SSLError(str(caught.value))
 

@@ -243,17 +243,23 @@ def test_a_single_instance_is_not_hedged(make: Make) -> None:
 
 def test_hedged_attempts_use_the_retry_budget(make: Make) -> None:
     """A fifth of the requests, so the fifth that is slow is the first with another."""
-    given = {"budget": RetryBudget(0.2, floor=0)}
-    with Backend() as slow, Backend(reply(b"fast")) as fast:
+    timer = OnCommand()
+
+    def hedged(connection: socket.socket, request: Received) -> None:
+        timer.calls.pop()()
+        connection.sendall(reply(b"slow"))
+
+    def hung(connection: socket.socket, request: Received) -> bool:
+        timer.calls.pop()()
+        return silent(connection, request)
+
+    given = {"budget": RetryBudget(0.2, floor=0, period=3600.0), "timer": timer}
+    with Backend(*[hedged] * 4, hung) as slow, Backend(reply(b"fast")) as fast:
         pool = {"balance": lambda _: First(slow.url)}
-        client = make(slow.url, fast.url, rules=HedgeRules(after=0.001), given=given, pool=pool)
+        client = make(slow.url, fast.url, given=given, pool=pool)
         for _ in range(4):
-            held = Held(reply(b"slow"))
-            slow.answers = [held]
-            Timer().after(0.05, held.opened.set)
             assert client.get("/").data == b"slow"
         assert fast.connections == 0
-        slow.answers = [silent]
         assert client.get("/").data == b"fast"
         client.pool.wait_until_idle()
 
