@@ -1,12 +1,11 @@
 """Endpoints for API keys: list, create, rotate and revoke them.
 
 All of them require the admin token, also the list: it names partners and their plans. A key is in
-one response only, that to its creation or rotation. Each change is a line in the log.
+one response only, that to its creation or rotation. Each change is a record in the audit log.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 from wsgiref.types import WSGIApplication
@@ -17,19 +16,17 @@ from wsgigate.coordination.api_keys import ApiKeys, IssuedKey, UnknownRecord
 from wsgigate.http.bodies import wrong
 from wsgigate.http.json_app import Endpoint, JsonApp, JsonRequest, JsonResponse
 from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.http.wsgi import peer
 from wsgigate.rules.routing import Route
 from wsgigate.store import StoreError
+from wsgigate.telemetry.audit import AuditedChange, audited, requester
 from wsgigate.units import iso_time, parse_duration
 
-__all__ = ["api_key_routes", "listed"]
+__all__ = ["api_key_routes", "listed", "note_key"]
 
 LARGEST = 16 * 1024
 """The maximum size of a body, in bytes."""
 
 _CREATE = ("owner", "plan", "scopes", "name", "expires")
-
-_log = logging.getLogger("wsgigate.api_keys")
 
 
 def listed(keys: ApiKeys) -> list[dict[str, Any]]:
@@ -73,39 +70,45 @@ def api_key_routes(
         scopes = body.get("scopes", [])
         if not isinstance(scopes, list):
             raise wrong('scopes: must be a list such as ["orders:read"].', "scopes")
+        lasts = _duration(body, "expires")
         try:
-            issued = keys.create(
-                body.get("owner", ""),
-                plan=body.get("plan", ""),
-                scopes=scopes,
-                name=body.get("name", ""),
-                lasts=_duration(body, "expires"),
-            )
+            with audited("api-key.create", "", by=requester(request.environ)) as change:
+                issued = keys.create(
+                    body.get("owner", ""),
+                    plan=body.get("plan", ""),
+                    scopes=scopes,
+                    name=body.get("name", ""),
+                    lasts=lasts,
+                )
+                note_key(change, issued.record)
         except ValueError as error:
             raise _wrong(error) from None
-        return _issued(request, issued, "created", 201)
+        return _issued(issued, 201)
 
     def rotate(request: JsonRequest, id: str) -> object:
         body = _members(request, ("overlap",)) if request.has_body() else {}
         overlap = _duration(body, "overlap")
         try:
-            issued = keys.rotate(id, overlap=overlap)
+            with audited("api-key.rotate", id, by=requester(request.environ)) as change:
+                issued = keys.rotate(id, overlap=overlap)
+                note_key(change, issued.record)
         except UnknownRecord:
             return Problem(404, "API key not found!")
         except ValueError as error:
             raise _wrong(error) from None
-        return _issued(request, issued, "rotated", 200)
+        return _issued(issued, 200)
 
     def revoke(request: JsonRequest, id: str) -> object:
         if request.has_body():
             _members(request, ())
         try:
-            record = keys.revoke(id)
+            with audited("api-key.revoke", id, by=requester(request.environ)) as change:
+                record = keys.revoke(id)
+                note_key(change, record)
         except UnknownRecord:
             return Problem(404, "API key not found!")
         except ValueError as error:
             raise _wrong(error) from None
-        _audit(request, record, "revoked")
         return {"success": True, "apiKey": document_of(record, digests=False)}
 
     path = "/api-keys"
@@ -150,17 +153,12 @@ def _wrong(error: ValueError) -> Exception:
     return wrong(f"{error}.", str(error).partition(":")[0])
 
 
-def _issued(request: JsonRequest, issued: IssuedKey, what: str, status: int) -> JsonResponse:
-    _audit(request, issued.record, what)
+def note_key(change: AuditedChange, record: KeyRecord) -> None:
+    """Set what the audit log has of a key that was created or changed: its record, no digest."""
+    change.target = f"{record.id} of owner {record.owner}"
+    change.after = document_of(record, digests=False)
+
+
+def _issued(issued: IssuedKey, status: int) -> JsonResponse:
     record = document_of(issued.record, digests=False)
     return JsonResponse({"success": True, "key": issued.key, "apiKey": record}, status)
-
-
-def _audit(request: JsonRequest, record: KeyRecord, what: str) -> None:
-    _log.warning(
-        "API key %s of owner %a was %s with the admin token, from %s",
-        record.id,
-        record.owner,
-        what,
-        peer(request.environ),
-    )

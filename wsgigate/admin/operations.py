@@ -22,6 +22,7 @@ from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.rules.circuit import Event
 from wsgigate.rules.routing import Route
 from wsgigate.store import StoreError
+from wsgigate.telemetry.audit import Actor, audited, requester
 from wsgigate.units import iso_time, parse_duration
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "notices_document",
     "protected",
     "store_errors",
+    "switch_audited",
 ]
 
 
@@ -86,7 +88,7 @@ def deny_route(
     """
 
     def deny(request: JsonRequest) -> object:
-        kind, until = _denied(deny_list, request.json(), now)
+        kind, until = _denied(deny_list, request, now)
         return {"success": True, "message": "Denied.", "denied": kind, "until": until}
 
     app = JsonApp(
@@ -105,9 +107,10 @@ def deny_route(
 
 
 def _denied(
-    deny_list: DenyList, body: dict[str, Any], now: Callable[[], float]
+    deny_list: DenyList, request: JsonRequest, now: Callable[[], float]
 ) -> tuple[str, float]:
-    """Add the denial in *body* to the list; return its kind, and until when it lasts."""
+    """Add the denial in the body to the list; return its kind, and until when it lasts."""
+    body = request.json()
     kinds = [kind for kind in _DENIAL_FIELDS if kind in body]
     if len(kinds) != 1:
         raise wrong("exactly one of token, jti and sub is required.")
@@ -122,13 +125,17 @@ def _denied(
         raise wrong(
             "until: is required: the Unix time at which the last of the tokens expires.", "until"
         )
+    # A token is a credential, so the log names it as that only.
+    target = kind if kind == "token" else f"{kind} {named}"
     try:
-        if kind == "token":
-            until = deny_list.deny_token(named, body.get("until"))
-        elif kind == "jti":
-            until = deny_list.deny_jti(named, body["until"])
-        else:
-            until = deny_list.deny_subject(named, body.get("before", now()), body["until"])
+        with audited("token.deny", target, by=requester(request.environ)) as change:
+            if kind == "token":
+                until = deny_list.deny_token(named, body.get("until"))
+            elif kind == "jti":
+                until = deny_list.deny_jti(named, body["until"])
+            else:
+                until = deny_list.deny_subject(named, body.get("before", now()), body["until"])
+            change.after = {"until": iso_time(until)}
     except ValueError as error:
         raise wrong(f"{error}.", str(error).partition(":")[0]) from None
     return kind, until
@@ -191,7 +198,7 @@ def maintenance_routes(
         }
 
     def change(request: JsonRequest) -> object:
-        _switch(switch, scopes, request.json())
+        _switch(switch, scopes, request)
         return {"success": True, "maintenance": maintenance_document(switch)}
 
     app = JsonApp(
@@ -211,7 +218,8 @@ def maintenance_routes(
     return protected(app, token, refuse)
 
 
-def _switch(switch: MaintenanceSwitch, scopes: Collection[str], body: dict[str, Any]) -> None:
+def _switch(switch: MaintenanceSwitch, scopes: Collection[str], request: JsonRequest) -> None:
+    body = request.json()
     for field in body:
         if field not in _MAINTENANCE_FIELDS:
             raise wrong(
@@ -226,16 +234,45 @@ def _switch(switch: MaintenanceSwitch, scopes: Collection[str], body: dict[str, 
     if not isinstance(scope, str) or (on and scope not in scopes):
         raise wrong("scope: must be one of the scopes that GET lists.", "scope")
     try:
-        if not on:
-            switch.off(scope)
-            return
         try:
             seconds = None if lasts is None else parse_duration(lasts)
         except ValueError as error:
             raise ValueError(f"for: {error}") from None
-        switch.on(scope, lasts=seconds, message=body.get("message", ""))
+        switch_audited(
+            switch,
+            scope,
+            on=on,
+            lasts=seconds,
+            message=body.get("message", ""),
+            by=requester(request.environ),
+        )
     except ValueError as error:
         raise wrong(f"{error}.", str(error).partition(":")[0]) from None
+
+
+def switch_audited(
+    switch: MaintenanceSwitch,
+    scope: str,
+    *,
+    on: bool,
+    lasts: float | None = None,
+    message: str = "",
+    by: Actor,
+) -> None:
+    """Switch maintenance of *scope* on or off, with a record in the audit log.
+
+    :param lasts: Seconds after which it ends; None for no end.
+    :param by: Who switches it.
+    :raises ValueError: An argument is invalid; the message names it.
+    :raises StoreError: The store failed.
+    """
+    with audited(f"maintenance.{'on' if on else 'off'}", scope, by=by) as change:
+        change.before = maintenance_document(switch).get(scope)
+        if on:
+            switch.on(scope, lasts=lasts, message=message)
+        else:
+            switch.off(scope)
+        change.after = maintenance_document(switch).get(scope)
 
 
 _DAY = 86_400.0
@@ -383,7 +420,13 @@ def circuit_routes(
         circuit = by_name.get(name)
         if circuit is None:
             return Problem(404, "Circuit breaker not found!")
-        if not circuit.reset():
+        with audited("circuit.reset", name, by=requester(request.environ)) as change:
+            change.before = circuit.status(fresh=True).state.value
+            shared = circuit.reset()
+            change.after = "closed"
+            if not shared:
+                change.failed = "the store is unavailable: reset in this worker only"
+        if not shared:
             return Problem(
                 503,
                 "The circuit breaker was reset in this worker only.",

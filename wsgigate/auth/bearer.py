@@ -26,6 +26,7 @@ from wsgigate.auth.throttle import TokenGuard
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.http.wsgi import CLIENT, PEER_TRUSTED, REASON, client_address
 from wsgigate.rules.registry import check_service
+from wsgigate.telemetry.audit import audit_denied
 
 __all__ = [
     "Access",
@@ -133,6 +134,8 @@ def require_token(
 ) -> WSGIApplication:
     """Return an app that requires *token* as ``Authorization: Bearer``, and rejects other sites.
 
+    Rejected requests are in the audit log.
+
     :param token: The operator's secret, 32 to 1024 visible ASCII characters.
     :raises ValueError: *token* is too short, too long or has other characters.
     """
@@ -146,10 +149,12 @@ def require_token(
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if from_another_site(environ):
             environ[REASON] = "the request comes from a page of another origin"
+            audit_denied(environ, environ[REASON])
             return elsewhere(environ, start_response)
         # Digests have one length, so the comparison time does not reveal even the token's length.
         if not compare_digest(sha256(bearer(environ)).digest(), digest):
             environ[REASON] = "the admin token is missing or wrong"
+            audit_denied(environ, environ[REASON])
             return unknown(environ, start_response)
         return app(environ, start_response)
 

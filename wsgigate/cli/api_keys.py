@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wsgigate.admin.api_keys import listed
+from wsgigate.admin.api_keys import listed, note_key
 from wsgigate.auth.api_keys import KeyRecord, document_of
 from wsgigate.cli.main import failed
 from wsgigate.cli.operations import shared_store
@@ -21,6 +21,7 @@ from wsgigate.config.load import load
 from wsgigate.config.model import Config
 from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.store import StoreError
+from wsgigate.telemetry.audit import audited, command_line
 from wsgigate.units import parse_duration
 
 __all__ = ["change_keys", "keys"]
@@ -89,25 +90,32 @@ def _check_plan(plan: str, config: Config, path: str) -> None:
 
 def _create(found: ApiKeys, arguments: argparse.Namespace) -> None:
     lasts = None if arguments.expires is None else _duration("--expires", arguments.expires)
-    issued = found.create(
-        arguments.owner,
-        plan=arguments.plan,
-        scopes=arguments.scope,
-        name=arguments.name,
-        lasts=lasts,
-    )
+    with audited("api-key.create", "", by=command_line()) as change:
+        issued = found.create(
+            arguments.owner,
+            plan=arguments.plan,
+            scopes=arguments.scope,
+            name=arguments.name,
+            lasts=lasts,
+        )
+        note_key(change, issued.record)
     _print(arguments, issued.record, issued.key)
 
 
 def _rotate(found: ApiKeys, arguments: argparse.Namespace) -> None:
     given = arguments.overlap
     overlap = None if given is None else _duration("--overlap", given)
-    issued = found.rotate(arguments.id, overlap=overlap)
+    with audited("api-key.rotate", arguments.id, by=command_line()) as change:
+        issued = found.rotate(arguments.id, overlap=overlap)
+        note_key(change, issued.record)
     _print(arguments, issued.record, issued.key)
 
 
 def _revoke(found: ApiKeys, arguments: argparse.Namespace) -> None:
-    _print(arguments, found.revoke(arguments.id))
+    with audited("api-key.revoke", arguments.id, by=command_line()) as change:
+        record = found.revoke(arguments.id)
+        note_key(change, record)
+    _print(arguments, record)
 
 
 def _list(found: ApiKeys, arguments: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from wsgigate.admin.operations import switch_audited
 from wsgigate.cli.main import failed
 from wsgigate.config.build import assemble
 from wsgigate.config.build_routes import maintenance_scopes, policy_name
@@ -18,7 +19,8 @@ from wsgigate.config.tables import suggestion
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
 from wsgigate.store import Store, StoreError
-from wsgigate.units import parse_duration
+from wsgigate.telemetry.audit import audited, command_line
+from wsgigate.units import iso_time, parse_duration
 
 __all__ = ["deny", "maintenance", "shared_store"]
 
@@ -49,10 +51,15 @@ def maintenance(arguments: argparse.Namespace) -> int:
         lasts = None if arguments.lasts is None else parse_duration(arguments.lasts)
         with shared_store(config, arguments.file) as store:
             switch = MaintenanceSwitch(store, name=policy_name(config.gateway.name))
-            if arguments.what == "on":
-                switch.on(scope, lasts=lasts, message=arguments.message)
-            elif arguments.what == "off":
-                switch.off(scope)
+            if arguments.what in ("on", "off"):
+                switch_audited(
+                    switch,
+                    scope,
+                    on=arguments.what == "on",
+                    lasts=lasts,
+                    message=arguments.message or "",
+                    by=command_line(),
+                )
             _print(switch)
     except (ConfigError, ValueError) as error:
         return failed(error)
@@ -111,9 +118,16 @@ def deny(arguments: argparse.Namespace) -> int:
 
 
 def _deny(deny_list: DenyList, arguments: argparse.Namespace, last: float | None) -> None:
-    if arguments.sub is not None and last is not None:
-        deny_list.deny_subject(arguments.sub, time.time(), last)
-    elif arguments.jti is not None and last is not None:
-        deny_list.deny_jti(arguments.jti, last)
-    else:
-        deny_list.deny_token(sys.stdin.read(65536).strip(), last)
+    target = "token"
+    if arguments.sub is not None:
+        target = f"sub {arguments.sub}"
+    elif arguments.jti is not None:
+        target = f"jti {arguments.jti}"
+    with audited("token.deny", target, by=command_line()) as change:
+        if arguments.sub is not None and last is not None:
+            until = deny_list.deny_subject(arguments.sub, time.time(), last)
+        elif arguments.jti is not None and last is not None:
+            until = deny_list.deny_jti(arguments.jti, last)
+        else:
+            until = deny_list.deny_token(sys.stdin.read(65536).strip(), last)
+        change.after = {"until": iso_time(until)}

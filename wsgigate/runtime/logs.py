@@ -6,14 +6,18 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from wsgigate.runtime import fork
+from wsgigate.runtime.clocks import real
+from wsgigate.runtime.threads import TIMER
 
 __all__ = [
     "LEVELS",
     "ChangeLog",
+    "EventLog",
     "FailureLog",
     "RepeatLog",
     "ThrottledLog",
@@ -319,6 +323,121 @@ class RepeatLog:
         self._logged[message] = now
         self._logger.log(self._level, message, *args, exc_info=traceback)
         return True
+
+
+@dataclass
+class _EventKind:
+    """The events of one kind since its first one.
+
+    :ivar first: When it began.
+    :ivar last: When its last event was.
+    :ivar written: When a record was last written.
+    :ivar held: Events since then, which have no record of their own.
+    :ivar event: The last event.
+    """
+
+    first: float
+    last: float
+    written: float
+    event: Any
+    held: int = 0
+    total: int = 1
+
+
+class EventLog:
+    """Logs events by their kind: no kind is missed, and no flood of events fills a disk.
+
+    The first event of a kind is written at once. While more of them come, the last one is written
+    once every *silence* seconds, with the number of those that were held back; when none has come
+    for that long, *over* is called with the number in all. A kind that had one event only ends
+    without a record. Kinds are remembered as long as they last, and at most *most* at a time:
+    further ones are one kind.
+
+    :param write: Called with an event and how many events of its kind were held back before it.
+    :param over: Called with the last event of a kind that has ended, the number of its events and
+        the seconds from the first to the last.
+    :param silence: Seconds between two records of a kind.
+    :param most: Maximum number of kinds remembered.
+    :param clock: Returns monotonic seconds.
+    :param later: Calls a function after a number of seconds; a timer of this package's.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Any, int], object],
+        over: Callable[[Any, int, float], object],
+        *,
+        silence: float = 60.0,
+        most: int = 256,
+        clock: Callable[[], float] = real,
+        later: Callable[[float, Callable[[], object]], object] = TIMER.after,
+    ) -> None:
+        self._write = write
+        self._over = over
+        self._silence = silence
+        self._most = most
+        self._clock = clock
+        self._later = later
+        self.after_fork()
+        fork.renew_at_fork(self)
+
+    def after_fork(self) -> None:
+        """Begin anew: the kinds of the parent process are its own."""
+        self._lock = threading.Lock()
+        self._kinds: dict[Hashable, _EventKind] = {}
+        self._scheduled = False
+
+    def add(self, kind: Hashable, event: object) -> bool:
+        """Count an event, and write it unless one of its kind was just written.
+
+        :returns: Whether it was written.
+        """
+        with self._lock:
+            now = self._clock()
+            if kind not in self._kinds and len(self._kinds) >= self._most:
+                kind = None
+            state = self._kinds.get(kind)
+            if state is None:
+                self._kinds[kind] = _EventKind(now, now, now, event)
+                held = 0
+            else:
+                state.last, state.event = now, event
+                state.total += 1
+                if now - state.written < self._silence:
+                    state.held += 1
+                    self._schedule()
+                    return False
+                held, state.held, state.written = state.held, 0, now
+            self._schedule()
+        self._write(event, held)
+        return True
+
+    def flush(self) -> None:
+        """Write the records that are due: of kinds that go on, and of those that are over."""
+        going: list[tuple[object, int]] = []
+        ended: list[tuple[object, int, float]] = []
+        with self._lock:
+            self._scheduled = False
+            now = self._clock()
+            for kind, state in list(self._kinds.items()):
+                if now - state.last >= self._silence:
+                    del self._kinds[kind]
+                    if state.total > 1:
+                        ended.append((state.event, state.total, state.last - state.first))
+                elif state.held and now - state.written >= self._silence:
+                    going.append((state.event, state.held - 1))
+                    state.held, state.written = 0, now
+            if self._kinds:
+                self._schedule()
+        for event, held in going:
+            self._write(event, held)
+        for event, total, lasted in ended:
+            self._over(event, total, lasted)
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._later(self._silence, self.flush)
 
 
 def one_line(text: object) -> str:
