@@ -15,8 +15,8 @@ from pathlib import Path
 from wsgigate.rules.circuit import TRANSITIONS, Event, State
 
 FILE = Path(__file__).parent / "circuit.svg"
-WIDTH, HEIGHT = 720, 420
-PLACES = {State.CLOSED: (130, 110), State.OPEN: (590, 110), State.HALF_OPEN: (360, 320)}
+WIDTH, HEIGHT = 720, 450
+PLACES = {State.CLOSED: (130, 140), State.OPEN: (590, 140), State.HALF_OPEN: (360, 350)}
 MEANING = {
     State.CLOSED: "calls pass",
     State.OPEN: "calls are rejected",
@@ -78,7 +78,7 @@ def _arrow(start: tuple[int, int], end: tuple[int, int], words: list[str]) -> It
         (x, y), below = start, start[1] > HEIGHT / 2
         edge, far = (y + BOX[1], y + 85) if below else (y - BOX[1], y - 85)
         yield f'<path d="M{x - 25},{edge} C{x - 50},{far} {x + 50},{far} {x + 25},{edge}"/>'
-        yield from _label(x, y + 88 if below else y - 78, words)
+        yield from _label(x, y + 88 if below else y - 78 - 16 * (len(words) - 1), words)
         return
     length = hypot(end[0] - start[0], end[1] - start[1])
     across = ((end[1] - start[1]) / length, -(end[0] - start[0]) / length)

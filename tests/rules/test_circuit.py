@@ -19,6 +19,8 @@ from wsgigate.rules.circuit import (
     Outcome,
     State,
     acquire,
+    force,
+    is_forced,
     move,
     pack,
     record_probe,
@@ -125,6 +127,59 @@ STORIES: dict[str, list[tuple[float, str, State, float | None, int]]] = {
         (7, "reset", CLOSED, None, 5),
         (7, "failed 4", CLOSED, None, 5),
     ],
+    "forced open it rejects all calls, and probes decide when the time is over": [
+        (100, "force-open 20", OPEN, None, 1),
+        (110, "acquire", OPEN, 10, 1),
+        (110, "ok 0", OPEN, None, 1),
+        (120, "acquire", HALF_OPEN, 0, 2),
+        (120, "failed 2", OPEN, None, 3),
+        (121, "acquire", OPEN, 4, 3),
+    ],
+    "forced open without an end it is asked again each minute, until it is released": [
+        (100, "force-open", OPEN, None, 1),
+        (1e9, "acquire", OPEN, 60, 1),
+        (1e9, "force-auto", HALF_OPEN, None, 2),
+        (1e9, "acquire", HALF_OPEN, 0, 2),
+        (1e9, "acquire", HALF_OPEN, 0, 2),
+        (1e9, "ok 2", HALF_OPEN, None, 2),
+        (1e9, "ok 2", CLOSED, None, 3),
+    ],
+    "forced closed no failure opens it, until the time is over": [
+        (100, "trip 0", OPEN, None, 1),
+        (101, "force-closed 60", CLOSED, None, 2),
+        (101, "acquire", CLOSED, 0, 2),
+        (102, "trip 2", CLOSED, None, 2),
+        (160.9, "trip 2", CLOSED, None, 2),
+        (161, "trip 2", OPEN, None, 3),
+        (161, "acquire", OPEN, 5, 3),
+    ],
+    "forced while half-open, the probes in flight do not count": [
+        (0, "trip 0", OPEN, None, 1),
+        (5, "acquire", HALF_OPEN, 0, 2),
+        (5, "acquire", HALF_OPEN, 0, 2),
+        (6, "force-open 60", OPEN, None, 3),
+        (6, "ok 2", OPEN, None, 3),
+        (6, "failed 2", OPEN, None, 3),
+        (7, "force-closed 60", CLOSED, None, 4),
+        (7, "failed 2", CLOSED, None, 4),
+        (8, "force-auto", CLOSED, None, 5),
+        (8, "trip 4", CLOSED, None, 5),
+        (8, "trip 5", OPEN, None, 6),
+    ],
+    "forced again it has the new time, and a reset releases it": [
+        (0, "force-open 10", OPEN, None, 1),
+        (5, "force-open 10", OPEN, None, 2),
+        (10, "acquire", OPEN, 5, 2),
+        (11, "reset", CLOSED, None, 3),
+        (11, "trip 3", OPEN, None, 4),
+    ],
+    "the release of a circuit that is not forced changes nothing": [
+        (0, "force-auto", CLOSED, None, 0),
+        (0, "trip 0", OPEN, None, 1),
+        (1, "force-auto", OPEN, None, 1),
+        (2, "force-closed 5", CLOSED, None, 2),
+        (7, "force-auto", CLOSED, None, 2),
+    ],
 }
 
 
@@ -138,6 +193,9 @@ def play(
         return trip(verdict, int(generation), now, rules), None
     if word == "reset":
         return move(verdict, Event.RESET, now, rules), None
+    if word.startswith("force-"):
+        lasts = float(generation) if generation else None
+        return force(verdict, word.removeprefix("force-"), now, rules, lasts), None
     slow = word == "slow"
     outcome = Outcome.OK if slow else Outcome(word)
     return record_probe(verdict, int(generation), outcome, now, rules, slow=slow), None
@@ -362,3 +420,21 @@ def test_a_clock_set_forward_is_no_worse_than_waiting() -> None:
 def test_settings_out_of_range_raise(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         CircuitRules(**settings)
+
+
+@pytest.mark.parametrize(
+    ("lasts", "read_at", "left"),
+    [(60, 1000, 60), (60, 1040, 20), (60, 400, 60), (None, 1000, math.inf), (None, 1, math.inf)],
+)
+def test_a_forced_circuit_has_its_own_time_whatever_the_clock_did(
+    lasts: float | None, read_at: float, left: float
+) -> None:
+    raw = pack(force(CircuitVerdict(), "open", 1000.0, RULES, lasts))
+    verdict = unpack(raw, read_at, RULES)
+    assert is_forced(verdict, read_at)
+    assert verdict.until - read_at == left or (left == math.inf and verdict.until > 1e15)
+
+
+def test_an_earlier_release_takes_a_forced_circuit_for_a_closed_one() -> None:
+    raw = pack(force(CircuitVerdict(), "open", 1000.0, RULES))
+    assert raw[1] >= len(State)

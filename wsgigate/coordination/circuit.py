@@ -25,6 +25,10 @@ key of the store. Its rules:
 6. **The lock is never held during a call of the store**, or one slow store would stop all threads.
    A read that began before a change in this process is therefore discarded (``_sets``).
 7. **One log record per change.** Only the worker whose update succeeded logs it.
+8. **Forcing a circuit is a change as well.** The verdict has an end of its own, reaches all
+   workers, survives their restarts and an outage of the store, and outdates the permits in flight,
+   as every other one does. A circuit that is forced closed counts its calls; the counts cannot open
+   it before the end.
 """
 
 from __future__ import annotations
@@ -38,6 +42,9 @@ from logging import INFO, WARNING
 from typing import NamedTuple, TypeVar
 
 from wsgigate.rules.circuit import (
+    AUTO,
+    ENDLESS,
+    FORCES,
     CircuitRules,
     CircuitVerdict,
     Event,
@@ -46,6 +53,8 @@ from wsgigate.rules.circuit import (
     Tally,
     acquire,
     bounded,
+    force,
+    is_forced,
     move,
     pack,
     record_probe,
@@ -58,12 +67,24 @@ from wsgigate.runtime.logs import ChangeLog, FailureLog
 from wsgigate.store import MisconfiguredStore, Store, StoreError, update
 from wsgigate.store.open import OpenedStore
 
-__all__ = ["Circuit", "CircuitStatus", "Counts", "Permit", "Rejection", "SharedVerdict"]
+__all__ = [
+    "LONGEST_FORCE",
+    "Circuit",
+    "CircuitStatus",
+    "Counts",
+    "Forced",
+    "Permit",
+    "Rejection",
+    "SharedVerdict",
+]
 
 
 R = TypeVar("R")
 
 _RETENTION = 60.0  # seconds for which an obsolete verdict stays in the store
+
+LONGEST_FORCE = 10 * 365 * 86_400.0
+"""Maximum seconds for which a circuit can be forced; also the time to live of one without end."""
 
 _log = logging.getLogger("wsgigate.circuits")
 
@@ -160,7 +181,7 @@ class SharedVerdict:
             if after is before and not (ours and unshared):
                 return old, 0.0, (before, after, old, moment, result)
             raw = pack(after)
-            ttl = max(0.0, after.until - moment) + _RETENTION
+            ttl = min(max(0.0, after.until - moment), LONGEST_FORCE) + _RETENTION
             return raw, ttl, (before, after, raw, moment, result)
 
         try:
@@ -237,10 +258,13 @@ class SharedVerdict:
 
     def _log_change(self, before: CircuitVerdict, after: CircuitVerdict) -> None:
         """Log a change of state: only the worker whose update succeeded calls this."""
-        if before.state is after.state:
+        if before.state is after.state and not (before.forced or after.forced):
             return
         log, name = self._changes.log, self._name
-        if after.state is State.OPEN:
+        if after.forced:
+            if (before.forced, before.generation) != (True, after.generation):
+                log(WARNING, name, "Circuit %r is %s%s", name, after.why, _lasting(after))
+        elif after.state is State.OPEN:
             wait = after.until - after.since
             log(WARNING, name, "Circuit %r opened for %.1f s: %s", name, wait, after.why)
         elif after.state is State.HALF_OPEN:
@@ -253,6 +277,13 @@ class SharedVerdict:
             self.errors += 1
             self._down_until = now + self._interval
         self._trouble.failed("Circuit %r is not shared with other workers: %s", self._name, error)
+
+
+def _lasting(verdict: CircuitVerdict) -> str:
+    """Return how long a forced state lasts, for the log."""
+    if verdict.until == ENDLESS:
+        return " until it is released"
+    return f" for {verdict.until - verdict.since:.0f} s"
 
 
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,100}")
@@ -276,11 +307,12 @@ class CircuitStatus(NamedTuple):
     :ivar since_failure: Seconds since the last failure; ``None`` without one in this worker.
     :ivar since: Time of the last change of state, by the store's clock (see *moment*); ``None``
         before the first.
-    :ivar until: When an open circuit admits a probe, or a half-open one gives up its probes;
-        ``None`` for a closed one.
+    :ivar until: When an open circuit admits a probe, or a half-open one gives up its probes, or a
+        forced state ends; ``None`` for a closed one that is not forced, and for no end.
     :ivar why: Reason for the state, without a host name; empty before the first change.
     :ivar generation: Number of changes of state.
     :ivar moment: The present time of the clock of *since* and *until*.
+    :ivar forced: Whether an operator has forced this state.
     """
 
     state: State
@@ -292,6 +324,18 @@ class CircuitStatus(NamedTuple):
     why: str = ""
     generation: int = 0
     moment: float = 0.0
+    forced: bool = False
+
+
+class Forced(NamedTuple):
+    """The result of :meth:`Circuit.force`.
+
+    :ivar changed: Whether the circuit was changed; false if its generation was not the one given.
+    :ivar shared: Whether the other workers learn of it; false while the store fails.
+    """
+
+    changed: bool
+    shared: bool
 
 
 class Counts(NamedTuple):
@@ -452,20 +496,54 @@ class Circuit:
             last = tally.last_failure
             since = None if last is None else max(0.0, now - last)
             verdict, moment = shared.verdict, now + shared.ahead
+            forced = is_forced(verdict, moment)
+            ends = verdict.until != ENDLESS if forced else verdict.state is not State.CLOSED
+            over = verdict.forced and not forced and verdict.state is State.CLOSED
             return CircuitStatus(
                 verdict.state,
                 tally.failures,
                 tally.successes,
                 since,
                 verdict.since or None,
-                None if verdict.state is State.CLOSED else verdict.until,
-                verdict.why,
+                verdict.until if ends else None,
+                f"{verdict.why}, which is over" if over else verdict.why,
                 verdict.generation,
                 moment,
+                forced,
             )
 
+    def force(
+        self, state: str, *, lasts: float | None = None, generation: int | None = None
+    ) -> Forced:
+        """Force the circuit open or closed, for all workers, or let it decide by itself again.
+
+        A circuit that was forced open and is released, or whose time is over, becomes half-open.
+
+        :param state: ``"open"``, ``"closed"`` or ``"auto"``.
+        :param lasts: Seconds after which it is released by itself, at most ten years. Default: only
+            by ``"auto"`` or :meth:`reset`.
+        :param generation: Change it only if this is still its generation, see
+            :attr:`CircuitStatus.generation`. Default: in any case.
+        :raises ValueError: An argument is invalid; the message names it.
+        """
+        if state not in FORCES:
+            raise ValueError(f"state: one of {', '.join(FORCES)}, not {state!r}")
+        if lasts is not None and (state == AUTO or not 0 < lasts <= LONGEST_FORCE):
+            raise ValueError(
+                f"for: with open or closed, more than 0 seconds and at most 10 years, not {lasts!r}"
+            )
+
+        def forced(before: CircuitVerdict, moment: float) -> tuple[CircuitVerdict, bool]:
+            if generation is not None and before.generation != generation:
+                return before, False
+            return force(before, state, moment, self.rules, lasts), True
+
+        shared = self._shared
+        changed = shared.change(forced, self._clock(), insist=True)
+        return Forced(changed, shared.shared)
+
     def reset(self) -> bool:
-        """Close the circuit; return whether the change is shared with the other workers."""
+        """Close the circuit, forced or not; return whether the other workers learn of it."""
 
         def closed(before: CircuitVerdict, moment: float) -> tuple[CircuitVerdict, None]:
             return move(before, Event.RESET, moment, self.rules), None
@@ -496,7 +574,7 @@ class Circuit:
                 return  # the call began before the last change of state: rule 3
             tripped = self._tally.add(outcome, now, slow=slow)
         if verdict.state is State.CLOSED:
-            if tripped:
+            if tripped and not is_forced(verdict, now + shared.ahead):
                 chance = self._random()
                 reason = f"{tripped}, the last: {why}" if why else tripped
                 shared.change(

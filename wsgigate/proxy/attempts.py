@@ -57,7 +57,7 @@ from wsgigate.http.wsgi import INSTANCE, BodyError, BodyTooLarge
 from wsgigate.proxy.bulkhead import FULL, Compartment
 from wsgigate.proxy.disconnect import CLIENT_LEFT, UNWATCHED, ClientWatch
 from wsgigate.proxy.hedging import AttemptResult, Hedge, HedgedAttempt, Race
-from wsgigate.proxy.pool import InstanceLease, Member, Pool
+from wsgigate.proxy.pool import ALL_DRAINED, InstanceLease, Member, Pool
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.proxy.response import UNSENDABLE, Unanswered, nothing_sent
 from wsgigate.rules.arguments import Range, checked
@@ -88,6 +88,13 @@ _NO_INSTANCE = Problem(
     503,
     "Service temporarily unavailable",
     extensions={"error": "No instance available"},
+    headers=(("Retry-After", "5"),),
+)
+
+_DRAINED = Problem(
+    503,
+    "Service temporarily unavailable",
+    extensions={"error": "All instances drained"},
     headers=(("Retry-After", "5"),),
 )
 
@@ -411,7 +418,8 @@ class Attempts:
                 return lease
             if pool.instance_limit is not None and pool.available():
                 raise Refusal(FULL, "every instance has reached its limit of requests in flight")
-            raise Refusal(_NO_INSTANCE, "no instance is available")
+            why = pool.unavailability()
+            raise Refusal(_DRAINED if why == ALL_DRAINED else _NO_INSTANCE, why)
         finally:
             if lease is None and permit is not None:
                 permit.done(Outcome.IGNORED)

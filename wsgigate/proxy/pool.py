@@ -7,11 +7,12 @@ import math
 import random as _random
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated
 
 from wsgigate.client.response_reader import PoolFull, SlowResponse
 from wsgigate.coordination.circuit import Permit
+from wsgigate.coordination.overrides import ACTIVE, AUTOMATIC, DRAINED, Override
 from wsgigate.discovery import Instance
 from wsgigate.http.wsgi import Key
 from wsgigate.proxy.bulkhead import Slot
@@ -40,7 +41,7 @@ from wsgigate.rules.outlier import OutlierRules, Outliers
 from wsgigate.runtime import fork
 from wsgigate.runtime.logs import ChangeLog
 
-__all__ = ["InstanceLease", "Member", "Pool"]
+__all__ = ["ALL_DRAINED", "InstanceLease", "Member", "Pool"]
 
 
 class Member:
@@ -49,12 +50,28 @@ class Member:
     :ivar name: Its URL.
     :ivar weight: Its current weight, above 0 for an instance that can be picked.
     :ivar well_since: When it became healthy; ``-inf`` if it was healthy from the start.
+    :ivar override: What an operator has decided about it.
     """
 
-    __slots__ = ("ejected", "healthy", "in_flight", "instance", "name", "weight", "well_since")
+    __slots__ = (
+        "ejected",
+        "healthy",
+        "in_flight",
+        "instance",
+        "name",
+        "override",
+        "weight",
+        "well_since",
+    )
 
-    def __init__(self, instance: Instance, well_since: float = -math.inf) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        well_since: float = -math.inf,
+        override: Override = AUTOMATIC,
+    ) -> None:
         self.instance = instance
+        self.override = override
         self.name = instance.url
         self.weight: float = instance.weight
         self.healthy = True
@@ -62,12 +79,23 @@ class Member:
         self.in_flight = 0
         self.well_since = well_since
 
+    @property
+    def share(self) -> int:
+        """Its share of the requests; 0 if it gets no new ones: slow start is not in it."""
+        override = self.override
+        if override.state != ACTIVE:
+            return 0
+        return self.instance.weight if override.weight is None else override.weight
+
 
 _log = logging.getLogger("wsgigate.pool")
 
 _SWEEP = 10.0  # seconds between two checks of the instances' success rates
 
 _STEPS = 20  # slow start raises a weight in this many steps
+
+ALL_DRAINED = "all instances are drained or ejected by an operator"
+"""The reason for the log; :meth:`Pool.unavailability` returns it."""
 
 
 class InstanceLease:
@@ -165,6 +193,10 @@ class Pool:
     An instance is available while it is healthy, not ejected, and its weight is not 0.
     :func:`wsgigate.rules.balance.available` decides how tiers share the requests.
 
+    An operator's override has the last word: an instance that is drained or ejected by one gets no
+    new request, not even in panic. A drained one keeps the clients of its sticky sessions, an
+    ejected one does not. Requests in flight are finished in both cases, and health checks go on.
+
     :param service: The service's name.
     :param instances: Its instances, each with a different URL.
     :param balance: The load balancing policy: a name in :data:`wsgigate.rules.balance.POLICIES`, or
@@ -232,6 +264,7 @@ class Pool:
         self._members = {instance.url: Member(instance) for instance in instances}
         self._sticky_members: dict[str, Member] = {}
         self._changes = ChangeLog(_log)
+        self._overrides: Mapping[str, Override] = {}
         self._returned: list[Member] = []  # ejections that are over but not logged yet
         self._picked: list[Member] = []
         self._renew_at = math.inf
@@ -256,8 +289,19 @@ class Pool:
         return tuple(
             member.instance
             for member in self._members.values()
-            if member.healthy and member.instance.weight and not member.ejected
+            if member.healthy and member.share and not member.ejected
         )
+
+    def shares(self) -> dict[str, int]:
+        """Return the share of the requests of each instance, by URL; 0 if it gets no new ones."""
+        return {url: member.share for url, member in self._members.items()}
+
+    def unavailability(self) -> str:
+        """Return why no instance takes requests, without host names."""
+        members = self._members.values()
+        if members and all(member.override.state != ACTIVE for member in members):
+            return ALL_DRAINED
+        return "no instance is available"
 
     def mark(self, url: str, healthy: bool) -> None:
         """Set whether the instance at *url* is healthy; an unknown URL is ignored."""
@@ -273,12 +317,35 @@ class Pool:
         if self._returned:
             self._log_returned()
 
+    def override(self, overrides: Mapping[str, Override], restored: Collection[str] = ()) -> None:
+        """Replace what operators have decided about the instances; the others are automatic.
+
+        An override of an instance that is not known applies when it is. An instance that gets
+        requests again has its slow start.
+
+        :param overrides: The overrides by URL.
+        :param restored: URLs of instances whose automatic ejection ends now.
+        """
+        with self._lock:
+            now = self._clock()
+            self._overrides = overrides
+            for url, member in self._members.items():
+                before = member.override.state
+                member.override = overrides.get(url, AUTOMATIC)
+                if before != ACTIVE and member.override.state == ACTIVE:
+                    member.well_since = now
+                if url in restored:
+                    self._outliers.restore(url, now)
+            self._renew()
+        if self._returned:
+            self._log_returned()
+
     def renew(self, instances: Sequence[Instance]) -> tuple[Instance, ...]:
         """Replace the instances; return those that were removed.
 
         An instance that stays, by its URL, keeps its state: requests in flight, latency, ejection
         and health. A new instance has its slow start. Requests in flight to a removed instance
-        finish, and their outcomes are ignored.
+        finish, and their outcomes are ignored. Overrides apply to an instance that comes back.
 
         :raises ValueError: A URL occurs twice; nothing was changed.
         """
@@ -289,7 +356,9 @@ class Pool:
             before, since = self._members, self._clock() if self._members else -math.inf
             members = {}
             for url, instance in renewed.items():
-                members[url] = member = before.get(url) or Member(instance, since)
+                members[url] = member = before.get(url) or Member(
+                    instance, since, self._overrides.get(url, AUTOMATIC)
+                )
                 member.instance = instance
             self._members = members  # replaced, never changed: it is read without the lock
             self._outliers.set_instances(members)
@@ -419,7 +488,7 @@ class Pool:
         states = [
             InstanceState(
                 m.healthy and not m.ejected,
-                m.instance.weight,
+                m.share,
                 zoned(m.instance.tier, m.instance.zone, self.zone),
             )
             for m in members
@@ -429,11 +498,11 @@ class Pool:
             for level in available(states, self.panic)
         ]
         picked = [member for _, _, those in levels for member in those]
-        draining = [m for m in members if not m.instance.weight and m.healthy and not m.ejected]
+        draining = [m for m in members if not m.share and m.healthy and not m.ejected]
         self._renew_at = self._outliers.returns
         for member in picked:
             age = now - member.well_since
-            member.weight = slow_start(member.instance.weight, age, window)
+            member.weight = slow_start(member.share, age, window)
             if age < window:
                 self._renew_at = min(self._renew_at, now + window / _STEPS)
         self._watches = self.timed or self._renew_at < math.inf
@@ -446,5 +515,11 @@ class Pool:
             staying = [
                 m for level, _, those in levels if tier_of(level, self.zone) in tiers for m in those
             ]
-            staying += draining if self.sticky.keep_draining else []
+            keeps = self.sticky.keep_draining
+            # as with HAProxy: an instance that is drained by hand keeps its sessions
+            staying += [
+                m
+                for m in draining
+                if m.override.state == DRAINED or (keeps and m.override.state == ACTIVE)
+            ]
             self._sticky_members = {self.sticky.id_of(member.name): member for member in staying}

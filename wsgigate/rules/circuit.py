@@ -21,6 +21,11 @@ Theory of operation
 - Moments are seconds of the store's clock, which all workers share. :func:`bounded` caps a moment
   at the longest time that the rules allow, so that a clock that is set back cannot keep a circuit
   open for longer.
+- An operator can force a circuit open or closed (:func:`force`), for a time or until it is
+  released. That is a change of state like any other, with its own generation, so calls and probes
+  that began before it do not count. While it lasts, no count and no probe changes the state. A
+  circuit that was forced open becomes half-open at the end: probes decide, as after any other
+  opening. One that was forced closed goes on, with the failures counted meanwhile.
 
 The states and settings are those of Resilience4j; the generations are gobreaker's.
 """
@@ -37,7 +42,10 @@ from typing import Annotated, NamedTuple
 from wsgigate.rules.arguments import Count, Fraction, Range, Seconds, Trait, checked
 
 __all__ = [
+    "AUTO",
+    "ENDLESS",
     "FAILURES",
+    "FORCES",
     "MOST_TRIPS",
     "TRANSITIONS",
     "CallWindow",
@@ -50,6 +58,8 @@ __all__ = [
     "acquire",
     "bounded",
     "check_failures",
+    "force",
+    "is_forced",
     "move",
     "outcome_of",
     "pack",
@@ -168,6 +178,9 @@ class Event(Enum):
     PROBES_PASSED = "all probes passed"
     PROBES_LOST = "a probe timed out"
     RESET = "reset by the operator"
+    FORCED_OPEN = "forced open by the operator"
+    FORCED_CLOSED = "forced closed by the operator"
+    RELEASED = "released by the operator"
 
 
 TRANSITIONS: dict[tuple[State, Event], State] = {
@@ -179,6 +192,14 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.CLOSED, Event.RESET): State.CLOSED,
     (State.OPEN, Event.RESET): State.CLOSED,
     (State.HALF_OPEN, Event.RESET): State.CLOSED,
+    (State.CLOSED, Event.FORCED_OPEN): State.OPEN,
+    (State.OPEN, Event.FORCED_OPEN): State.OPEN,
+    (State.HALF_OPEN, Event.FORCED_OPEN): State.OPEN,
+    (State.CLOSED, Event.FORCED_CLOSED): State.CLOSED,
+    (State.OPEN, Event.FORCED_CLOSED): State.CLOSED,
+    (State.HALF_OPEN, Event.FORCED_CLOSED): State.CLOSED,
+    (State.OPEN, Event.RELEASED): State.HALF_OPEN,
+    (State.CLOSED, Event.RELEASED): State.CLOSED,
 }
 """All transitions; :func:`move` raises ValueError for any other pair."""
 
@@ -203,6 +224,16 @@ _BAD = frozenset((Outcome.FAILED, Outcome.UNREACHABLE))
 _RETRY_SOON = 1.0
 """``Retry-After`` in seconds while all probes of a half-open circuit are in flight."""
 
+_RETRY_FORCED = 60.0
+"""The longest ``Retry-After`` in seconds of a circuit that is forced open: the operator may release
+it at any time."""
+
+ENDLESS = 2.0**53
+"""The ``until`` of a circuit that is forced until it is released."""
+
+AUTO = "auto"
+"""What :func:`force` calls a circuit that decides by itself."""
+
 
 class CircuitVerdict(NamedTuple):
     """The state of one circuit, shared by all workers. Moments are seconds of the store's clock.
@@ -215,6 +246,7 @@ class CircuitVerdict(NamedTuple):
     :ivar passed: Probes that succeeded.
     :ivar since: When it entered this state; 0 before the first transition.
     :ivar why: The reason for the last transition, without host names.
+    :ivar forced: Whether an operator has forced it to this state, until *until*.
     """
 
     state: State = State.CLOSED
@@ -225,6 +257,7 @@ class CircuitVerdict(NamedTuple):
     passed: int = 0
     since: float = 0.0
     why: str = ""
+    forced: bool = False
 
 
 def move(
@@ -278,7 +311,38 @@ def trip(
     """
     if verdict.state is not State.CLOSED or verdict.generation != generation:
         return verdict
+    if is_forced(verdict, now):
+        return verdict
     return move(verdict, Event.TRIPPED, now, rules, chance, why)
+
+
+FORCES = {"open": Event.FORCED_OPEN, "closed": Event.FORCED_CLOSED, AUTO: Event.RELEASED}
+"""What an operator can do with a circuit, and the event of each."""
+
+
+def force(
+    verdict: CircuitVerdict, state: str, now: float, rules: CircuitRules, lasts: float | None = None
+) -> CircuitVerdict:
+    """Return the verdict after an operator has forced the circuit open or closed, or released it.
+
+    Forcing it to the same state again changes how long that lasts. The release of a circuit that is
+    not forced changes nothing.
+
+    :param state: ``"open"``, ``"closed"`` or ``"auto"``.
+    :param lasts: Seconds after which it is released by itself; ``None`` for no end.
+    :raises KeyError: *state* is none of these.
+    """
+    event = FORCES[state]
+    if event is Event.RELEASED:
+        return move(verdict, event, now, rules) if is_forced(verdict, now) else verdict
+    made = move(verdict, event, now, rules)
+    until = ENDLESS if lasts is None else now + lasts
+    return made._replace(until=until, forced=True, since=now, trips=0)
+
+
+def is_forced(verdict: CircuitVerdict, now: float) -> bool:
+    """Return whether an operator has forced the circuit to its state, and this lasts at *now*."""
+    return verdict.forced and now < verdict.until
 
 
 def acquire(
@@ -294,7 +358,8 @@ def acquire(
         return verdict, 0.0
     if now < verdict.until:
         if state is State.OPEN:
-            return verdict, verdict.until - now
+            left = verdict.until - now
+            return verdict, min(left, _RETRY_FORCED) if verdict.forced else left
         if verdict.taken >= rules.probes:
             return verdict, min(_RETRY_SOON, verdict.until - now)
     else:
@@ -341,14 +406,17 @@ _SINCE = struct.Struct(">d")
 
 _TAG = b"c"
 
+_FORCED = 0x80
+"""The bit of the state's byte that a forced circuit has; to an earlier release it is closed."""
+
 LONGEST_WHY = 160
 """Characters to which a reason is truncated."""
 
 
 def pack(verdict: CircuitVerdict) -> bytes:
     """Return *verdict* as the bytes that the store keeps."""
-    state, *numbers, since, why = verdict
-    head = _PACKED.pack(_TAG, _STATES.index(state), *numbers)
+    state, *numbers, since, why, forced = verdict
+    head = _PACKED.pack(_TAG, _STATES.index(state) | (_FORCED if forced else 0), *numbers)
     return head + _SINCE.pack(since) + why.encode("utf-8", "replace")
 
 
@@ -362,6 +430,7 @@ def unpack(raw: bytes | None, now: float, rules: CircuitRules) -> CircuitVerdict
     if raw is None or not _PACKED.size <= len(raw) <= _PACKED.size + 8 + 4 * LONGEST_WHY:
         return CircuitVerdict()
     tag, state, generation, until, trips, taken, passed = _PACKED.unpack_from(raw)
+    forced, state = bool(state & _FORCED), state & ~_FORCED
     if tag != _TAG or state >= len(_STATES) or not math.isfinite(until):
         return CircuitVerdict()
     taken = min(taken, rules.probes)
@@ -372,12 +441,21 @@ def unpack(raw: bytes | None, now: float, rules: CircuitRules) -> CircuitVerdict
         [since] = _SINCE.unpack_from(raw, _PACKED.size)
         since = since if math.isfinite(since) else 0.0
         why = raw[_PACKED.size + _SINCE.size :].decode("utf-8", "replace")
-    verdict = CircuitVerdict(_STATES[state], generation, until, trips, taken, passed, since, why)
+    verdict = CircuitVerdict(
+        _STATES[state], generation, until, trips, taken, passed, since, why, forced
+    )
     return bounded(verdict, now, rules)
 
 
 def bounded(verdict: CircuitVerdict, now: float, rules: CircuitRules) -> CircuitVerdict:
-    """Return *verdict* with ``until`` no later than the rules allow, whatever the clock did."""
+    """Return *verdict* with ``until`` no later than the rules allow, whatever the clock did.
+
+    A forced circuit has the time that the operator gave it.
+    """
+    if verdict.forced:
+        latest = now + max(0.0, verdict.until - verdict.since)
+        endless = verdict.until == ENDLESS
+        return verdict if endless or verdict.until <= latest else verdict._replace(until=latest)
     half_open = verdict.state is State.HALF_OPEN
     latest = now + (rules.probe_timeout if half_open else rules.longest)
     return verdict._replace(until=latest) if verdict.until > latest else verdict

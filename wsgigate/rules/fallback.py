@@ -13,6 +13,7 @@ __all__ = ["REASONS", "FallbackRules", "may_ask_another", "reason_of"]
 
 _REASONS = {
     "Address not allowed": "refused",
+    "All instances drained": "no-instance",
     "Certificate verification failed": "refused",
     "Circuit breaker open": "circuit-open",
     "Connection refused": "refused",

@@ -41,8 +41,8 @@ __all__ = [
 # of a key, which a full store treats differently:
 #
 # - **vital**: health, circuits, the registry, the deny list, API keys, spent nonces, leases,
-#   maintenance. Configuration, operator and code bound their number. They have reserved room, and
-#   when that is used up, counters are evicted for them.
+#   maintenance, overrides of instances. Configuration, operator and code bound their number. They
+#   have reserved room, and when that is used up, counters are evicted for them.
 # - **counters** of callers. A full store rejects new ones, and the limiter's ``on_store_error``
 #   decides about the request. An evicted counter gives its caller a whole quota.
 # - all others, which belong to the user: nothing is evicted for them, and they are not evicted.
@@ -56,7 +56,7 @@ COUNTERS = ("limit/", "concurrency/")
 
 VITAL = (
     *("api-keys/", "circuit/", "deny/", "health/", "instances/", "jwks/", "log/"),
-    *("maintenance/", "registration/", "registry/", "service-circuit/", "spent/"),
+    *("maintenance/", "overrides/", "registration/", "registry/", "service-circuit/", "spent/"),
 )
 """Prefixes of the keys with reserved room."""
 
