@@ -27,7 +27,7 @@ VERIFY = "store/test_lmdb_verify.py"
 LMDB = "store/test_lmdb.py"
 HEALTH = "discovery/test_health.py"
 LEADER = "discovery/test_health_leader.py"
-ACCESS = "auth/test_bearer.py"
+ACCESS = "admin/test_access.py"
 DENIAL = "admin/test_denial.py"
 ENDPOINTS = "admin/test_endpoints.py"
 
@@ -128,9 +128,12 @@ COVERED: dict[str, list[str]] = {
         f"{DENIAL}::test_a_page_of_another_site_is_rejected",
         f"{DENIAL}::test_a_body_of_another_type_is_rejected",
         f"{ACCESS}::test_a_page_of_another_origin_is_rejected_even_with_the_token",
+        f"{ACCESS}::test_a_page_whose_name_resolves_to_loopback_reaches_nothing",
+        f"{ACCESS}::test_a_write_with_a_body_of_another_type_is_rejected",
     ],
     "I06": [f"{ACCESS}::test_every_other_request_gets_the_same_rejection"],
-    "I07": [f"{ACCESS}::test_a_token_in_the_query_is_ignored"],
+    "I04": [f"{ACCESS}::test_wrong_tokens_are_limited_by_address"],
+    "I07": [f"{ACCESS}::test_a_token_in_the_query_is_rejected"],
     "I11": [f"{ENDPOINTS}::test_other_methods_are_answered_with_405"],
     "I14": [
         f"{DENIAL}::test_a_body_that_is_too_large_is_not_read",
@@ -142,7 +145,6 @@ REASONS = {
     "P09": "values carry their own end, by the server's clock: what an old copy brings back has "
     "ended or ends as it would have; counts are those of then, as after any loss",
     "I03": "nothing registers services or routes at run time; the file is the operator's",
-    "I04": "no address opens the control plane: a token does, whoever presents it",
     "I08": "no endpoint tells the configuration",
     "I09": "there are no metrics whose labels a client could choose",
     "I10": "there is no endpoint for profiling or debugging",

@@ -7,8 +7,9 @@ import json
 import pytest
 from werkzeug.test import Client, TestResponse
 
+from tests.support.admin import admin_routes
 from tests.support.waiting import until
-from wsgigate.admin.api_keys import LARGEST, api_key_routes
+from wsgigate.admin.api_keys import LARGEST, api_key_group
 from wsgigate.coordination.api_keys import ApiKeys, KeyRejected
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.store.memory import MemoryStore
@@ -34,7 +35,7 @@ def send(
     token: str | None = ADMIN,
     fields: dict[str, str] | None = None,
 ) -> TestResponse:
-    app = Dispatcher(api_key_routes(keys, "/_gateway", token=token))
+    app = Dispatcher(admin_routes(api_key_group(keys), prefix="/_gateway", token=token))
     headers = {"Authorization": f"Bearer {ADMIN}", **(fields or {})}
     data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     if data is not None:

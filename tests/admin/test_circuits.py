@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
+from tests.support.admin import admin_routes
 from tests.support.logs import silence
 from wsgigate import Dispatcher
-from wsgigate.admin.operations import circuit_routes, circuit_statuses
+from wsgigate.admin.operations import circuit_group, circuit_statuses
 from wsgigate.coordination.circuit import Circuit, Permit
 from wsgigate.rules.circuit import CircuitRules, Outcome
 from wsgigate.testing import BrokenStore, FakeClock
@@ -44,8 +45,10 @@ def circuits(clock: FakeClock) -> list[Circuit]:
 
 
 def client(circuits: list[Circuit], **options: Any) -> Client:
-    options.setdefault("token", TOKEN)
-    return Client(Dispatcher(circuit_routes(circuits, now=lambda: 1_700_000_001.5, **options)))
+    given = {"token": TOKEN, "prefix": ""} | options
+    frame = {name: given.pop(name) for name in ("token", "prefix")}
+    group = circuit_group(circuits, now=lambda: 1_700_000_001.5, **given)
+    return Client(Dispatcher(admin_routes(group, **frame)))
 
 
 def test_get_lists_the_states(circuits: list[Circuit]) -> None:
@@ -113,7 +116,9 @@ def test_invalid_resets_are_rejected(
 
 def test_there_is_no_reset_without_an_admin_token(circuits: list[Circuit]) -> None:
     answer = client(circuits, token=None).post("/circuit-breakers/orders/reset", headers=BEARER)
-    assert answer.status_code == 404
+    assert answer.status_code == 403
+    assert "admin.token enables them" in answer.json["detail"]
+    assert circuits[0].status().failures == 2
 
 
 def test_a_reset_of_this_worker_only_is_answered_with_503(clock: FakeClock) -> None:
@@ -131,7 +136,7 @@ def test_the_endpoints_are_below_their_prefix(circuits: list[Circuit]) -> None:
 
 def test_two_circuits_of_one_name_are_rejected() -> None:
     with pytest.raises(ValueError, match="two circuits have the same name"):
-        circuit_routes([Circuit("a"), Circuit("a")], token=None)
+        circuit_group([Circuit("a"), Circuit("a")])
 
 
 def test_the_counts_are_summed_and_listed_by_worker(circuits: list[Circuit]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from werkzeug.test import Client, TestResponse
 
-from wsgigate.admin.operations import LARGEST_DENIAL, deny_route
+from tests.support.admin import admin_routes
+from wsgigate.admin.operations import LARGEST_DENIAL, deny_group
 from wsgigate.auth.jwt import mint, read_compact
 from wsgigate.coordination.denylist import LONGEST, DenyList, identity
 from wsgigate.http.wsgi import REASON, BodyError
@@ -37,7 +38,8 @@ def send(
     fields: dict[str, str] | None = None,
     **environ: Any,
 ) -> TestResponse:
-    route = deny_route(denied, "/_gateway", token, now=lambda: NOW + 1)
+    group = deny_group(denied, now=lambda: NOW + 1)
+    [route] = admin_routes(group, prefix="/_gateway", token=token)
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {ADMIN}", "Content-Type": "application/json"}
     return Client(Dispatcher([route])).post(
@@ -107,7 +109,7 @@ class Untouchable:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 def test_other_methods_are_answered_with_405(denied: DenyList, method: str) -> None:
-    route = deny_route(denied, "", ADMIN)
+    [route] = admin_routes(deny_group(denied))
     response = Client(Dispatcher([route])).open("/tokens/deny", method=method)
     assert response.status_code == 405
     assert response.headers["Allow"] == "POST"
@@ -213,7 +215,7 @@ def test_an_incomplete_body_denies_nothing(denied: DenyList, error: Exception) -
 
 def test_a_failing_store_is_answered_with_503_and_its_cause_is_logged() -> None:
     environ: dict[str, Any] = {}
-    route = deny_route(DenyList(BrokenStore()), "", ADMIN)
+    [route] = admin_routes(deny_group(DenyList(BrokenStore())))
 
     def noting(given: dict[str, Any], start_response: Any) -> Any:
         body = route.endpoint(given, start_response)
@@ -227,8 +229,3 @@ def test_a_failing_store_is_answered_with_503_and_its_cause_is_logged() -> None:
     assert response.headers["Retry-After"] == "5"
     assert "the store is down" not in response.text
     assert environ[REASON] == "the deny list cannot be written: the store is down"
-
-
-def test_a_short_admin_token_is_rejected(denied: DenyList) -> None:
-    with pytest.raises(ValueError, match="an admin token is 32 to 1024"):
-        deny_route(denied, "", "short")

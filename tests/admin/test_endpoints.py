@@ -11,7 +11,15 @@ from wsgiref.validate import validator
 import pytest
 from werkzeug.test import Client, TestResponse
 
-from wsgigate.admin.endpoints import Facts, ServiceFacts, describe_features, describe_routes, routes
+from tests.support.admin import admin_routes
+from wsgigate.admin.api import tag_of
+from wsgigate.admin.endpoints import (
+    Facts,
+    ServiceFacts,
+    describe_features,
+    describe_routes,
+    status_group,
+)
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import ThreadProber
@@ -71,7 +79,9 @@ class Browser(Client):
 
 
 def client(facts: Facts = SHOP, prefix: str = "", **options: Any) -> Browser:
-    own = routes(facts, prefix, started=lambda: STARTED, now=lambda: NOW, **options)
+    frame = {"refuse": options.pop("refuse")} if "refuse" in options else {}
+    group = status_group(facts, started=lambda: STARTED, now=lambda: NOW, **options)
+    own = admin_routes(group, prefix=prefix, **frame)
     return Browser(validator(Dispatcher(own)))
 
 
@@ -125,7 +135,7 @@ def test_the_percentage_of_a_gateway_without_services_is_zero() -> None:
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_uptime() -> None:
-    own = routes(SHOP, started=lambda: NOW, now=lambda: STARTED)
+    own = admin_routes(status_group(SHOP, started=lambda: NOW, now=lambda: STARTED))
     told = Browser(Dispatcher(own)).get("/health").get_json()
     assert told["gateway"]["uptime"] == 0.0
     assert isinstance(told["gateway"]["uptime"], float)
@@ -213,6 +223,7 @@ def test_every_response_is_json_with_a_length_and_not_stored(path: str) -> None:
         ("Content-Length", str(len(response.data))),
         ("Cache-Control", "no-store"),
         ("X-Content-Type-Options", "nosniff"),
+        ("ETag", tag_of(response.data)),
     ]
     head = client().head(path)
     assert head.data == b""
@@ -259,9 +270,9 @@ def test_a_prefix_that_is_not_a_path_is_rejected(prefix: str) -> None:
 
 
 def test_the_listing_has_three_of_the_endpoints() -> None:
-    own = routes(SHOP, started=lambda: STARTED)
+    own = admin_routes(status_group(SHOP, started=lambda: STARTED))
     assert listing(own) == ["GET /health", "GET /info", "GET /services"]
-    own = routes(SHOP, "/_gateway", started=lambda: STARTED)
+    own = admin_routes(status_group(SHOP, started=lambda: STARTED), prefix="/_gateway")
     assert listing(own)[0] == "GET /_gateway/health"
 
 
@@ -318,7 +329,7 @@ APP = object()
 
 def test_the_routes_are_described_from_the_table() -> None:
     table = [
-        *routes(SHOP, started=lambda: STARTED),
+        *admin_routes(status_group(SHOP, started=lambda: STARTED)),
         Route("/api/orders", APP, summary="Orders"),
         Route("/api/users/{id}", APP, methods=("GET", "POST"), exact=True),
         Route("/", APP, host="www.example.com"),

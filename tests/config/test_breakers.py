@@ -105,7 +105,7 @@ def test_no_circuit_is_reported_without_a_breaker(backend: Backend) -> None:
 def test_without_an_admin_token_circuits_are_listed_but_cannot_be_reset(backend: Backend) -> None:
     client = Client(made(backend, "breaker = {}", admin=""))
     assert client.get("/_gateway/circuit-breakers").status_code == 200
-    assert client.post("/_gateway/circuit-breakers/orders/reset").status_code == 404
+    assert client.post("/_gateway/circuit-breakers/orders/reset").status_code == 403
 
 
 def test_the_404_does_not_list_the_circuit_endpoints(backend: Backend) -> None:

@@ -1,27 +1,26 @@
 """Endpoints for API keys: list, create, rotate and revoke them.
 
-All of them require the admin token, also the list: it names partners and their plans. A key is in
+All of them require a token, also the list: it names partners and their plans. A key is in
 one response only, that to its creation or rotation. Each change is a record in the audit log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
-from wsgiref.types import WSGIApplication
+from typing import Annotated, Any, NotRequired, TypedDict
 
-from wsgigate.admin.operations import protected, store_errors
+from wsgigate.admin.api import AdminEndpoint, Group
+from wsgigate.admin.operations import store_errors
 from wsgigate.auth.api_keys import KeyRecord, document_of
 from wsgigate.coordination.api_keys import ApiKeys, IssuedKey, UnknownRecord
 from wsgigate.http.bodies import wrong
-from wsgigate.http.json_app import Endpoint, JsonApp, JsonRequest, JsonResponse
-from wsgigate.http.problem import Problem, Refuse, answer_with
-from wsgigate.rules.routing import Route
+from wsgigate.http.json_app import JsonRequest, JsonResponse
+from wsgigate.http.problem import Problem
 from wsgigate.store import StoreError
 from wsgigate.telemetry.audit import AuditedChange, audited, requester
 from wsgigate.units import iso_time, parse_duration
 
-__all__ = ["api_key_routes", "listed", "note_key"]
+__all__ = ["api_key_group", "listed", "note_key"]
 
 LARGEST = 16 * 1024
 """The maximum size of a body, in bytes."""
@@ -46,20 +45,72 @@ def listed(keys: ApiKeys) -> list[dict[str, Any]]:
     ]
 
 
-def api_key_routes(
-    keys: ApiKeys, prefix: str = "", *, token: str | None, refuse: Refuse = answer_with
-) -> list[Route[WSGIApplication]]:
-    """Return the routes of ``/api-keys``.
+class ApiKey(TypedDict):
+    """The record of an API key, without the key itself."""
+
+    id: str
+    owner: str
+    plan: NotRequired[str]
+    scopes: NotRequired[list[str]]
+    name: NotRequired[str]
+    created: NotRequired[str]
+    expires: NotRequired[str]
+    revoked: NotRequired[str]
+    previous: NotRequired[Annotated[list[dict[str, Any]], "Until when replaced keys are valid."]]
+    lastUsed: NotRequired[str]
+
+
+class ApiKeyList(TypedDict):
+    """The API keys."""
+
+    success: bool
+    apiKeys: list[ApiKey]
+
+
+class OneApiKey(TypedDict):
+    """An API key that was changed."""
+
+    success: bool
+    apiKey: ApiKey
+
+
+class NewApiKey(TypedDict):
+    """An API key that was issued."""
+
+    success: bool
+    key: Annotated[str, "The key, which is shown once."]
+    apiKey: ApiKey
+
+
+class ApiKeyRequest(TypedDict):
+    """A key to create."""
+
+    owner: str
+    plan: NotRequired[str]
+    scopes: NotRequired[list[str]]
+    name: NotRequired[str]
+    expires: NotRequired[
+        Annotated[float | str | None, 'How long it is valid, such as "90d". Default: no limit.']
+    ]
+
+
+class Rotation(TypedDict):
+    """How a key is replaced."""
+
+    overlap: NotRequired[Annotated[float | str | None, "How long the old key stays valid."]]
+
+
+class Nothing(TypedDict):
+    """An empty object."""
+
+
+def api_key_group(keys: ApiKeys) -> Group:
+    """Return the endpoints of ``/api-keys``.
 
     GET lists the keys; POST creates one from ``owner`` and, optionally, ``plan``, ``scopes``,
     ``name`` and ``expires``, the time after which it expires, such as ``"90d"``. POST of
     ``/api-keys/{id}/rotate`` with an optional ``overlap`` replaces a key by a new one, and POST of
     ``/api-keys/{id}/revoke`` revokes it.
-
-    :param prefix: The path prefix of the gateway's own endpoints.
-    :param token: The admin token; without one all requests are rejected.
-    :param refuse: Returns the app that responds with a problem.
-    :raises ValueError: *token* is too weak.
     """
 
     def show(request: JsonRequest) -> object:
@@ -111,24 +162,56 @@ def api_key_routes(
             raise _wrong(error) from None
         return {"success": True, "apiKey": document_of(record, digests=False)}
 
-    path = "/api-keys"
-    app = JsonApp(
+    def listing(request: JsonRequest, **_: str) -> object:
+        return show(request)
+
+    return Group(
+        "API keys",
         [
-            Endpoint(f"GET {path}", show, "API keys, without the keys themselves", listed=False),
-            Endpoint(f"POST {path}", create, "Create an API key", listed=False),
-            Endpoint(f"POST {path}/{{id}}/rotate", rotate, "Replace an API key", listed=False),
-            Endpoint(f"POST {path}/{{id}}/revoke", revoke, "Revoke an API key", listed=False),
+            AdminEndpoint(
+                line="GET /api-keys",
+                answer=show,
+                summary="API keys, without the keys themselves",
+                response=ApiKeyList,
+                yields=False,
+            ),
+            AdminEndpoint(
+                line="POST /api-keys",
+                answer=create,
+                summary="Create an API key",
+                body=ApiKeyRequest,
+                response=NewApiKey,
+                status=201,
+                yields=False,
+            ),
+            AdminEndpoint(
+                line="POST /api-keys/{id}/rotate",
+                answer=rotate,
+                summary="Replace an API key",
+                body=Rotation,
+                body_optional=True,
+                response=NewApiKey,
+                current=listing,
+                yields=False,
+            ),
+            AdminEndpoint(
+                line="POST /api-keys/{id}/revoke",
+                answer=revoke,
+                summary="Revoke an API key",
+                body=Nothing,
+                body_optional=True,
+                response=OneApiKey,
+                current=listing,
+                yields=False,
+            ),
         ],
-        prefixes=(prefix,),
         errors=store_errors(
             "The API keys cannot be read or written at the moment. "
             "A change may or may not have taken effect.",
             "the API keys cannot be read or written",
         ),
         largest=LARGEST,
-        refuse=refuse,
     )
-    return protected(app, token, refuse)
 
 
 def _members(request: JsonRequest, known: Collection[str]) -> dict[str, Any]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
-from wsgiref.types import WSGIApplication
+from typing import Any, NotRequired, Protocol, TypedDict, TypeVar
 
+from wsgigate.admin.access import Role
+from wsgigate.admin.api import AdminEndpoint, Group
 from wsgigate.coordination.maintenance import GATEWAY
 from wsgigate.coordination.worker_reports import Report
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health_results import not_monitored
-from wsgigate.http.json_app import Endpoint, JsonApp, JsonRequest
-from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.json_app import JsonRequest
+from wsgigate.http.problem import Problem
 from wsgigate.rules.routing import Route
 from wsgigate.units import iso_time
 
@@ -29,7 +30,7 @@ __all__ = [
     "Statuses",
     "describe_features",
     "describe_routes",
-    "routes",
+    "status_group",
 ]
 
 
@@ -61,7 +62,7 @@ def describe_routes(
     :param given: The operator's own list, used instead of *routes*.
     """
     described = {
-        line.replace(" ", f" {prefix}", 1): summary for line, _, summary, listed in _TABLE if listed
+        each.line.replace(" ", f" {prefix}", 1): each.summary for each in _TABLE if each.listed
     }
     if given:
         return {**described, **given}
@@ -151,9 +152,8 @@ class Facts:
     features: Sequence[str] = ()
 
 
-def routes(
+def status_group(
     facts: Facts,
-    prefix: str = "",
     *,
     health: Statuses | None = None,
     store: Callable[[], dict[str, Any]] | None = None,
@@ -164,11 +164,9 @@ def routes(
     endpoints: Callable[[], Mapping[str, dict[str, Any]]] | None = None,
     started: Callable[[], float],
     now: Callable[[], float] = time.time,
-    refuse: Refuse = answer_with,
-) -> list[Route[WSGIApplication]]:
-    """Return the routes of the gateway's own endpoints.
+) -> Group:
+    """Return the endpoints that anyone may read: health, information, services.
 
-    :param prefix: The path prefix, such as ``/_gateway``.
     :param health: The health checker. Without one, services are reported as healthy.
     :param store: Returns the status of the store, if it is reported; with an ``error`` in it
         the gateway's status is ``degraded``.
@@ -182,14 +180,12 @@ def routes(
         its URL.
     :param started: Returns when the gateway started, in Unix time.
     :param now: Returns the Unix time.
-    :param refuse: Returns the app that responds with a problem.
-    :raises ValueError: *prefix* is not a path.
     """
     answers = _Endpoints(
         facts, health, store, circuits, maintenance, workers, issuers, endpoints, started, now
     )
-    table = [line._replace(answer=partial(line.answer, answers)) for line in _TABLE]
-    return JsonApp(table, prefixes=(prefix,), refuse=refuse).routes()
+    table = [replace(each, answer=partial(each.answer, answers)) for each in _TABLE]
+    return Group("status", table)
 
 
 @dataclass(frozen=True)
@@ -313,11 +309,66 @@ class _Endpoints:
         return status if notice is None else {**status, "maintenance": notice}
 
 
+class HealthDocument(TypedDict):
+    """The health of the gateway and of its services."""
+
+    gateway: dict[str, Any]
+    services: dict[str, Any]
+    summary: dict[str, Any]
+    circuitBreakers: NotRequired[dict[str, Any]]
+    discovery: NotRequired[dict[str, Any]]
+    issuers: NotRequired[dict[str, Any]]
+    endpoints: NotRequired[dict[str, Any]]
+    store: NotRequired[dict[str, Any]]
+    maintenance: NotRequired[dict[str, Any]]
+
+
+class Information(TypedDict):
+    """The gateway, its services, routes and features."""
+
+    gateway: dict[str, Any]
+    services: list[str]
+    routes: dict[str, str]
+    features: list[str]
+
+
+class ServiceDocument(TypedDict):
+    """A service: its address, or its instances, and its status."""
+
+    name: str
+    url: str | None
+    routes: list[str]
+    status: dict[str, Any]
+    instances: NotRequired[list[str]]
+    discovery: NotRequired[dict[str, Any]]
+    ejected: NotRequired[list[str]]
+    ejections: NotRequired[dict[str, dict[str, Any]]]
+    bulkhead: NotRequired[dict[str, int]]
+
+
+class ServiceList(TypedDict):
+    """All services."""
+
+    success: bool
+    services: list[ServiceDocument]
+    count: int
+    workers: NotRequired[dict[str, dict[str, Any]]]
+
+
+class DiscoveredService(TypedDict):
+    """One service."""
+
+    success: bool
+    service: ServiceDocument
+
+
+_public = partial(AdminEndpoint, role=Role.PUBLIC, yields=False)
+
 _TABLE = (
-    Endpoint("GET /health", _Endpoints.health, "Gateway health check"),
-    Endpoint("GET /info", _Endpoints.info, "Gateway information"),
-    Endpoint("GET /services", _Endpoints.services, "List all services"),
-    Endpoint("GET /discover/{name}", _Endpoints.discover, "One service", listed=False),
+    _public("GET /health", _Endpoints.health, "Gateway health check", HealthDocument, listed=True),
+    _public("GET /info", _Endpoints.info, "Gateway information", Information, listed=True),
+    _public("GET /services", _Endpoints.services, "List all services", ServiceList, listed=True),
+    _public("GET /discover/{name}", _Endpoints.discover, "One service", DiscoveredService),
 )
 
 

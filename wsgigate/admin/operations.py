@@ -1,26 +1,25 @@
 """Endpoints for operations: deny tokens, switch maintenance mode, list and reset circuits.
 
-A request that changes something requires the admin token; without one configured it is rejected.
+Each function returns the endpoints of one subject as a :class:`.Group`; a request that changes
+something requires the admin token.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
-from wsgiref.types import WSGIApplication
+from typing import Annotated, Any, NamedTuple, NotRequired, Protocol, TypedDict
 
-from wsgigate.auth.bearer import require_token
+from wsgigate.admin.access import Role
+from wsgigate.admin.api import AdminEndpoint, Group
 from wsgigate.auth.jwt import MAX_LENGTH
 from wsgigate.coordination.circuit import CircuitStatus, Counts
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch, Notice
 from wsgigate.http.bodies import wrong
-from wsgigate.http.json_app import Endpoint, ErrorResponses, JsonApp, JsonRequest
-from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
+from wsgigate.http.json_app import ErrorResponses, JsonRequest
+from wsgigate.http.problem import Problem, Refusal
 from wsgigate.rules.circuit import Event
-from wsgigate.rules.routing import Route
 from wsgigate.store import StoreError
 from wsgigate.telemetry.audit import Actor, audited, requester
 from wsgigate.units import iso_time, parse_duration
@@ -28,13 +27,12 @@ from wsgigate.units import iso_time, parse_duration
 __all__ = [
     "HasCircuit",
     "circuit_counts",
-    "circuit_routes",
+    "circuit_group",
     "circuit_statuses",
-    "deny_route",
+    "deny_group",
     "maintenance_document",
-    "maintenance_routes",
+    "maintenance_group",
     "notices_document",
-    "protected",
     "store_errors",
     "switch_audited",
 ]
@@ -46,17 +44,6 @@ def store_errors(detail: str, reason: str) -> ErrorResponses:
     return {StoreError: lambda error: Refusal(problem, f"{reason}: {error}")}
 
 
-def protected(app: JsonApp, token: str | None, refuse: Refuse) -> list[Route[WSGIApplication]]:
-    """Return the routes of *app*, which require *token*; without one all requests are rejected."""
-    if token is None:
-        disabled = refuse(Problem(403, "This gateway has no admin token, so changes are disabled."))
-        return [replace(route, endpoint=disabled) for route in app.routes()]
-    return [
-        replace(route, endpoint=require_token(route.endpoint, token, refuse=refuse))
-        for route in app.routes()
-    ]
-
-
 # Token denial.
 
 LARGEST_DENIAL = 2 * MAX_LENGTH
@@ -65,45 +52,70 @@ LARGEST_DENIAL = 2 * MAX_LENGTH
 _DENIAL_FIELDS = {"token": {"until"}, "jti": {"until"}, "sub": {"before", "until"}}
 
 
-def deny_route(
-    deny_list: DenyList,
-    prefix: str,
-    token: str | None,
-    *,
-    now: Callable[[], float] = time.time,
-    refuse: Refuse = answer_with,
-) -> Route[WSGIApplication]:
-    """Return the route of ``POST /tokens/deny``.
+class Denial(TypedDict):
+    """Exactly one of ``token``, ``jti`` and ``sub``, and how long it is denied."""
+
+    token: NotRequired[Annotated[str, "A token."]]
+    jti: NotRequired[Annotated[str, "The jti of a token."]]
+    sub: NotRequired[Annotated[str, "The sub of all tokens of a caller."]]
+    until: NotRequired[
+        Annotated[
+            float,
+            "The Unix time at which the last of the tokens expires. Default for token: its own "
+            "expiry.",
+        ]
+    ]
+    before: NotRequired[
+        Annotated[
+            float,
+            "With sub: only tokens issued before this Unix time are denied. Default: now.",
+        ]
+    ]
+
+
+class Denied(TypedDict):
+    """A denial that was made."""
+
+    success: bool
+    message: str
+    denied: str
+    until: float
+
+
+def deny_group(deny_list: DenyList, *, now: Callable[[], float] = time.time) -> Group:
+    """Return the endpoint ``POST /tokens/deny``.
 
     The body is a JSON object with one of ``token``, ``jti`` and ``sub``; ``until``, the Unix time
     at which the last of the tokens expires (default for ``token``: its own expiry); and, for
     ``sub``, ``before``: only tokens issued before this Unix time are denied (default: now).
 
     :param deny_list: The list to add to.
-    :param prefix: The path prefix of the gateway's own endpoints.
-    :param token: The admin token; without one all requests are rejected.
     :param now: Returns the Unix time.
-    :param refuse: Returns the app that responds with a problem.
-    :raises ValueError: *token* is too weak.
     """
 
     def deny(request: JsonRequest) -> object:
         kind, until = _denied(deny_list, request, now)
         return {"success": True, "message": "Denied.", "denied": kind, "until": until}
 
-    app = JsonApp(
-        [Endpoint("POST /tokens/deny", deny, "Deny tokens before they end", listed=False)],
-        prefixes=(prefix,),
+    return Group(
+        "tokens",
+        [
+            AdminEndpoint(
+                line="POST /tokens/deny",
+                answer=deny,
+                summary="Deny tokens before they expire",
+                body=Denial,
+                response=Denied,
+                yields=False,
+            )
+        ],
         errors=store_errors(
             "The deny list cannot be written at the moment. "
             "The denial may or may not have taken effect.",
             "the deny list cannot be written",
         ),
         largest=LARGEST_DENIAL,
-        refuse=refuse,
     )
-    [route] = protected(app, token, refuse)
-    return route
 
 
 def _denied(
@@ -169,25 +181,43 @@ def notices_document(notices: Mapping[str, Notice]) -> dict[str, dict[str, Any]]
     }
 
 
-def maintenance_routes(
-    switch: MaintenanceSwitch,
-    scopes: Collection[str],
-    prefix: str = "",
-    *,
-    token: str | None,
-    refuse: Refuse = answer_with,
-) -> list[Route[WSGIApplication]]:
-    """Return the routes of ``/maintenance``: GET lists the notices, POST switches a scope.
+class MaintenanceNotice(TypedDict):
+    """Why and how long a scope is out of service."""
+
+    since: str
+    until: str | None
+    message: str
+
+
+class MaintenanceState(TypedDict):
+    """What is out of service, by scope."""
+
+    success: bool
+    scopes: NotRequired[Annotated[list[str], "The scopes that can be switched."]]
+    maintenance: dict[str, MaintenanceNotice]
+
+
+MaintenanceChange = TypedDict(
+    "MaintenanceChange",
+    {
+        "on": Annotated[bool, "Whether the scope goes out of service."],
+        "scope": NotRequired[Annotated[str, "Default: gateway."]],
+        "for": NotRequired[
+            Annotated[float | str, 'How long, in seconds or as "30m". Default: until switched.']
+        ],
+        "message": NotRequired[Annotated[str, "A sentence for clients."]],
+    },
+)
+
+
+def maintenance_group(switch: MaintenanceSwitch, scopes: Collection[str]) -> Group:
+    """Return the endpoints of ``/maintenance``: GET lists the notices, POST switches a scope.
 
     The body of a POST is a JSON object with ``on``, true or false; ``scope`` (default:
     ``gateway``); and with ``on``, optionally, ``for``, the duration in seconds or as a text such as
     ``"30m"``, and ``message``, a sentence for clients.
 
     :param scopes: The scopes: ``gateway``, ``service:NAME``, ``route:NAME``.
-    :param prefix: The path prefix of the gateway's own endpoints.
-    :param token: The admin token, required by both; without one all requests are rejected.
-    :param refuse: Returns the app that responds with a problem.
-    :raises ValueError: *token* is too weak.
     """
 
     def show(request: JsonRequest) -> object:
@@ -201,21 +231,32 @@ def maintenance_routes(
         _switch(switch, scopes, request)
         return {"success": True, "maintenance": maintenance_document(switch)}
 
-    app = JsonApp(
+    return Group(
+        "maintenance",
         [
-            Endpoint("GET /maintenance", show, "What is out of service", listed=False),
-            Endpoint("POST /maintenance", change, "Take out of service, and back", listed=False),
+            AdminEndpoint(
+                line="GET /maintenance",
+                answer=show,
+                summary="What is out of service",
+                response=MaintenanceState,
+                yields=False,
+            ),
+            AdminEndpoint(
+                line="POST /maintenance",
+                answer=change,
+                summary="Take a scope out of service, or back",
+                body=MaintenanceChange,
+                response=MaintenanceState,
+                yields=False,
+            ),
         ],
-        prefixes=(prefix,),
         errors=store_errors(
             "The maintenance state is unknown at the moment. "
             "A change may or may not have taken effect.",
             "the store failed",
         ),
         largest=LARGEST_MAINTENANCE,
-        refuse=refuse,
     )
-    return protected(app, token, refuse)
 
 
 def _switch(switch: MaintenanceSwitch, scopes: Collection[str], request: JsonRequest) -> None:
@@ -380,24 +421,54 @@ def circuit_statuses(
     return statuses
 
 
-def circuit_routes(
+class WorkerCircuit(TypedDict):
+    """What one worker has counted for a circuit breaker."""
+
+    failureCount: int
+    successCount: int
+    lastFailureTime: str | None
+
+
+class CircuitState(TypedDict):
+    """The state of a circuit breaker, of all workers."""
+
+    serviceName: str
+    state: str
+    failureCount: Annotated[int, "Failed calls since the last successful one, of all workers."]
+    successCount: int
+    lastFailureTime: str | None
+    since: NotRequired[str]
+    reason: NotRequired[str]
+    until: NotRequired[str | None]
+
+
+class CircuitStates(TypedDict):
+    """The circuit breakers by service, and what each worker has counted."""
+
+    success: bool
+    circuitBreakers: dict[str, CircuitState]
+    workers: NotRequired[dict[str, dict[str, WorkerCircuit]]]
+
+
+class Done(TypedDict):
+    """A change that was made."""
+
+    success: bool
+    message: str
+
+
+def circuit_group(
     circuits: Sequence[HasCircuit],
-    prefix: str = "",
     *,
-    token: str | None,
     now: Callable[[], float] = time.time,
     workers: Callable[[], Mapping[str, Mapping[str, Sequence[Any]]]] | None = None,
-    refuse: Refuse = answer_with,
-) -> list[Route[WSGIApplication]]:
-    """Return the routes that list the states of *circuits*, and that reset one.
+) -> Group:
+    """Return the endpoints that list the states of *circuits*, and that reset one.
 
     :param circuits: The circuits, with unique names.
-    :param prefix: The path prefix, such as ``/_gateway``.
-    :param token: The admin token, required to reset a circuit; without one there is no such route.
     :param now: Returns the Unix time.
     :param workers: Returns the counts by worker. Default: those of this worker only.
-    :param refuse: Returns the app that responds with a problem.
-    :raises ValueError: *token* is invalid, see :func:`.require_token`; two circuits share a name.
+    :raises ValueError: Two circuits share a name.
     """
     by_name = {circuit.name: circuit for circuit in circuits}
     if len(by_name) < len(circuits):
@@ -435,16 +506,27 @@ def circuit_routes(
             )
         return {"success": True, "message": f"Circuit breaker reset for {name}"}
 
-    def app(endpoint: Endpoint) -> JsonApp:
-        return JsonApp([endpoint], prefixes=(prefix,), refuse=refuse)
-
-    path = "/circuit-breakers"
-    shown = Endpoint(f"GET {path}", show, "Circuit breaker states", listed=False)
-    changed = Endpoint(
-        f"POST {path}/{{name}}/reset", reset, "Close a circuit breaker", listed=False
+    return Group(
+        "circuit breakers",
+        [
+            AdminEndpoint(
+                line="GET /circuit-breakers",
+                answer=show,
+                summary="Circuit breaker states",
+                response=CircuitStates,
+                role=Role.PUBLIC,
+                yields=False,
+            ),
+            AdminEndpoint(
+                line="POST /circuit-breakers/{name}/reset",
+                answer=reset,
+                summary="Close a circuit breaker",
+                response=Done,
+                current=lambda request, name: show(request),
+                yields=False,
+            ),
+        ],
     )
-    resets = [] if token is None else protected(app(changed), token, refuse)
-    return [*app(shown).routes(), *resets]
 
 
 def _counts(report: Sequence[Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Bearer tokens of the operator and of the registry, and protection against other web sites.
+"""Bearer tokens, the permissions of the registry's, and protection against other web sites.
 
 A browser attaches no bearer token by itself, but it can reach a service on the user's machine. So a
 request from a page of another origin is rejected whatever token it has (``Origin``,
@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Mapping
-from hashlib import blake2b, sha256
-from hmac import compare_digest
+from collections.abc import Mapping
+from hashlib import blake2b
 from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 from urllib.parse import urlsplit
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import WSGIEnvironment
 
 from wsgigate.auth.throttle import TokenGuard
-from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
-from wsgigate.http.wsgi import CLIENT, PEER_TRUSTED, REASON, client_address
+from wsgigate.http.problem import Problem, Refusal
+from wsgigate.http.wsgi import CLIENT, PEER_TRUSTED, client_address
 from wsgigate.rules.registry import check_service
-from wsgigate.telemetry.audit import audit_denied
 
 __all__ = [
     "Access",
@@ -35,7 +33,7 @@ __all__ = [
     "for_loopback",
     "from_another_site",
     "has_other_scheme",
-    "require_token",
+    "names_loopback",
 ]
 
 
@@ -92,20 +90,20 @@ def for_loopback(environ: WSGIEnvironment) -> bool:
     ``Origin``. Any port is accepted, as ports may be forwarded. A client that a trusted proxy
     reports must be on this machine too, as the proxy may set another ``Host``.
     """
-    if not _is_loopback(environ.get("HTTP_HOST", "")):
+    if not names_loopback(environ.get("HTTP_HOST", "")):
         return False
     origin = environ.get("HTTP_ORIGIN")
     if origin is not None:
         scheme, separator, authority = origin.partition("://")
-        if not separator or scheme not in ("http", "https") or not _is_loopback(authority):
+        if not separator or scheme not in ("http", "https") or not names_loopback(authority):
             return False
     if not environ.get(PEER_TRUSTED):
         return True
     client = environ.get(CLIENT, "")
-    return client == "unix" or _is_loopback(f"[{client}]" if ":" in client else client)
+    return client == "unix" or names_loopback(f"[{client}]" if ":" in client else client)
 
 
-def _is_loopback(authority: str) -> bool:
+def names_loopback(authority: str) -> bool:
     """Return whether ``HOST[:PORT]`` is a loopback address or ``localhost`` (RFC 6761)."""
     found = _AUTHORITY.fullmatch(authority)
     if found is None:
@@ -124,41 +122,6 @@ def _is_loopback(authority: str) -> bool:
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     return address.is_loopback
-
-
-_ADMIN_TOKEN = re.compile(r"[\x21-\x7e]{32,1024}")
-
-
-def require_token(
-    app: WSGIApplication, token: str, *, refuse: Refuse = answer_with
-) -> WSGIApplication:
-    """Return an app that requires *token* as ``Authorization: Bearer``, and rejects other sites.
-
-    Rejected requests are in the audit log.
-
-    :param token: The operator's secret, 32 to 1024 visible ASCII characters.
-    :raises ValueError: *token* is too short, too long or has other characters.
-    """
-    if not _ADMIN_TOKEN.fullmatch(token):
-        raise ValueError("an admin token is 32 to 1024 visible ASCII characters without spaces")
-    digest = sha256(token.encode("ascii")).digest()
-    elsewhere = refuse(Problem(403, "Requests from other sites are not allowed."))
-    challenge = (("WWW-Authenticate", 'Bearer realm="admin"'),)
-    unknown = refuse(Problem(401, "Admin token required!", headers=challenge))
-
-    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if from_another_site(environ):
-            environ[REASON] = "the request comes from a page of another origin"
-            audit_denied(environ, environ[REASON])
-            return elsewhere(environ, start_response)
-        # Digests have one length, so the comparison time does not reveal even the token's length.
-        if not compare_digest(sha256(bearer(environ)).digest(), digest):
-            environ[REASON] = "the admin token is missing or wrong"
-            audit_denied(environ, environ[REASON])
-            return unknown(environ, start_response)
-        return app(environ, start_response)
-
-    return guarded
 
 
 _LONGEST_ADDRESS = 64

@@ -1,4 +1,4 @@
-"""Throttling of wrong registry tokens by client address, exact across all workers.
+"""Throttling of wrong registry and admin tokens by client address, exact across all workers.
 
 Rules:
 
@@ -169,7 +169,8 @@ class TokenGuard:
     """Counts wrong tokens per address.
 
     :param store: The store that all workers share.
-    :param prefix: The prefix of the registry's keys in the store.
+    :param prefix: The prefix of its keys in the store.
+    :param called: What the tokens are called in responses.
     :param rules: How many wrong tokens an address may send.
     :param clock: Returns a monotonic time in seconds.
     """
@@ -179,12 +180,14 @@ class TokenGuard:
         store: Store,
         *,
         prefix: str = "registry/",
+        called: str = "registry tokens",
         rules: GuessRules = GuessRules(),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._wrong = FailureCounter(store, prefix=prefix, rules=rules, clock=clock)
         self._right = f"{prefix}right/"
+        self._called = called
         self._clock = clock
         self._fresh: dict[tuple[str, bytes], float] = {}
 
@@ -199,7 +202,7 @@ class TokenGuard:
             return
         wait = self._wrong.wait(address)
         if wait > 0 and mark not in self._seen(address):
-            raise _too_many(wait)
+            raise _too_many(wait, self._called)
         self._remember(address, mark)
         if len(self._fresh) >= _MOST_FRESH:
             self._fresh.clear()
@@ -212,7 +215,7 @@ class TokenGuard:
         """
         wait = self._wrong.add(address, _mark(token))
         if wait > 0:
-            raise _too_many(wait)
+            raise _too_many(wait, self._called)
 
     def _seen(self, address: str) -> tuple[bytes, ...]:
         try:
@@ -241,14 +244,14 @@ def _marks(raw: bytes | None) -> tuple[bytes, ...]:
     return tuple(raw[at : at + MARK_BYTES] for at in range(0, len(raw), MARK_BYTES))
 
 
-def _too_many(wait: float) -> Refusal:
+def _too_many(wait: float, called: str) -> Refusal:
     seconds = max(1, ceil(wait))
     return Refusal(
         Problem(
             429,
-            "Too many wrong registry tokens!",
+            f"Too many wrong {called}!",
             headers=(("Retry-After", str(seconds)),),
             extensions={"retryAfter": seconds},
         ),
-        "too many wrong registry tokens from this address",
+        f"too many wrong {called} from this address",
     )

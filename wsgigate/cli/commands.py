@@ -137,7 +137,10 @@ def route_rows(built: BuiltGateway, *, fallback: str | None) -> list[RouteRow]:
 
     :param fallback: What serves the requests that no route matches.
     """
-    rows = [RouteRow("GET", "any", own.path, "-", "the gateway itself") for own in built.own]
+    rows = [
+        RouteRow(",".join(own.methods), "any", own.path, "-", "the gateway itself")
+        for own in built.own
+    ]
     rows += [RouteRow(*_row(entry, built)) for entry in built.entries]
     if fallback:
         rows.append(RouteRow("any", "any", "all else", "-", fallback))

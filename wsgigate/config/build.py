@@ -20,19 +20,28 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.admin.api_keys import api_key_routes
-from wsgigate.admin.endpoints import Facts, ServiceFacts, describe_features, describe_routes, routes
+from wsgigate.admin.access import AdminAccess
+from wsgigate.admin.api import AdminApi, Group
+from wsgigate.admin.api_keys import api_key_group
+from wsgigate.admin.endpoints import (
+    Facts,
+    ServiceFacts,
+    describe_features,
+    describe_routes,
+    status_group,
+)
+from wsgigate.admin.openapi import openapi_group
 from wsgigate.admin.operations import (
     circuit_counts,
-    circuit_routes,
+    circuit_group,
     circuit_statuses,
-    deny_route,
-    maintenance_routes,
+    deny_group,
+    maintenance_group,
     notices_document,
 )
-from wsgigate.auth.bearer import require_token
 from wsgigate.auth.endpoints import RemoteEndpoints
 from wsgigate.auth.passwords import read_users
+from wsgigate.auth.throttle import TokenGuard
 from wsgigate.config.build_routes import (
     MiddlewareStack,
     RouteApps,
@@ -45,9 +54,9 @@ from wsgigate.config.build_routes import (
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.load import ParsedFile, read_file
-from wsgigate.config.model import INTERNAL_TOKEN, Config
+from wsgigate.config.model import INTERNAL_TOKEN, Admin, Config
 from wsgigate.config.registry import registry_of, registry_routes
-from wsgigate.config.types import import_app
+from wsgigate.config.types import import_app, is_loopback
 from wsgigate.coordination.api_keys import read_file as read_keys
 from wsgigate.coordination.leader import LogLeader
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
@@ -550,9 +559,6 @@ class _GatewayBuilder:
         admin, gateway = config.admin, config.gateway
         if admin is None or errors.under("admin.prefix"):
             return []
-        token = admin.token
-        if token is not None:
-            errors.catch("admin.token", lambda: require_token(Problem(404), token))
         entries = config.middlewares()
         found = {watch.service: watch.status for watch in services.watches}
         facts = Facts(
@@ -582,11 +588,9 @@ class _GatewayBuilder:
             return {worker: each.get("circuits", {}) for worker, each in workers.all().items()}
 
         kind = config.store.url.partition(":")[0]  # the scheme only: the URL may contain a password
-        made = errors.catch(
-            "admin.prefix",
-            lambda: routes(
+        groups = [
+            status_group(
                 facts,
-                admin.prefix,
                 health=health,
                 store=lambda: _store_status(kind, self._store, workers),
                 circuits=(lambda: circuit_statuses(circuits, workers=counts().values()))
@@ -599,22 +603,58 @@ class _GatewayBuilder:
                 issuers=self._stack.key_sources.status,
                 endpoints=self._stack.endpoints.status,
                 started=lambda: self._started,
-            ),
-        )
-        own = made or []
-        if circuits and own and not errors.under("admin.token"):
-            own += circuit_routes(circuits, admin.prefix, token=token, workers=counts)
-        denies = any(
+            )
+        ]
+        if circuits:
+            groups.append(circuit_group(circuits, workers=counts))
+        if any(
             entry.use == "authenticator" and entry.options and entry.options.get("deny_list")
             for entry in entries
+        ):
+            groups.append(deny_group(self._stack.deny_list))
+        if config.uses_api_keys():
+            groups.append(api_key_group(self._stack.api_keys))
+        if config.maintenance is not None:
+            groups.append(maintenance_group(switch, maintenance_scopes(config)))
+        return self._admin_routes(admin, groups, described)
+
+    def _admin_routes(
+        self, admin: Admin, groups: list[Group], described: Sequence[Route[WSGIApplication]]
+    ) -> list[Route[WSGIApplication]]:
+        """Return the routes of the endpoints of *groups*, and of their description.
+
+        :param described: The routes of the file, which take precedence over some of them.
+        """
+        access = self._errors.catch(
+            "admin", lambda: self._admin_access(admin), keys=["token", "viewer_token"]
         )
-        if denies and own and not errors.under("admin.token"):
-            own.append(deny_route(self._stack.deny_list, admin.prefix, token))
-        if config.uses_api_keys() and own and not errors.under("admin.token"):
-            own += api_key_routes(self._stack.api_keys, admin.prefix, token=token)
-        if config.maintenance is not None and own and not errors.under("admin.token"):
-            own += maintenance_routes(switch, maintenance_scopes(config), admin.prefix, token=token)
-        return own
+        if access is None:
+            return []
+        groups.append(openapi_group(groups, admin.prefix))
+        api = self._errors.catch(
+            "admin.prefix", lambda: AdminApi(groups, access=access, prefix=admin.prefix)
+        )
+        if api is None:
+            return []
+        others = [*described]
+        if self._wrapped_app is not None or self._config.gateway.fallback is not None:
+            others.append(Route("/", Problem(404)))  # it answers every path that no route matches
+        return api.routes(others)
+
+    def _admin_access(self, admin: Admin) -> AdminAccess:
+        gateway = self._config.gateway
+        local = is_loopback(gateway.bind) and not gateway.bind.startswith("unix:")
+        return AdminAccess(
+            admin.token,
+            admin.viewer_token,
+            hosts=[*admin.hosts, *gateway.allowed_hosts] if local or admin.hosts else None,
+            origins=admin.origins,
+            guard=TokenGuard(
+                self._store,
+                prefix=f"admin/{policy_name(gateway.name)}/",
+                called="admin tokens",
+            ),
+        )
 
     def _open_store(self) -> Store:
         url = self._config.store.url

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from wsgigate.admin.access import origin_of
 from wsgigate.config.discover import SOURCES, Discover
 from wsgigate.config.errors import at
 from wsgigate.config.middlewares import Middleware, MiddlewareEntry
@@ -330,10 +331,32 @@ class Admin:
         default="/_gateway",
     )
     token: str | None = setting(
-        "The bearer token for requests that change something.",
+        "The bearer token for requests that read or change something.",
         HiddenText(),
         default=None,
         repr=False,
+    )
+    viewer_token: str | None = setting(
+        "The bearer token for requests that only read.",
+        HiddenText(),
+        default=None,
+        repr=False,
+    )
+    hosts: tuple[str, ...] = setting(
+        "Hosts that requests with a token may name, beside loopback names and "
+        "gateway.allowed_hosts. Default: any host, but loopback names alone if gateway.bind is a "
+        "loopback address, unless a trusted proxy sends the request.",
+        ListOf(
+            ParsedText(
+                host_pattern, 'a host such as "ops.example.com" or "*.example.com"', reason=True
+            )
+        ),
+        default=(),
+    )
+    origins: tuple[str, ...] = setting(
+        "Origins of web pages that may send requests with a token, beside the gateway's own.",
+        ListOf(ParsedText(origin_of, 'an origin such as "https://ops.example.com"', reason=True)),
+        default=(),
     )
     routes: Mapping[str, str] = setting(
         "The routes that /info lists. Default: derived from the routes.",
