@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support import threads
+from tests.support.metrics import Measured, measuring
 from wsgigate.http.problem import rejection_logs
 from wsgigate.runtime import fork
 from wsgigate.testing.backend import Backend
@@ -85,6 +86,13 @@ def independent_of_earlier_tests() -> None:
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process count as a server's, in which no test runs."""
     monkeypatch.setattr(fork, "tested", lambda: False)
+
+
+@pytest.fixture
+def measured() -> Iterator[Measured]:
+    """Yield what the instruments of this process have counted since the test began."""
+    with measuring() as found:
+        yield found
 
 
 @pytest.fixture

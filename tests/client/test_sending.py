@@ -162,10 +162,10 @@ class Recorded(Adapter):
 
         class Taking:
             def acquire(
-                self, now: float, until: float, *, fresh: bool, on_socket: Any
+                self, now: float, until: float, *, fresh: bool, **options: Any
             ) -> Connection:
                 taken.append((round(until - now, 3), fresh))
-                return pool.acquire(now, until, fresh=fresh, on_socket=on_socket)
+                return pool.acquire(now, until, fresh=fresh, **options)
 
         return Taking()  # type: ignore[return-value]
 

@@ -176,8 +176,8 @@ class Adapter(BaseAdapter):
         deadline = ExchangeDeadline(read, total, now, self._clock)
         until = min(now + connect, deadline.until)
         on_socket = getattr(fields, "on_socket", None)
-        fresh = getattr(request, "fresh", False)
-        connection = pool.acquire(now, until, fresh=fresh, on_socket=on_socket)
+        fresh, meter = getattr(request, "fresh", False), getattr(request, "connections", None)
+        connection = pool.acquire(now, until, fresh=fresh, on_socket=on_socket, meter=meter)
         while True:
             reader = ResponseReader(method, upgrade)
             if on_socket is not None:
@@ -202,7 +202,7 @@ class Adapter(BaseAdapter):
             # the instance closed the idle connection before or while the request was sent
             again = self._clock()
             until = min(again + connect, deadline.until)
-            connection = pool.acquire(again, until, fresh=True, on_socket=on_socket)
+            connection = pool.acquire(again, until, fresh=True, on_socket=on_socket, meter=meter)
         if reader.complete:
             connection.give_back(reader.keep)
             return LazyResponse(request, reader)

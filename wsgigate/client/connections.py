@@ -37,8 +37,9 @@ from typing import Protocol
 
 from wsgigate.client.dial import Dial, OnSocket
 from wsgigate.client.response_reader import PoolFull
+from wsgigate.telemetry.metrics import Counter
 
-__all__ = ["Connection", "ConnectionOwner", "ConnectionPool", "Limits"]
+__all__ = ["Connection", "ConnectionMeter", "ConnectionOwner", "ConnectionPool", "Limits"]
 
 _TIMEVAL = struct.Struct("ll")
 
@@ -200,6 +201,24 @@ class Limits:
             raise ValueError(f"max_age must be above 0 seconds, got {self.max_age}")
 
 
+CONNECTIONS = Counter(
+    "wsgigate_upstream_connections",
+    "Connections for attempts: opened, reused or failed.",
+    ("service", "result"),
+)
+
+
+class ConnectionMeter:
+    """Counts the connections over which the requests to a service are sent."""
+
+    __slots__ = ("failed", "opened", "reused")
+
+    def __init__(self, service: str) -> None:
+        self.opened = CONNECTIONS.labels(service, "opened")
+        self.reused = CONNECTIONS.labels(service, "reused")
+        self.failed = CONNECTIONS.labels(service, "failed")
+
+
 class ConnectionPool:
     """The connections of this process to one instance under one TLS policy; last in, first out.
 
@@ -223,7 +242,13 @@ class ConnectionPool:
         weakref.finalize(self, _close_all, self._idle)  # in case close() is not called
 
     def acquire(
-        self, now: float, until: float, *, fresh: bool = False, on_socket: OnSocket | None = None
+        self,
+        now: float,
+        until: float,
+        *,
+        fresh: bool = False,
+        on_socket: OnSocket | None = None,
+        meter: ConnectionMeter | None = None,
     ) -> Connection:
         """Return a connection for one request: an idle one, or else a new one.
 
@@ -231,6 +256,7 @@ class ConnectionPool:
         :param until: When to give up waiting for a slot and connecting.
         :param fresh: Whether the connection must be new.
         :param on_socket: Called with a new socket before it connects.
+        :param meter: Counts the connection.
         :raises PoolFull: The pool is full and no connection became free in time.
         :raises requests.RequestException: Connecting failed.
         """
@@ -253,13 +279,20 @@ class ConnectionPool:
         if kept is not None:
             kept._pool = self
             kept.reused = True
+            if meter is not None:
+                meter.reused.add()
             return kept
         try:
             dialled = self._dial(until) if on_socket is None else self._dial(until, on_socket)
-            return Connection(self, dialled, self._clock())
+            opened = Connection(self, dialled, self._clock())
         except BaseException:
             self._count_closed()
+            if meter is not None:
+                meter.failed.add()
             raise
+        if meter is not None:
+            meter.opened.add()
+        return opened
 
     def release(self, connection: Connection, keep: bool) -> None:
         """Keep *connection* for the next request, or close it."""

@@ -24,7 +24,7 @@ key of the store. Its rules:
    A store that can never be used is no failure of this kind: every call raises it.
 6. **The lock is never held during a call of the store**, or one slow store would stop all threads.
    A read that began before a change in this process is therefore discarded (``_sets``).
-7. **One log record per change.** Only the worker whose update succeeded logs it.
+7. **One log record per change.** Only the worker whose update succeeded logs and counts it.
 8. **Forcing a circuit is a change as well.** The verdict has an end of its own, reaches all
    workers, survives their restarts and an outage of the store, and outdates the permits in flight,
    as every other one does. A circuit that is forced closed counts its calls; the counts cannot open
@@ -37,7 +37,7 @@ import logging
 import random as _random
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from logging import INFO, WARNING
 from typing import NamedTuple, TypeVar
 
@@ -66,6 +66,7 @@ from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.runtime.logs import ChangeLog, FailureLog
 from wsgigate.store import MisconfiguredStore, Store, StoreError, update
 from wsgigate.store.open import OpenedStore
+from wsgigate.telemetry.metrics import PROCESS, Counter, ObservableGauge, Reading
 
 __all__ = [
     "LONGEST_FORCE",
@@ -87,6 +88,18 @@ LONGEST_FORCE = 10 * 365 * 86_400.0
 """Maximum seconds for which a circuit can be forced; also the time to live of one without end."""
 
 _log = logging.getLogger("wsgigate.circuits")
+
+TRANSITIONS = Counter(
+    "wsgigate_circuit_transitions",
+    "Changes of a circuit breaker's state, counted by the worker that made them.",
+    ("service", "state"),
+)
+
+STATE = ObservableGauge(
+    "wsgigate_circuit_state",
+    "1 for the present state of a circuit breaker, 0 for the others.",
+    ("service", "state"),
+)
 
 
 class SharedVerdict:
@@ -261,6 +274,8 @@ class SharedVerdict:
         if before.state is after.state and not (before.forced or after.forced):
             return
         log, name = self._changes.log, self._name
+        if before.state is not after.state:
+            TRANSITIONS.labels(name, after.state.name.lower()).add()
         if after.forced:
             if (before.forced, before.generation) != (True, after.generation):
                 log(WARNING, name, "Circuit %r is %s%s", name, after.why, _lasting(after))
@@ -436,6 +451,14 @@ class Circuit:
             replaced=self._on_replaced,
             clock=clock,
         )
+        PROCESS.collect_from(self)
+
+    def collect(self) -> Iterable[Reading]:
+        """Return the state, for the metrics."""
+        present = self.status().state
+        return [
+            STATE.reading(float(state is present), self.name, state.name.lower()) for state in State
+        ]
 
     @property
     def store_errors(self) -> int:

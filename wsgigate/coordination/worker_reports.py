@@ -21,11 +21,24 @@ from wsgigate.runtime import fork
 from wsgigate.runtime.logs import FailureLog
 from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import Store, StoreError, get_all, removed, update
+from wsgigate.telemetry.metrics import PROCESS, ObservableGauge, Reading
 
 __all__ = ["Report", "StableTimes", "WorkerReports"]
 
 
 LOG = logging.getLogger("wsgigate.store")
+
+IN_FLIGHT = ObservableGauge(
+    "wsgigate_bulkhead_in_flight",
+    "Requests of a service in flight that its bulkhead counts, in all workers.",
+    ("service",),
+)
+
+EJECTED = ObservableGauge(
+    "wsgigate_instances_ejected",
+    "Instances of a service that at least one worker ejects.",
+    ("service",),
+)
 
 EVERY = 1.0
 """Seconds between two checks for changes."""
@@ -112,6 +125,7 @@ class WorkerReports:
         )
         self._reset()
         self._thread = SupervisedThread("wsgigate-reports", self._run, self._reset)
+        PROCESS.collect_from(self)
 
     def _reset(self) -> None:
         self._written = ""
@@ -167,6 +181,21 @@ class WorkerReports:
             self._trouble.failed("The store fails: %s", error)
         found[own] = self._report()
         return dict(sorted(found.items()))
+
+    def collect(self) -> Iterable[Reading]:
+        """Return the sums over all workers, for the metrics."""
+        in_flight: dict[str, int] = {}
+        ejected: dict[str, set[str]] = {}
+        for report in self.all().values():
+            for service, counts in report.get("bulkheads", {}).items():
+                in_flight[service] = in_flight.get(service, 0) + counts.get("inFlight", 0)
+                ejected.setdefault(service, set())
+            for service, urls in report.get("ejections", {}).items():
+                ejected.setdefault(service, set()).update(urls)
+        for service, count in in_flight.items():
+            yield IN_FLIGHT.reading(count, service)
+        for service, urls in ejected.items():
+            yield EJECTED.reading(len(urls), service)
 
     def _write_report(self) -> None:
         """Write the report if it has changed or is due, but not twice within 50 ms.

@@ -20,6 +20,7 @@ from wsgigate.runtime import fork
 
 __all__ = [
     "ATTEMPT",
+    "ATTEMPTS",
     "CLAIMS",
     "CLIENT",
     "CLIENT_CERTIFICATE",
@@ -40,6 +41,7 @@ __all__ = [
     "PROPAGATE",
     "READ_AHEAD",
     "REASON",
+    "REJECTED_BY",
     "REQUEST_ID",
     "ROUTE",
     "RULE",
@@ -48,6 +50,7 @@ __all__ = [
     "SHAPED",
     "TARGET",
     "TUNNELLED",
+    "UPSTREAM_SECONDS",
     "VERIFYING",
     "BodyError",
     "BodyTooLarge",
@@ -140,6 +143,14 @@ SERVICE = "wsgigate.service"
 INSTANCE = "wsgigate.instance"
 """``str``: the address of the instance that responded; set by Forwarder."""
 
+ATTEMPTS = "wsgigate.attempts"
+"""``int``: how often the request was sent to a service, hedged attempts included; set by
+Forwarder."""
+
+UPSTREAM_SECONDS = "wsgigate.upstream_seconds"
+"""``float``: the seconds for which the request has waited for services, until they began their
+responses or failed; set by Forwarder."""
+
 LIMITS = "wsgigate.limits"
 """``list[tuple]``: the decisions of the limiters around the app about this request, outermost
 first, each as ``(standings, now, terms)``: for each quota whether it allowed the request, the
@@ -157,6 +168,10 @@ LOGGED = "wsgigate.logged"
 REASON = "wsgigate.reason"
 """``str``: why a request was rejected, for the log only: it may contain what clients must not
 see."""
+
+REJECTED_BY = "wsgigate.rejected_by"
+"""``str``: what has rejected the request: the name of a middleware, such as ``Limiter``, or of a
+part of the proxy, such as ``Circuit``; set with the reason."""
 
 RULE = "wsgigate.rule"
 """``str``: the name of the authorization rule that decided about the request; set by Authorizer."""

@@ -53,13 +53,14 @@ from wsgigate.http.bodies import BufferedBody, ClientBody, has_body
 from wsgigate.http.fields import read_retry_after, retry_after
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.target import kept_target_of
-from wsgigate.http.wsgi import INSTANCE, BodyError, BodyTooLarge
+from wsgigate.http.wsgi import ATTEMPTS, INSTANCE, UPSTREAM_SECONDS, BodyError, BodyTooLarge
 from wsgigate.proxy.bulkhead import FULL, Compartment
 from wsgigate.proxy.disconnect import CLIENT_LEFT, UNWATCHED, ClientWatch
 from wsgigate.proxy.hedging import AttemptResult, Hedge, HedgedAttempt, Race
+from wsgigate.proxy.meter import CANCELED
 from wsgigate.proxy.pool import ALL_DRAINED, InstanceLease, Member, Pool
 from wsgigate.proxy.request import Outgoing, RequestMaker
-from wsgigate.proxy.response import UNSENDABLE, Unanswered, nothing_sent
+from wsgigate.proxy.response import UNSENDABLE, Unanswered, error_type, nothing_sent
 from wsgigate.rules.arguments import Range, checked
 from wsgigate.rules.circuit import FAILURES, Outcome, check_failures, outcome_of
 from wsgigate.rules.retry import (
@@ -265,6 +266,7 @@ class Attempts:
     :param sender: Sends the request.
     :param websockets: Whether the requests are WebSocket handshakes. An open circuit rejects these
         but does not count them, and they are not hedged.
+    :ivar meter: Counts what happens to the requests of the service.
     :raises ValueError: *pool* is sticky and *resilience* hedges.
     """
 
@@ -287,6 +289,7 @@ class Attempts:
         self._hedge = None if websockets else resilience.hedge
         self._timed = resilience.timed or pool.timed
         self._counts = pool.timed or pool.judges or resilience.circuit is not None
+        self.meter = pool.meter
 
     def run(
         self, environ: WSGIEnvironment, watch: ClientWatch, *, admitted: bool = False
@@ -330,10 +333,11 @@ class Attempts:
                     response, request = self._attempt(
                         environ, lease, until, number, watch, connect_by
                     )
-                if response.status_code not in rules.statuses:
+                ended: int | str = response.status_code
+                if ended not in rules.statuses:
                     return response, request, lease
             except Unanswered as unanswered:
-                error = unanswered
+                error, ended = unanswered, error_type(unanswered)
             if until is None:
                 until = deadline(now, self._sender.timeout.total)
             connected_by = now + self._sender.timeout[0]
@@ -360,6 +364,7 @@ class Attempts:
                 if error is not None and resilience.fails_over:
                     raise error from error.__cause__  # there is no other instance
                 raise
+            self.meter.retried(ended)
             if type(body) is BytesIO:
                 body.seek(begins)
             elif body is not None:
@@ -368,7 +373,11 @@ class Attempts:
     def _run_in(
         self, bulkhead: Compartment, environ: WSGIEnvironment, watch: ClientWatch
     ) -> AttemptResult:
-        slot = bulkhead.enter()  # before the circuit: a rejected request is no outcome
+        try:
+            slot = bulkhead.enter()  # before the circuit: a rejected request is no outcome
+        except Refusal:
+            self.meter.crowded()
+            raise
         try:
             result = self.run(environ, watch, admitted=True)
         except BaseException:
@@ -458,8 +467,15 @@ class Attempts:
             return self._attempt(environ, lease, until, number, watch)
 
         failures = {*self._resilience.failures, *self._resilience.retry.statuses}
-        race = Race(hedge, run, self._lease_for_hedge, failures.__contains__)
-        return race.winner(environ, lease, watch)
+        count = self.meter.hedged
+        race = Race(hedge, run, self._lease_for_hedge, failures.__contains__, count)
+        waited, clock = environ.get(UPSTREAM_SECONDS, 0.0), self._resilience.clock
+        before, began = environ.get(ATTEMPTS, 0), clock()
+        try:
+            return race.winner(environ, lease, watch)
+        finally:  # attempts side by side: their times are not added up
+            environ[UPSTREAM_SECONDS] = waited + clock() - began
+            environ[ATTEMPTS] = before + race.attempts
 
     def _attempt(
         self,
@@ -486,8 +502,8 @@ class Attempts:
             if self._websockets:
                 request.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
                 request.upgrade = True
-            if self._timed or until is not None:
-                began = resilience.clock()
+            request.connections = pool.meter.connections
+            began = resilience.clock()
             if until is not None:
                 limits = self._limits(until, connect_by, began)
                 if TIMEOUT_KEY in environ and _TIMEOUT in request.headers:
@@ -495,7 +511,7 @@ class Attempts:
                 if number > 1 and not resilience.fails_over:
                     # on a new connection, so that the client does not repeat it automatically
                     request.fresh = True
-            response = self._sender.send(request, watch, limits)
+            response = self._send(environ, request, lease.member, watch, limits, began)
             if self._counts:
                 took = resilience.clock() - began if self._timed else 0.0
                 outcome = outcome_of(response.status_code, resilience.failures)
@@ -518,6 +534,31 @@ class Attempts:
                 pool.answered(lease.member, resilience.clock() - began, False)
             lease.release()
             raise
+
+    def _send(
+        self,
+        environ: WSGIEnvironment,
+        request: Outgoing,
+        member: Member,
+        watch: ClientWatch,
+        limits: Timeout | None,
+        began: float,
+    ) -> requests.Response:
+        """Send *request* to *member*; record how long that takes, and how it ends."""
+        ended: int | str = CANCELED
+        try:
+            response = self._sender.send(request, watch, limits)
+            ended = response.status_code
+            return response
+        except Refusal as error:
+            if not (type(watch) is HedgedAttempt and watch.aborted):
+                ended = error_type(error)
+            raise
+        finally:
+            seconds = self._resilience.clock() - began
+            environ[UPSTREAM_SECONDS] = environ.get(UPSTREAM_SECONDS, 0.0) + seconds
+            environ[ATTEMPTS] = environ.get(ATTEMPTS, 0) + 1
+            member.meter.attempted(seconds, ended)
 
     def _limits(self, until: Deadline, connect_by: float, now: float) -> Timeout:
         """Return the timeouts of an attempt that begins *now*; reading the body is not limited."""

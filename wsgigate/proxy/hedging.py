@@ -144,6 +144,7 @@ class Race:
     :param lease: Leases an instance for a hedged attempt, excluding those already tried;
         returns ``None`` when no other attempt may be made.
     :param is_failure: Returns whether a response with that status is a failure.
+    :param count: Called at the end of each hedged attempt: ``won``, ``lost`` or ``failed``.
     """
 
     def __init__(
@@ -152,11 +153,13 @@ class Race:
         run: RunAttempt,
         lease: LeaseForHedge,
         is_failure: Callable[[int], bool],
+        count: Callable[[str], object],
     ) -> None:
         self._hedge = hedge
         self._run_attempt = run
         self._lease = lease
         self._is_failure = is_failure
+        self._count = count
         self._changed = threading.Condition()
         self._attempts: list[HedgedAttempt] = []
         self._members: list[Member] = []
@@ -164,6 +167,11 @@ class Race:
         self._over = False
         self._scheduled: ScheduledCall | None = None
         self._winner: tuple[AttemptResult, HedgedAttempt] | None = None
+
+    @property
+    def attempts(self) -> int:
+        """The number of attempts so far."""
+        return len(self._members)
 
     def winner(
         self, environ: WSGIEnvironment, lease: InstanceLease, client: ClientWatch
@@ -242,6 +250,7 @@ class Race:
             self._attempts.append(attempt)
             tried = tuple(self._members)
         result: AttemptResult | None = None
+        lease: InstanceLease | None = None
         won = False
         try:
             environ = environ.copy()  # INSTANCE differs per attempt
@@ -264,6 +273,9 @@ class Race:
                     for other in self._attempts:
                         if other is not attempt:
                             other.abort()
+                if lease is not None:
+                    lost = attempt.aborted or result is not None
+                    self._count("won" if won else "lost" if lost else "failed")
                 self._changed.notify_all()
         if result is not None and not won:
             _drop(result)

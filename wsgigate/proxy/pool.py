@@ -7,16 +7,18 @@ import math
 import random as _random
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Annotated
 
 from wsgigate.client.response_reader import PoolFull, SlowResponse
 from wsgigate.coordination.circuit import Permit
-from wsgigate.coordination.overrides import ACTIVE, AUTOMATIC, DRAINED, Override
+from wsgigate.coordination.overrides import ACTIVE, AUTOMATIC, DRAINED, EJECTED, Override
 from wsgigate.discovery import Instance
 from wsgigate.http.wsgi import Key
 from wsgigate.proxy.bulkhead import Slot
 from wsgigate.proxy.disconnect import ClientLeft
+from wsgigate.proxy.meter import InstanceMeter, ServiceMeter
 from wsgigate.proxy.response import (
     UNSENDABLE,
     BadResponse,
@@ -40,6 +42,7 @@ from wsgigate.rules.circuit import Outcome
 from wsgigate.rules.outlier import OutlierRules, Outliers
 from wsgigate.runtime import fork
 from wsgigate.runtime.logs import ChangeLog
+from wsgigate.telemetry.metrics import PROCESS, ObservableGauge, Reading
 
 __all__ = ["ALL_DRAINED", "InstanceLease", "Member", "Pool"]
 
@@ -51,6 +54,7 @@ class Member:
     :ivar weight: Its current weight, above 0 for an instance that can be picked.
     :ivar well_since: When it became healthy; ``-inf`` if it was healthy from the start.
     :ivar override: What an operator has decided about it.
+    :ivar meter: Measures its attempts.
     """
 
     __slots__ = (
@@ -58,6 +62,7 @@ class Member:
         "healthy",
         "in_flight",
         "instance",
+        "meter",
         "name",
         "override",
         "weight",
@@ -66,11 +71,13 @@ class Member:
 
     def __init__(
         self,
+        service: str,
         instance: Instance,
         well_since: float = -math.inf,
         override: Override = AUTOMATIC,
     ) -> None:
         self.instance = instance
+        self.meter = InstanceMeter(service, instance.address)
         self.override = override
         self.name = instance.url
         self.weight: float = instance.weight
@@ -89,6 +96,20 @@ class Member:
 
 
 _log = logging.getLogger("wsgigate.pool")
+
+INSTANCES = ObservableGauge(
+    "wsgigate_instances",
+    "Instances of a service: healthy, unhealthy, ejected by this worker or an operator, drained.",
+    ("service", "status"),
+)
+
+AVAILABLE = ObservableGauge(
+    "wsgigate_instance_available",
+    "1 for an instance that takes requests: healthy, and neither ejected nor drained.",
+    ("service", "instance"),
+)
+
+_STATUSES = ("healthy", "unhealthy", "ejected", "drained")
 
 _SWEEP = 10.0  # seconds between two checks of the instances' success rates
 
@@ -150,7 +171,14 @@ class InstanceLease:
         if pool is None:
             return
         with pool._lock:
-            self.member.in_flight -= 1
+            self.member.in_flight = in_flight = self.member.in_flight - 1
+            self.member.meter.in_flight.set(in_flight)
+        if not in_flight and pool._members.get(self.member.name) is not self.member:
+            pool._forget(self.member)
+        if error is not None:
+            reason = cut_by(error)
+            if reason:
+                pool.meter.cut(reason)
         if self.slot is not None:
             self.slot.leave()
         permit = self.permit
@@ -170,6 +198,15 @@ class InstanceLease:
         return ""
 
 
+def _status_of(member: Member) -> str:
+    """Return the status of an instance, one of :data:`_STATUSES`."""
+    if not member.healthy:
+        return "unhealthy"
+    if member.ejected or member.override.state == EJECTED:
+        return "ejected"
+    return "healthy" if member.share else "drained"
+
+
 def outcome_of_error(error: Exception) -> Outcome:
     """Return the outcome that circuit breaker and outlier detection count for *error*."""
     if isinstance(error, (UpstreamCut, BadResponse)):
@@ -177,6 +214,13 @@ def outcome_of_error(error: Exception) -> Outcome:
     if isinstance(error, (ClientLeft, PoolFull, *UNSENDABLE)):
         return Outcome.IGNORED  # caused by the client, the gateway's limit, or the request itself
     return Outcome.UNREACHABLE if nothing_sent(error) else Outcome.FAILED
+
+
+def cut_by(error: Exception) -> str:
+    """Return why a response that has begun ended early, in one word; empty for another error."""
+    if isinstance(error, UpstreamCut):
+        return "too_slow" if isinstance(error.__cause__, SlowResponse) else "instance"
+    return {ClientLeft: "client", BadResponse: "invalid"}.get(type(error), "")
 
 
 def failure_of(error: Exception) -> str:
@@ -243,6 +287,7 @@ class Pool:
         if not 0 <= slow_start < math.inf:
             raise ValueError(f"slow_start must be 0 or more seconds, got {slow_start}")
         self.service = service
+        self.meter = ServiceMeter(service)
         self.panic = panic
         self.zone = zone
         if instance_limit is not None and instance_limit < 1:
@@ -261,7 +306,7 @@ class Pool:
         self._slow_start = slow_start
         self._clock = clock
         self._lock = threading.Lock()
-        self._members = {instance.url: Member(instance) for instance in instances}
+        self._members = {instance.url: Member(service, instance) for instance in instances}
         self._sticky_members: dict[str, Member] = {}
         self._changes = ChangeLog(_log)
         self._overrides: Mapping[str, Override] = {}
@@ -271,6 +316,7 @@ class Pool:
         self._watches = self.timed  # whether a pick needs the time
         self._renew()
         fork.renew_at_fork(self)
+        PROCESS.collect_from(self)
 
     def after_fork(self) -> None:
         """Reset the counts: the requests in flight are the parent's."""
@@ -278,6 +324,15 @@ class Pool:
         for member in self._members.values():
             member.in_flight = 0
         self._renew()  # a thread of the parent may have been interrupted in it
+
+    def collect(self) -> Iterable[Reading]:
+        """Return the states of the instances, for the metrics."""
+        statuses = {m.instance.address: _status_of(m) for m in list(self._members.values())}
+        counts = Counter(statuses.values())
+        for status in _STATUSES:
+            yield INSTANCES.reading(counts[status], self.service, status)
+        for address, status in statuses.items():
+            yield AVAILABLE.reading(float(status == "healthy"), self.service, address)
 
     @property
     def instances(self) -> tuple[Instance, ...]:
@@ -357,13 +412,17 @@ class Pool:
             members = {}
             for url, instance in renewed.items():
                 members[url] = member = before.get(url) or Member(
-                    instance, since, self._overrides.get(url, AUTOMATIC)
+                    self.service, instance, since, self._overrides.get(url, AUTOMATIC)
                 )
                 member.instance = instance
             self._members = members  # replaced, never changed: it is read without the lock
             self._outliers.set_instances(members)
             self._renew()
-        return tuple(member.instance for url, member in before.items() if url not in members)
+            gone = [member for url, member in before.items() if url not in members]
+            idle = [member for member in gone if not member.in_flight]
+        for member in idle:
+            self._forget(member)
+        return tuple(member.instance for member in gone)
 
     def pick(
         self,
@@ -398,6 +457,7 @@ class Pool:
                 if member in excluded:
                     return None
             member.in_flight += 1
+            member.meter.in_flight.set(member.in_flight)
         if self._returned:
             self._log_returned()
         return InstanceLease(self, member)
@@ -421,9 +481,14 @@ class Pool:
                 return  # it was removed
             ejection = self._outliers.report(member.name, outcome, now, why)
             names = [] if ejection is None else [member.name]
+            if ejection is not None:
+                member.meter.ejected("consecutive_failures")
             if now >= self._sweep_at:
                 self._sweep_at = now + _SWEEP
-                names += self._outliers.sweep(now)
+                low = self._outliers.sweep(now)
+                for name in low:
+                    members[name].meter.ejected("success_rate")
+                names += low
             if names:
                 self._renew()
             ejections = [(members[name], self._outliers.ejection(name)) for name in names]
@@ -462,6 +527,12 @@ class Pool:
     def in_flight(self) -> dict[str, int]:
         """Return the number of this worker's requests in flight by instance URL."""
         return {url: member.in_flight for url, member in self._members.items()}
+
+    def _forget(self, member: Member) -> None:
+        """Drop the metrics of a removed instance, whose last request has ended."""
+        address = member.instance.address
+        if all(each.instance.address != address for each in self._members.values()):
+            member.meter.remove()
 
     def _log_returned(self) -> None:
         """Log the ejections that are over; not with the lock held, as writing may block."""

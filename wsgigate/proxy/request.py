@@ -18,6 +18,7 @@ from wsgiref.types import WSGIEnvironment
 
 import requests
 
+from wsgigate.client.connections import ConnectionMeter
 from wsgigate.client.http11 import Fields
 from wsgigate.discovery import Instance
 from wsgigate.http.bodies import client_body
@@ -290,6 +291,8 @@ class Outgoing(requests.PreparedRequest):
     """Whether it must be sent on a new connection."""
     upgrade: bool = False
     """Whether it requests a WebSocket upgrade."""
+    connections: ConnectionMeter | None = None
+    """Counts the connections over which it is sent."""
     set_cookie: str | None = None
     """A ``Set-Cookie`` value that the gateway adds to the response, if any."""
 

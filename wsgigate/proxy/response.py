@@ -42,6 +42,7 @@ __all__ = [
     "Unanswered",
     "UpstreamCut",
     "content_length",
+    "error_type",
     "nothing_sent",
     "plan_for",
     "problem_of",
@@ -531,6 +532,16 @@ def problem_of(error: Exception) -> Problem:
             headers=(("Retry-After", "1"),),
         )
     return Problem(502, "Bad gateway", extensions={"error": "Invalid response"})
+
+
+def error_type(error: Refusal) -> str:
+    """Return the type of the error of an attempt: one of a few words, such as ``tls_failed``."""
+    if isinstance(error, Unanswered):
+        if isinstance(error.__cause__, requests.ConnectTimeout):
+            return "connect_timeout"
+        kind = error.problem.extensions.get("error", "Invalid response")
+        return str(kind).lower().replace(" ", "_")
+    return "client_disconnected" if error.problem.status == 499 else "request_body"
 
 
 def _why_not_connected(causes: list[BaseException]) -> str:

@@ -352,7 +352,9 @@ class Upgrader:
         if _sent_ahead(environ):
             raise Refusal.of(400, "Malformed WebSocket handshake.", "bytes follow the handshake")
         lend: Callable[[], Callable[[], None]] | None = environ.get(LEND_THREAD)
+        meter = self._attempts.meter
         if not self._tunnels.enter(lend is not None):
+            meter.websocket(opened=False)
             raise Refusal(_TOO_MANY, "this process has reached its limit of WebSockets")
         with ExitStack() as held:
             held.callback(self._tunnels.leave)
@@ -378,6 +380,9 @@ class Upgrader:
             start_response("101 Switching Protocols", headers)
             if lend is not None:
                 held.callback(lend())
+            meter.websocket(opened=True)
+            meter.websockets(1)
+            held.callback(meter.websockets, -1)
             done = held.pop_all().close
             return _Tunnel(environ, client, upstream, first, self._limits, self._tunnels, done)
 
