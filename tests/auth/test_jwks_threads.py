@@ -90,7 +90,13 @@ def test_a_hanging_endpoint_makes_few_requests_wait_and_none_twice(sources):
     keys.wait = PATIENCE
     old = keys.newer(None)
     threading.Event().wait(0.002)
-    endpoint.during = lambda: released.wait(60)
+    fetching = threading.Event()
+
+    def hang():
+        fetching.set()
+        released.wait(60)
+
+    endpoint.during = hang
     outcomes = []
 
     def ask():
@@ -100,13 +106,15 @@ def test_a_hanging_endpoint_makes_few_requests_wait_and_none_twice(sources):
 
     keys.wait = 0.1
     ask()
+    assert fetching.wait(30)
+    ask()  # known to be slow from now on, if the thread had not begun before
     keys.wait = 3600.0  # for ever: whoever waits now never answers
     others = [threading.Thread(target=ask, daemon=True) for _ in range(20)]
     for other in others:
         other.start()
     for other in others:
         other.join(timeout=20)
-    assert outcomes == [503] * 21
+    assert outcomes == [503] * 22
     assert keys.current is old
     released.set()
 

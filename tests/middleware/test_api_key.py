@@ -395,7 +395,7 @@ def test_a_key_is_in_no_log(
             Client(app).get("/", headers={"X-API-Key": given}).close()
             target = f"/?api_key={given}"
             Client(app).get(target, environ_overrides={"RAW_URI": target}).close()
-    logger.flush()
+    logger.flush(30)
     for text in (stream.getvalue(), caplog.text):
         assert "/" in text
         for given in (key, UNKNOWN):
@@ -408,7 +408,7 @@ def test_the_reason_names_the_key_by_its_id(backend: Backend, keys: ApiKeys, key
     stream = io.StringIO()
     logger = Logger(ApiKeyAuthenticator(backend, keys), stream=stream)
     Client(logger).get("/", headers={"X-API-Key": key}).close()
-    logger.flush()
+    logger.flush(30)
     assert f"bad API key: key {record.id} was revoked" in stream.getvalue()
 
 
@@ -419,7 +419,7 @@ def test_the_access_log_has_the_owner_of_a_key_without_the_scope(
     guarded = ApiKeyAuthenticator(backend, keys, scopes=["orders:write"])
     logger = Logger(guarded, stream=stream, format="json")
     assert Client(logger).get("/", headers={"X-API-Key": key}).status_code == 403
-    logger.flush()
+    logger.flush(30)
     record = json.loads(stream.getvalue())
     assert (record["status"], record["subject"]) == (403, "acme")
     assert backend.seen is None

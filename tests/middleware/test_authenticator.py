@@ -275,7 +275,7 @@ def test_the_access_log_has_the_subject_of_a_token_without_the_scope():
     logger = Logger(Gate(scopes=["orders:write"]).stack, stream=stream, format="json")
     fields = {"Authorization": f"Bearer {signed(claims())}"}
     assert Client(logger).get("/", headers=fields).status_code == 403
-    logger.flush()
+    logger.flush(30)
     record = json.loads(stream.getvalue())
     assert (record["status"], record["subject"]) == (403, "user-1")
 

@@ -16,6 +16,7 @@ import pytest
 from django.http import JsonResponse
 
 from tests.support.objects import part
+from tests.support.waiting import until
 from wsgigate.http.wsgi import REASON
 from wsgigate.middleware.concurrency import ConcurrencyLimiter, Leases
 from wsgigate.middleware.limiter import Limiter
@@ -200,31 +201,30 @@ def test_a_slot_that_cannot_be_released_expires(store, clock, caplog):
 
 
 class CountsRenewals(MemoryStore):
-    """A store that sets *renewed* once the slots of the caller "alive" have been changed often."""
+    """A store that counts how often the slots of the caller "alive" have been changed."""
 
-    def __init__(self):
-        super().__init__()
-        self.renewed = threading.Event()
-        self._left = 7
+    renewed = 0
 
     def update(self, key, change):
-        self._left -= "=alive" in key
-        if self._left == 0:
-            self.renewed.set()
-        return super().update(key, change)
+        found = super().update(key, change)
+        self.renewed += "=alive" in key
+        return found
 
 
-def test_slots_are_renewed_while_a_response_lasts_until_the_limiter_is_closed():
+def test_slots_are_renewed_while_a_response_lasts_until_the_limiter_is_closed(clock):
     """Two limiters on one store are two workers; a worker that is closed renews nothing."""
-    store = CountsRenewals()
+    store = CountsRenewals(clock=clock)
     alive, closed = (
-        ConcurrencyLimiter(hello, 1, store=store, lease=1, key=lambda environ, key=key: key)
+        ConcurrencyLimiter(hello, 1, store=store, lease=0.1, key=lambda environ, key=key: key)
         for key in ("alive", "closed")
     )
     held = [Answer(alive), Answer(closed)]
     assert [each.status for each in held] == [200, 200]
     closed.close()
-    assert store.renewed.wait(30), "a slot of a response in flight is renewed again and again"
+    for _ in range(3):
+        clock.advance(0.06)
+        twice = store.renewed + 2  # one may have begun before
+        until(lambda twice=twice: store.renewed >= twice)
     assert Answer(alive).status == 429
     assert Answer(closed).status == 200, "the slot of the closed limiter has expired"
     alive.close()

@@ -50,7 +50,7 @@ def logged(app, environ=None, serve=None):
         Server().serve(logger, environ)
     else:
         serve(logger, environ)
-    assert logger.close()
+    assert logger.close(30)
     (line,) = stream.getvalue().splitlines()
     return json.loads(line)
 
@@ -78,7 +78,7 @@ def test_a_record_has_the_members_of_the_environ_and_the_response():
         "HTTP_COOKIE": "session=secret",
     }
     Server().serve(logger, environ)
-    assert logger.close()
+    assert logger.close(30)
     assert json.loads(stream.getvalue()) == {
         "time": "2025-06-15T15:06:40.250Z",
         "request_id": "r1",
@@ -248,7 +248,7 @@ def test_formats(format, terminal, first, monkeypatch):
     stream = Terminal() if terminal else io.StringIO()
     logger = Logger(hello, stream=stream, format=format)
     Server().serve(logger)
-    assert logger.close()
+    assert logger.close(30)
     assert stream.getvalue()[0] == first
     assert "\x1b" not in stream.getvalue()
 
@@ -264,7 +264,7 @@ def test_colours_are_for_terminals_that_want_them(terminal, no_color, coloured, 
     stream = Terminal() if terminal else io.StringIO()
     logger = Logger(hello, stream=stream, format="text")
     Server().serve(logger)
-    assert logger.close()
+    assert logger.close(30)
     assert ("\x1b[32m200\x1b[0m" in stream.getvalue()) == coloured
 
 
@@ -285,7 +285,7 @@ def test_no_request_waits_for_the_log():
     assert logger.dropped >= 150
     assert logger.flush(timeout=0) is False
     stream.open.set()
-    assert logger.close()
+    assert logger.close(30)
     written = [json.loads(line) for line in stream.getvalue().splitlines()]
     reported = [line["count"] for line in written if "event" in line]
     assert sum(reported) + len(written) - len(reported) == 200
@@ -296,9 +296,9 @@ def test_a_closed_stream_hurts_no_request():
     stream.close()
     logger = Logger(hello, stream=stream)
     assert Server().serve(logger).status == "200 OK"
-    assert logger.flush()
+    assert logger.flush(30)
     assert logger.dropped == 1
-    logger.close()
+    logger.close(30)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def ask():
 
 logger, store = Logger(app), open_store("memory:")
 ask()  # the thread that writes is the parent's
-assert logger.flush()
+assert logger.flush(30)
 with store.lock:  # as a thread of the parent may have it
     child = ctypes.PyDLL(None).fork()
     if not child:
@@ -75,7 +75,7 @@ if not child:
     assert process.unseen
     assert store.lock.acquire(blocking=False)
     ask()
-    assert logger.flush()
+    assert logger.flush(30)
     os._exit(0)
 assert not process.unseen
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))

@@ -35,9 +35,12 @@ def test_no_thread_runs_before_the_first_call_is_scheduled() -> None:
 
 
 def test_calls_run_in_the_order_of_their_due_times() -> None:
-    timer = Timer(threads=1)
+    now = 0.0
+    timer = Timer(threads=1, clock=lambda: now)
     order: list[str] = []
     call, waited = done(2)
+    scheduled = threading.Event()
+    timer.after(0, lambda: scheduled.wait(30))  # in the only thread
     late = timer.after(3600, lambda: order.append("late"))
     for name, seconds in (("second", 0.5), ("first", 0.0)):
 
@@ -46,6 +49,8 @@ def test_calls_run_in_the_order_of_their_due_times() -> None:
             call()
 
         timer.after(seconds, told)
+    now = 1.0
+    scheduled.set()
     assert waited()
     assert order == ["first", "second"]
     late.cancel()

@@ -13,7 +13,7 @@ from wsgigate.telemetry.history import (
     GATEWAY,
     INTERVAL,
     SAMPLES,
-    Counts,
+    CountedTotals,
     FileRing,
     Growth,
     History,
@@ -114,9 +114,9 @@ def test_attempts_are_counted_for_their_service_and_instance() -> None:
     assert series["instance:svc http://b:1"].errors == 1
 
 
-def counts(requests: float, errors: float = 0.0, **decisions: float) -> Counts:
+def counts(requests: float, errors: float = 0.0, **decisions: float) -> CountedTotals:
     growth = Growth(errors, requests * 0.05, (requests, 0.0, 0.0, 0.0))
-    return Counts({GATEWAY: growth}, {"server": BOUNDS}, {"default": decisions})
+    return CountedTotals({GATEWAY: growth}, {"server": BOUNDS}, {"default": decisions})
 
 
 def test_a_difference_has_what_has_grown_and_nothing_else() -> None:

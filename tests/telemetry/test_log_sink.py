@@ -40,6 +40,10 @@ class Stream(io.StringIO):
         return super().write(text)
 
 
+PATIENCE = 30.0
+"""Seconds for which a test waits for the thread that writes."""
+
+
 def sink_of(stream, queue_size=10_000):
     return Sink(stream, lambda stream: JsonLines(), queue_size=queue_size, now=lambda: 2.0)
 
@@ -53,7 +57,7 @@ def test_records_come_out_in_order():
     sink = sink_of(stream)
     for number in range(2500):
         sink.put(RECORD._replace(bytes=number))
-    assert sink.close()
+    assert sink.close(PATIENCE)
     assert [line["bytes"] for line in lines(stream)] == list(range(2500))
     assert sink.dropped == 0
 
@@ -68,7 +72,7 @@ def test_lines_are_written_whole_and_many_at_a_time():
     for _ in range(1000):
         sink.put(RECORD._replace(subject="x" * 300))
     stream.open.set()
-    assert sink.close()
+    assert sink.close(PATIENCE)
     assert all(len(text) <= 4096 and text.endswith("\n") for text in stream.writes)
     assert len(stream.writes) < 150
 
@@ -85,7 +89,7 @@ def test_a_stuck_reader_costs_records_not_requests():
     assert sink.dropped == 15
     assert sink.flush(timeout=0) is False
     stream.open.set()
-    assert sink.close()
+    assert sink.close(PATIENCE)
     written = lines(stream)
     assert {"time": "1970-01-01T00:00:02.000Z", "event": "log records dropped", "count": 15} in (
         written
@@ -105,11 +109,11 @@ def test_a_broken_stream_costs_records_not_requests(error):
     sink = sink_of(stream)
     for _ in range(3):
         sink.put(RECORD)
-        assert sink.flush()
+        assert sink.flush(PATIENCE)
     assert sink.dropped == 3
     stream.error = None
     sink.put(RECORD)
-    assert sink.close()
+    assert sink.close(PATIENCE)
     report, record = lines(stream)
     assert report["count"] == 3
     assert record["status"] == 200
@@ -120,13 +124,13 @@ def test_the_loss_is_reported_once():
     stream.error = OSError()
     sink = sink_of(stream)
     sink.put(RECORD)
-    assert sink.flush()
+    assert sink.flush(PATIENCE)
     stream.error = None
-    assert sink.flush()
-    assert sink.flush()
+    assert sink.flush(PATIENCE)
+    assert sink.flush(PATIENCE)
     assert [line["count"] for line in lines(stream)] == [1]
     assert sink.dropped == 1
-    sink.close()
+    sink.close(PATIENCE)
 
 
 def test_a_stream_that_is_closed_is_not_written_to():
@@ -134,18 +138,18 @@ def test_a_stream_that_is_closed_is_not_written_to():
     stream.close()
     sink = sink_of(stream)
     sink.put(RECORD)
-    assert sink.flush()
+    assert sink.flush(PATIENCE)
     assert sink.dropped == 1
-    sink.close()
+    sink.close(PATIENCE)
 
 
 def test_without_a_stdout_records_are_dropped_and_counted(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     sink = sink_of(None)
     sink.put(RECORD)
-    assert sink.flush()
+    assert sink.flush(PATIENCE)
     assert sink.dropped == 1
-    sink.close()
+    sink.close(PATIENCE)
 
 
 def test_stdout_is_the_one_of_the_first_use(monkeypatch):
@@ -153,7 +157,7 @@ def test_stdout_is_the_one_of_the_first_use(monkeypatch):
     stream = Stream()
     monkeypatch.setattr(sys, "stdout", stream)
     sink.put(RECORD)
-    assert sink.close()
+    assert sink.close(PATIENCE)
     assert len(lines(stream)) == 1
 
 
@@ -162,7 +166,7 @@ def test_a_record_that_cannot_be_written_does_not_stop_the_others():
     sink = sink_of(stream)
     sink.put(RECORD._replace(duration="no number"))
     sink.put(RECORD)
-    assert sink.close()
+    assert sink.close(PATIENCE)
     assert [line.get("event") for line in lines(stream)] == ["log records dropped", None]
 
 
@@ -173,8 +177,8 @@ def writers():
 def test_nothing_starts_before_the_first_record():
     before = writers()
     sink = sink_of(Stream())
-    assert sink.flush() is True
-    assert sink.close() is True
+    assert sink.flush(PATIENCE) is True
+    assert sink.close(PATIENCE) is True
     assert sink.dropped == 0
     assert writers() <= before
 
@@ -183,9 +187,9 @@ def test_a_closed_sink_writes_again_at_the_next_record():
     stream = Stream()
     sink = sink_of(stream)
     sink.put(RECORD)
-    assert sink.close()
+    assert sink.close(PATIENCE)
     sink.put(RECORD)
-    assert sink.close()
+    assert sink.close(PATIENCE)
     assert len(lines(stream)) == 2
     assert not stream.closed
 
@@ -194,7 +198,7 @@ def test_a_collected_sink_leaves_no_thread():
     before = writers()
     sink = sink_of(Stream())
     sink.put(RECORD)
-    assert sink.flush()
+    assert sink.flush(PATIENCE)
     (thread,) = writers() - before
     gone = weakref.ref(sink)
     del sink
@@ -221,7 +225,7 @@ def test_many_threads_start_one_writer():
     for thread in threads:
         thread.join()
     assert len(writers() - before) == 1
-    assert sink.close()
+    assert sink.close(PATIENCE)
     assert len(lines(stream)) == 800
 
 
@@ -230,7 +234,7 @@ def test_a_file_is_written_without_buffers(tmp_path):
         file.write("before\n")
         sink = sink_of(file)
         sink.put(RECORD)
-        assert sink.close()
+        assert sink.close(PATIENCE)
         text = (tmp_path / "log").read_text()
     assert text.startswith('before\n{"time"')
     assert text.endswith("}\n")
@@ -251,11 +255,11 @@ def test_a_line_torn_by_a_full_disk_is_not_continued(tmp_path):
     with io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8") as stream:
         sink = sink_of(stream)
         sink.put(RECORD)
-        assert sink.flush()
+        assert sink.flush(PATIENCE)
         assert sink.dropped == 1
         raw.room = 10**6
         sink.put(RECORD)
-        assert sink.close()
+        assert sink.close(PATIENCE)
     torn, report, record = (tmp_path / "log").read_text().splitlines()
     assert torn == '{"time":"1'
     assert json.loads(report)["count"] == 1
@@ -272,7 +276,7 @@ def test_a_pipe_that_does_not_wait_is_waited_for():
         got = b""
         while got.count(b"\n") < 1000:
             got += reader.read1(65536)
-        assert sink.close()
+        assert sink.close(PATIENCE)
         assert sink.dropped == 0
 
 
@@ -281,7 +285,7 @@ def test_lines_go_to_the_standard_output_of_the_moment(capsys, monkeypatch):
 
     def written():
         sink.put(RECORD)
-        assert sink.flush()
+        assert sink.flush(PATIENCE)
         return capsys.readouterr().out.count('"path":')
 
     assert written() == 1
@@ -296,8 +300,8 @@ def test_lines_go_to_the_standard_output_of_the_moment(capsys, monkeypatch):
         patch.setattr("sys.stdout", None)
         sink.put(RECORD)
     sink.put(RECORD)
-    assert sink.flush()
+    assert sink.flush(PATIENCE)
     told = capsys.readouterr().out
     assert told.count('"path":') == 1
     assert '"log records dropped","count":1' in told
-    sink.close()
+    sink.close(PATIENCE)

@@ -47,7 +47,7 @@ def test_a_forked_child_writes_its_own_records_and_none_of_its_parents():
             if pid == 0:
                 for number in range(100):
                     sink.put(RECORD._replace(service=child, bytes=number))
-                assert sink.flush(10)
+                assert sink.flush(30)
                 sys.exit(0)
             children.append(pid)
         for pid in children:

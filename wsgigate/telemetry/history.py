@@ -48,7 +48,7 @@ from wsgigate.telemetry.metrics import Totals
 __all__ = [
     "GATEWAY",
     "INTERVAL",
-    "Counts",
+    "CountedTotals",
     "FileRing",
     "Growth",
     "History",
@@ -145,7 +145,7 @@ class Growth(NamedTuple):
         )
 
 
-class Counts(NamedTuple):
+class CountedTotals(NamedTuple):
     """Totals since the beginning, or how much they have grown.
 
     :ivar series: By the name of the series.
@@ -171,7 +171,7 @@ class Sample(NamedTuple):
 
     time: float
     seconds: float
-    counts: Counts
+    counts: CountedTotals
     states: Mapping[str, str]
     in_flight: float
 
@@ -181,7 +181,7 @@ def bounds_of(key: str) -> str:
     return "client" if key.startswith(("service:", "instance:")) else "server"
 
 
-def totals_of(found: Mapping[str, Totals]) -> Counts:
+def totals_of(found: Mapping[str, Totals]) -> CountedTotals:
     """Return the totals of the series that the history keeps.
 
     :param found: All totals by family.
@@ -214,10 +214,10 @@ def totals_of(found: Mapping[str, Totals]) -> Counts:
         policy, decision = labels[:2]
         made = decisions.setdefault(policy, {})
         made[decision] = made.get(decision, 0.0) + cells[0]
-    return Counts(series, bounds, decisions)
+    return CountedTotals(series, bounds, decisions)
 
 
-def difference(before: Counts, after: Counts) -> Counts:
+def difference(before: CountedTotals, after: CountedTotals) -> CountedTotals:
     """Return how much the totals have grown, without the series that have not."""
     series = {}
     for key, total in after.series.items():
@@ -240,13 +240,13 @@ def difference(before: Counts, after: Counts) -> Counts:
         }
         if any(changed.values()):
             decisions[policy] = changed
-    return Counts(series, after.bounds, decisions)
+    return CountedTotals(series, after.bounds, decisions)
 
 
 # What the file has: JSON, with the empty buckets left out.
 
 
-def _dump_counts(counts: Counts) -> dict[str, Any]:
+def _dump_counts(counts: CountedTotals) -> dict[str, Any]:
     return {
         "k": {
             key: [
@@ -261,7 +261,7 @@ def _dump_counts(counts: Counts) -> dict[str, Any]:
     }
 
 
-def _load_counts(read: Mapping[str, Any]) -> Counts:
+def _load_counts(read: Mapping[str, Any]) -> CountedTotals:
     bounds = {kind: tuple(values) for kind, values in read["b"].items()}
     series = {}
     for key, (errors, seconds, sparse) in read["k"].items():
@@ -269,7 +269,7 @@ def _load_counts(read: Mapping[str, Any]) -> Counts:
         for place, count in sparse.items():
             buckets[int(place)] = float(count)
         series[key] = Growth(errors, seconds, tuple(buckets))
-    return Counts(series, bounds, read["p"])
+    return CountedTotals(series, bounds, read["p"])
 
 
 def _dump(sample: Sample, most: int) -> bytes:
@@ -503,7 +503,7 @@ class History:
     def after_fork(self) -> None:
         """Forget the ring, and what this process knows of the last sample."""
         self._ring: Ring | None = None
-        self._known: tuple[float, Counts] | None = None
+        self._known: tuple[float, CountedTotals] | None = None
 
     @property
     def ring(self) -> Ring:
