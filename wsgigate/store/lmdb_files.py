@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import struct
 import sys
 import time
@@ -21,6 +20,8 @@ from contextlib import contextmanager, suppress
 from operator import ge, le
 from typing import IO, Any, NamedTuple
 
+from wsgigate.runtime import folders
+from wsgigate.runtime.folders import FolderError, keeps_its_space
 from wsgigate.store import MisconfiguredStore, StoreError
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "fill_lock_file",
     "keeps_its_space",
     "move_aside",
+    "of_folder",
     "of_system",
     "own_folder",
     "reach",
@@ -47,21 +49,17 @@ __all__ = [
 
 # Private folders: made, and checked before anything is stored in them.
 
-PASSING = frozenset(
-    [
-        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
-        *(errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ENOLCK),
-    ]
-)
-"""Errors of the system that may pass without a change of the configuration."""
-
 FIX = 'set store.url = "lmdb:/path" to a folder that this user may write'
+
+
+def of_folder(error: FolderError) -> StoreError:
+    """Return *error* as the error of a store, whether it may pass or lasts."""
+    return (MisconfiguredStore if error.lasting else StoreError)(str(error))
 
 
 def of_system(error: OSError, trouble: str) -> StoreError:
     """Return *error* as the error of a store, whether it may pass or lasts; *trouble* begins it."""
-    kind = StoreError if error.errno in PASSING else MisconfiguredStore
-    return kind(f"{trouble}: {error.strerror}")
+    return of_folder(FolderError.of_system(error, trouble))
 
 
 def own_folder(path: str, *, private: bool = False) -> None:
@@ -73,26 +71,9 @@ def own_folder(path: str, *, private: bool = False) -> None:
     :raises StoreError: It cannot be made now, for example because the disk is full.
     """
     try:
-        try:
-            os.mkdir(path, 0o700)
-        except FileExistsError:
-            pass
-        found = os.lstat(path)
-    except OSError as error:
-        raise of_system(error, f"the folder {path} cannot be made") from error
-    if stat.S_ISLNK(found.st_mode):
-        raise MisconfiguredStore(
-            f"{path} is a symbolic link, which is not followed; name the folder"
-        )
-    if not stat.S_ISDIR(found.st_mode):
-        raise MisconfiguredStore(f"{path} is not a folder")
-    if found.st_uid != os.geteuid():
-        raise MisconfiguredStore(
-            f"the folder {path} belongs to user {found.st_uid}, this is user {os.geteuid()}"
-        )
-    if found.st_mode & (0o077 if private else 0o022):
-        fix = "chmod 700" if private else "chmod go-w"
-        raise MisconfiguredStore(f"the folder {path} is open to other users; {fix} {path}")
+        folders.own_folder(path, private=private)
+    except FolderError as error:
+        raise of_folder(error) from error
 
 
 def check_file(path: str) -> None:
@@ -101,17 +82,9 @@ def check_file(path: str) -> None:
     :raises MisconfiguredStore: It is something else, or belongs to another user.
     """
     try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise of_system(error, f"{path} cannot be read") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise MisconfiguredStore(f"{path} is not a regular file; move it or name another folder")
-    if found.st_uid != os.geteuid():
-        raise MisconfiguredStore(
-            f"{path} belongs to user {found.st_uid}, this is user {os.geteuid()}"
-        )
+        folders.check_file(path)
+    except FolderError as error:
+        raise of_folder(error) from error
 
 
 # Verification of an LMDB file from its root to its last page, because LMDB trusts the file: a page
@@ -369,10 +342,6 @@ DAMAGED = ".damaged-"
 KEPT = 3
 """Number of such files kept: each may be as large as the store."""
 
-SURE = frozenset({"ext4", "tmpfs", "xfs"})
-"""File systems that overwrite a page in place. Others (btrfs, zfs) write it to a new place, which
-needs space each time; those not named here are treated like them."""
-
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_NOCOW_FL = 0x80086601, 0x40086602, 0x00800000
 """ioctl_iflags(2), with the values for 64 bits."""
 
@@ -529,24 +498,3 @@ def fill_lock_file(path: str, size: int) -> bool:
         return True
     allocate(path, max(found, size))
     return False
-
-
-def keeps_its_space(device: int, mounts: str | None = None) -> bool:
-    """Return whether space allocated on *device* can always be written to afterwards.
-
-    :param device: ``st_dev`` of the file.
-    :param mounts: Contents of ``/proc/self/mountinfo`` (proc(5)). Default: read from there.
-    """
-    if mounts is None:
-        try:
-            with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-                mounts = file.read()
-        except OSError:
-            return False
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    kinds = set()
-    for line in mounts.splitlines():
-        mount, _, source = line.partition(" - ")
-        if mount.split(" ")[2:3] == [wanted]:
-            kinds.add(source.partition(" ")[0])
-    return bool(kinds) and kinds <= SURE

@@ -20,11 +20,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-import sys
 import time
-from hashlib import sha256
 from itertools import islice
 
+from wsgigate.runtime.folders import folder_name, user_folders
 from wsgigate.store import MisconfiguredStore, StoreError, lmdb_files
 from wsgigate.store.lmdb import folders_in_use
 from wsgigate.store.lmdb_environment import has_live_values
@@ -114,23 +113,18 @@ def private_folder(owner: str, cure: str = "") -> str:
     :raises MisconfiguredStore: Neither place can be used; the message has the cause and the remedy.
     :raises StoreError: Neither place can be used at the moment.
     """
-    label = owner
-    if not owner:
-        try:
-            owner = "\0".join([os.getcwd(), *sys.argv])
-        except OSError as error:
-            raise MisconfiguredStore(
-                f"the working directory is gone: {error.strerror}; {cure or FIX}"
-            ) from error
-        label = f"{os.path.basename(sys.argv[0] or 'python')}-{os.path.basename(os.getcwd())}"
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")[:40] or "app"
-    digest = sha256(owner.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    try:
+        name = folder_name(owner)
+    except OSError as error:
+        raise MisconfiguredStore(
+            f"the working directory is gone: {error.strerror}; {cure or FIX}"
+        ) from error
     errors: list[StoreError] = []
-    for base in _bases():
+    for base in user_folders():
         try:
             folder = os.path.join(base, "wsgigate")
             own_folder(folder, private=True)
-            mine = os.path.join(folder, f"{slug}-{digest}")
+            mine = os.path.join(folder, name)
             new = not os.path.lexists(mine)
             own_folder(mine, private=True)
             if new:
@@ -147,17 +141,3 @@ def private_folder(owner: str, cure: str = "") -> str:
 def _remove_leftovers(base: str) -> None:
     """Remove folders beside a new one whose apps are gone."""
     remove_leftovers(base, keep=folders_in_use())
-
-
-def _bases() -> list[str]:
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    # relative paths must be ignored (XDG Base Directory Specification, "Basics")
-    bases = [runtime] if os.path.isabs(runtime) else []
-    state = os.environ.get("XDG_STATE_HOME", "")
-    if not os.path.isabs(state):
-        state = os.path.join(os.path.expanduser("~"), ".local", "state")
-    try:
-        os.makedirs(state, 0o700, exist_ok=True)
-    except OSError:
-        pass  # own_folder reports the cause
-    return [*bases, state]
