@@ -148,7 +148,7 @@ def test_a_collector_is_read_while_it_is_alive(recorder: Recorder):
     assert series_of(recorder, "test_metrics_size") == {("a",): [2.0]}
     del sizes
     gc.collect()
-    assert recorder.totals() == {}
+    assert "test_metrics_size" not in recorder.totals()
 
 
 def test_a_collector_that_fails_hides_nothing_else(
@@ -158,7 +158,7 @@ def test_a_collector_that_fails_hides_nothing_else(
     recorder.collect_from(failing)
     Counter("a_requests", "Requests.", recorder=recorder).add()
     for _ in range(2):
-        assert list(recorder.totals()) == ["a_requests"]
+        assert "a_requests" in recorder.totals()
     assert caplog.messages == ["metrics of Sizes are missing: the store is away"]
 
 

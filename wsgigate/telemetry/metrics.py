@@ -43,7 +43,16 @@ import math
 import re
 import weakref
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSequence, Sequence
+from collections import deque
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    MutableSequence,
+    Sequence,
+)
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -56,6 +65,8 @@ __all__ = [
     "OTHER",
     "PROCESS",
     "SCRATCH",
+    "STARTS",
+    "WORKERS",
     "Collector",
     "Counter",
     "CounterSeries",
@@ -65,6 +76,7 @@ __all__ = [
     "GaugeSeries",
     "Histogram",
     "HistogramSeries",
+    "InFlight",
     "ObservableCounter",
     "ObservableGauge",
     "ProcessStorage",
@@ -157,6 +169,43 @@ class Totals:
                 known[index] += value
 
 
+class InFlight(NamedTuple):
+    """Requests in flight, derived from those that were started and finished.
+
+    :ivar active: The gauge of those in flight.
+    :ivar lost: The counter of those that a killed worker has not finished.
+    :ivar started: The name of the counter of those that were started.
+    :ivar finished: The names of the counters and histograms of which each counts a part of those
+        that were finished.
+    """
+
+    active: Family
+    lost: Family
+    started: str
+    finished: tuple[str, ...]
+
+    def add_to(self, found: dict[str, Totals]) -> None:
+        """Add what is in flight in a process that lost nothing."""
+        started = _counted(found.get(self.started))
+        finished = sum(_counted(found.get(name)) for name in self.finished)
+        for family, value in ((self.active, max(0.0, started - finished)), (self.lost, 0.0)):
+            found[family.name] = Totals(family)
+            found[family.name].add((), [value])
+
+
+def _counted(totals: Totals | None) -> float:
+    """Return the number of events that all series of a counter or histogram have counted."""
+    if totals is None:
+        return 0.0
+    first = 1 if totals.family.kind == "histogram" else 0
+    return sum(sum(cells[first:]) for cells in totals.series.values())
+
+
+WORKERS = Family("wsgigate_workers", "gauge", "Workers that are alive.", ())
+
+STARTS = Family("wsgigate_worker_starts", "counter", "Workers that were started.", ())
+
+
 class Collector(Protocol):
     """Reads at each scrape what all workers agree on, such as the size of a registry."""
 
@@ -181,8 +230,32 @@ class Storage(Protocol):
     def exemplar(self, start: int, bucket: int, exemplar: Exemplar) -> None:
         """Keep the newest exemplar of a bucket of the series that starts at cell *start*."""
 
-    def totals(self) -> dict[str, Totals]:
-        """Return the series of all workers, by the name of their family."""
+    def totals(
+        self, in_flight: Sequence[InFlight] = (), *, exemplars: bool = False
+    ) -> dict[str, Totals]:
+        """Return the series of all workers, by the name of their family.
+
+        :param in_flight: What is derived from requests started and finished.
+        :param exemplars: Whether to read these too.
+        """
+
+    def recover(self, in_flight: Iterable[InFlight]) -> None:
+        """Count as lost what a process that was killed had started, if this one succeeds it."""
+
+    def put_event(self, data: bytes, now: float) -> None:
+        """Keep *data*, of which at most 1000 bytes, among the last events.
+
+        :param now: Unix time in seconds.
+        """
+
+    def events(self, limit: int) -> list[tuple[float, bytes]]:
+        """Return the last events of all workers, newest first, each with its Unix time."""
+
+    def is_lowest(self) -> bool:
+        """Return whether this worker is the one that does what one worker does for all."""
+
+    def is_there(self) -> bool:
+        """Return whether other workers find this storage."""
 
     def close(self) -> None:
         """Release what the storage has opened in this process; what it has counted stays."""
@@ -196,6 +269,7 @@ class ProcessStorage:
         self._free: dict[int, list[int]] = {}  # by size, the first cells of dropped series
         self._series: dict[tuple[Family, tuple[str, ...]], int] = {}
         self._exemplars: dict[tuple[int, int], Exemplar] = {}
+        self._events: deque[tuple[float, bytes]] = deque(maxlen=64)
 
     def place(self, family: Family, labels: tuple[str, ...]) -> int | None:
         """Return the first cell of a series, which is made if it is new."""
@@ -223,20 +297,46 @@ class ProcessStorage:
         """Keep the newest exemplar of a bucket."""
         self._exemplars[start, bucket] = exemplar
 
-    def totals(self) -> dict[str, Totals]:
+    def totals(
+        self, in_flight: Sequence[InFlight] = (), *, exemplars: bool = False
+    ) -> dict[str, Totals]:
         """Return the series of this process."""
         found: dict[str, Totals] = {}
         for (family, labels), start in list(self._series.items()):
             totals = found.setdefault(family.name, Totals(family))
             totals.add(labels, self.cells[start : start + family.size])
-            exemplars = {
+            newest = {
                 bucket: self._exemplars[start, bucket]
                 for bucket in range(len(family.bounds) + 1)
                 if (start, bucket) in self._exemplars
             }
-            if exemplars:
-                totals.exemplars[labels] = exemplars
+            if newest:
+                totals.exemplars[labels] = newest
+        for each in in_flight:
+            each.add_to(found)
+        for family in (WORKERS, STARTS):
+            found[family.name] = Totals(family)
+            found[family.name].add((), [1.0])
         return found
+
+    def recover(self, in_flight: Iterable[InFlight]) -> None:
+        """Do nothing: there is no predecessor."""
+
+    def put_event(self, data: bytes, now: float) -> None:
+        """Keep *data* among the last events."""
+        self._events.append((now, data))
+
+    def events(self, limit: int) -> list[tuple[float, bytes]]:
+        """Return the last events, newest first."""
+        return list(self._events)[: -limit - 1 : -1]
+
+    def is_lowest(self) -> bool:
+        """Return True."""
+        return True
+
+    def is_there(self) -> bool:
+        """Return True."""
+        return True
 
     def close(self) -> None:
         """Do nothing."""
@@ -258,15 +358,16 @@ class Recorder:
         """Whether an update has to call :meth:`ready` first: nothing is recorded, or not yet."""
         self.storage: Storage = ProcessStorage()
         self.cells = self.storage.cells
-        self._open: Any = None
+        self._open: Callable[[], Storage] | None = None
         self._recording = False
         self._started = False
+        self.in_flight: list[InFlight] = []
         self._collectors: weakref.WeakSet[Collector] = weakref.WeakSet()
         self._failures = RepeatLog(_log, logging.WARNING)
         fork.renewed(self, lock="RLock")
         fork.renew_at_fork(self)
 
-    def record(self, open_storage: Any = None) -> None:
+    def record(self, open_storage: Callable[[], Storage] | None = None) -> None:
         """Record from now on, in this process and in those that are forked from it.
 
         :param open_storage: Called without arguments when the process starts; returns the
@@ -288,9 +389,26 @@ class Recorder:
             if not self._recording or self._started:
                 return
             self._started = True  # also if it fails: the next request must not try it again
-            if self._open is not None:
-                self._move(self._open())
+            self._open_storage()
             self.idle = False
+
+    def look(self) -> None:
+        """Open the storage again if other workers do not find it any more.
+
+        A file that was deleted or replaced goes on counting, but no scrape reads it.
+        """
+        if self._started and not self.storage.is_there():
+            with self.lock:
+                if not self.storage.is_there():
+                    before = self.storage
+                    self._open_storage()
+                    before.close()
+
+    def _open_storage(self) -> None:
+        if self._open is not None:
+            storage = self._open()
+            storage.recover(self.in_flight)
+            self._move(storage)
 
     def stop(self) -> None:
         """Record no more, and forget what was counted. For tests, and for the end of a process."""
@@ -338,10 +456,26 @@ class Recorder:
         """Call *collector* at each scrape for as long as it is alive."""
         self._collectors.add(collector)
 
-    def totals(self) -> dict[str, Totals]:
-        """Return all series of all workers, and what the collectors read, by family name."""
-        with self.lock:
-            found = self.storage.totals()
+    def put_event(self, data: bytes, now: float) -> None:
+        """Keep *data*, of which at most 1000 bytes, among the last events of all workers.
+
+        :param now: Unix time in seconds.
+        """
+        if not self.idle or self.ready():
+            with self.lock:
+                self.storage.put_event(data, now)
+
+    def events(self, limit: int = 100) -> list[tuple[float, bytes]]:
+        """Return the last events of all workers, newest first, each with its Unix time."""
+        return self.storage.events(limit)
+
+    def totals(self, *, exemplars: bool = False) -> dict[str, Totals]:
+        """Return all series of all workers, and what the collectors read, by family name.
+
+        :param exemplars: Whether to read exemplars too.
+        """
+        self.look()
+        found = self.storage.totals(self.in_flight, exemplars=exemplars)
         for collector in list(self._collectors):
             try:
                 readings = list(collector.collect())
