@@ -142,11 +142,11 @@ class Unusable(Exception):
     """There is no place for the file, or no room in it; the message says why."""
 
 
-class _Damaged(Exception):
+class _Unreadable(Exception):
     """The file is not one of this version, or damaged; the message says in what."""
 
 
-class _Record(NamedTuple):
+class _SeriesRecord(NamedTuple):
     family: int
     labels: tuple[str, ...]
     start: int
@@ -292,13 +292,13 @@ class SlotFile:
         self.path = os.path.join(folder, _NAME)
         self._seen = -1
         self._families: list[Family] = []
-        self._records: list[_Record] = []
+        self._records: list[_SeriesRecord] = []
         self._raw: list[bytes] = []
         self._positions: dict[tuple[int, tuple[str, ...]], int] = {}
         try:
             self._locks = _Locks.at(os.path.join(folder, _LOCK))
             self.descriptor = self._opened(max_series)
-        except _Damaged as error:
+        except _Unreadable as error:
             raise Unusable(f"{self.path} is {error}") from None
         except OSError as error:
             raise Unusable(f"{self.path} cannot be opened: {error.strerror}") from error
@@ -315,20 +315,20 @@ class SlotFile:
     def _check(self, descriptor: int, max_series: int | None) -> None:
         """Check the head of the file, and take its layout from there.
 
-        :raises _Damaged: It is not one of this version, or damaged.
+        :raises _Unreadable: It is not one of this version, or damaged.
         """
         head = os.pread(descriptor, _geometry.size, 0)
         if len(head) < _geometry.size or not head.startswith(MAGIC):
-            raise _Damaged("damaged: it has no header")
+            raise _Unreadable("damaged: it has no header")
         _, version, series, _, _ = _geometry.unpack(head)
         if version != VERSION:
-            raise _Damaged(f"of version {version}, not {VERSION}")
+            raise _Unreadable(f"of version {version}, not {VERSION}")
         wanted = series - FAMILIES if max_series is None else max_series
         if series - FAMILIES != wanted:
-            raise _Damaged(f"for {series - FAMILIES} series, not {wanted}")
+            raise _Unreadable(f"for {series - FAMILIES} series, not {wanted}")
         self.layout = _Layout(wanted)
         if head != self.layout.head or os.fstat(descriptor).st_size != self.layout.size:
-            raise _Damaged("damaged: its header or its length is wrong")
+            raise _Unreadable("damaged: its header or its length is wrong")
         self.descriptor = descriptor
         self._read_directory()
 
@@ -346,7 +346,7 @@ class SlotFile:
     def _read_directory(self) -> None:
         """Read the records if they have changed.
 
-        :raises _Damaged: A record is invalid.
+        :raises _Unreadable: A record is invalid.
         """
         for attempt in range(10):
             before = self._counts()
@@ -357,7 +357,7 @@ class SlotFile:
             except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
                 self._raw = []
                 if attempt == 9:
-                    raise _Damaged(f"damaged: {error}") from None
+                    raise _Unreadable(f"damaged: {error}") from None
             else:
                 # an odd counter that stays is that of a writer that was killed
                 steady = before[0] % 2 == 0 and self._counts()[0] == before[0]
@@ -391,14 +391,14 @@ class SlotFile:
             (record.family, record.labels): position for position, record in enumerate(records)
         }
 
-    def _record(self, data: bytes) -> _Record:
+    def _record(self, data: bytes) -> _SeriesRecord:
         state, length, family, start, size, when = _state.unpack_from(data)
         labels = tuple(json.loads(data[_state.size : _state.size + length]))
         if state not in (_LIVE, _DROPPED) or size != self._families[family].size:
             raise ValueError("a series is invalid")
         if not SCRATCH <= start <= self.layout.cells - size:
             raise ValueError("a series is beyond its end")
-        return _Record(family, labels, start, size, when if state == _DROPPED else None)
+        return _SeriesRecord(family, labels, start, size, when if state == _DROPPED else None)
 
     # Reading.
 
@@ -417,7 +417,7 @@ class SlotFile:
         """
         try:
             self._read_directory()
-        except _Damaged as error:
+        except _Unreadable as error:
             raise Unusable(f"{self.path} is {error}") from None
         families, records = self._families, self._records
         _, _, _, cells, slots = self._counts()
@@ -563,7 +563,7 @@ class SlotStorage(SlotFile):
                 if found.st_size == 0:
                     _make(descriptor, layout)
                 self._check(descriptor, max_series)
-            except _Damaged as error:
+            except _Unreadable as error:
                 os.close(descriptor)
                 if last:
                     raise
@@ -655,7 +655,7 @@ class SlotStorage(SlotFile):
                 if start is None:
                     return None
                 self._allocate(start + family.size)
-        except (OSError, Unusable, _Damaged) as error:
+        except (OSError, Unusable, _Unreadable) as error:
             _log.warning("A series of %s is not counted: %s", family.name, error)
             return None
         self._placed[family, labels] = start
@@ -686,7 +686,7 @@ class SlotStorage(SlotFile):
         count, start = self._counts()[2:4]
         start = max(start, SCRATCH)
         if count < self.layout.series and start + family.size <= self.layout.cells:
-            record = _Record(number, labels, start, family.size, None)
+            record = _SeriesRecord(number, labels, start, family.size, None)
             self._write_record(count, record, start + family.size)
             return start
         return self._reused(number, family, labels)
@@ -708,7 +708,7 @@ class SlotStorage(SlotFile):
             return record.start
         return None
 
-    def _write_record(self, position: int, record: _Record, cells: int | None = None) -> None:
+    def _write_record(self, position: int, record: _SeriesRecord, cells: int | None = None) -> None:
         """Write a record, as the last one where the number of *cells* in use is given."""
         key = json.dumps(record.labels, ensure_ascii=False).encode("utf-8", "replace")
         if len(key) > SERIES_BYTES - _state.size:
@@ -741,7 +741,7 @@ class SlotStorage(SlotFile):
                 if position is not None and self._records[position].dropped is None:
                     record = self._records[position]
                     self._write_record(position, record._replace(dropped=time.time()))
-        except (OSError, Unusable, _Damaged) as error:
+        except (OSError, Unusable, _Unreadable) as error:
             _log.warning("A series of %s is not dropped: %s", family.name, error)
 
     # What this process adds.
@@ -788,7 +788,7 @@ class _Flow:
     """What is derived from requests started and finished, slot by slot: rule 3."""
 
     def __init__(
-        self, in_flight: InFlight, families: Sequence[Family], records: Sequence[_Record]
+        self, in_flight: InFlight, families: Sequence[Family], records: Sequence[_SeriesRecord]
     ) -> None:
         self._of = in_flight
         self._started: list[int] = []
