@@ -11,6 +11,7 @@ from tests.proxy.clients import Departing, Reader, pool_of
 from tests.proxy.conftest import Forward
 from tests.support.logs import silence
 from tests.support.metrics import Measured
+from tests.support.ports import refused_port
 from tests.support.waiting import until
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit
@@ -84,10 +85,10 @@ def test_a_retry_that_is_not_made_is_not_counted(
 def test_another_instance_after_a_refused_connection_is_a_retry(
     backend: Backend, measured: Measured, sessions: Sessions
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        gone = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    client = Reader(Forwarder(pool_of(gone, backend.url), sessions=sessions))
-    assert client.get("/").status_code == 200
+    with refused_port() as port:
+        gone = f"http://127.0.0.1:{port}"
+        client = Reader(Forwarder(pool_of(gone, backend.url), sessions=sessions))
+        assert client.get("/").status_code == 200
     assert measured.series("wsgigate_upstream_retries") == {("svc", "connection_refused"): 1.0}
     assert measured.value(ATTEMPT, error_type="connection_refused") == 1
     assert measured.value("wsgigate_upstream_connections", result="failed") == 1
