@@ -371,9 +371,10 @@ threading.Thread(target=fork, daemon=True).start()
 
 
 def test_a_worker_that_was_sent_sigterm_does_not_take_over(
-    registry: RegistryServer, start: Start
+    registry: RegistryServer, start: Start, tmp_path: Path
 ) -> None:
     """It may have requests to finish for long after the service has left."""
+    registry.when = lambda asked: (tmp_path / "registered").touch()
     worker = """
 import signal, threading, time
 from wsgigate import Registration
@@ -384,6 +385,7 @@ def named():
 def work(number):
     signal.signal(signal.SIGTERM, lambda *_: None)
     Registration("users", port=int(os.environ["PORT"]), listens=0).start(leaves=False)
+    open(f"runs-{number}", "w").close()
     while "wsgigate-registration" in named():
         time.sleep(0.02)
     print("retired", number, flush=True)
@@ -394,7 +396,8 @@ for number in range(2):
     workers.append(os.fork())
     if workers[-1] == 0:
         work(number)
-    time.sleep(1)
+    while not (os.path.exists("registered") and os.path.exists(f"runs-{number}")):
+        time.sleep(0.02)
 print("workers", *workers, flush=True)
 """
     served = start(registry.env(), worker + ALONE, alone=True)

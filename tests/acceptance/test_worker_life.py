@@ -224,7 +224,7 @@ def test_the_upstream_connection_is_closed_when_the_client_leaves(
             backend.wait_for_requests(number)
             if number == 2:
                 assert b"200" in client.recv(1 << 16)
-        backend.wait_until_closed(5)
+        backend.wait_until_closed()
     assert get(gateway.url).text == "ok"
     until(lambda: '"status":499' in gateway.log and '"error":"ClientLeft"' in gateway.log)
     assert "Traceback" not in gateway.log
