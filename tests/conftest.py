@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.support import threads
 from tests.support.metrics import Measured, measuring
-from wsgigate.http.problem import rejection_logs
+from wsgigate.http import problem
 from wsgigate.runtime import fork
+from wsgigate.runtime.logs import EventLog
 from wsgigate.testing.backend import Backend
 from wsgigate.testing.fakes import FakeClock
 
@@ -78,7 +79,7 @@ def independent_of_earlier_tests() -> None:
 
     Its first rejection is logged as a warning, and threads that earlier tests left are not counted.
     """
-    rejection_logs.clear()
+    problem.errors = problem.ErrorLog(EventLog(problem.write_event, problem.write_end))
     threads.begin()
 
 

@@ -26,7 +26,14 @@ from urllib.parse import parse_qs
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.http.bodies import has_body, json_body, read_body, wrong
-from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with, status_line
+from wsgigate.http.problem import (
+    Problem,
+    Refusal,
+    Refuse,
+    answer_with,
+    failed,
+    status_line,
+)
 from wsgigate.http.target import BadTarget, target_of
 from wsgigate.http.wsgi import PARAMS, REASON
 from wsgigate.rules.routing import MethodNotAllowed, Route, Router, listing
@@ -302,7 +309,10 @@ class JsonApp:
         if not isinstance(answer, (Problem, Refusal)):
             return self._send(environ, start_response, answer)
         refused = Refusal(answer) if isinstance(answer, Problem) else answer
-        environ.setdefault(REASON, str(refused))
+        if refused.problem.status >= 500:
+            failed(environ, type(self).__name__, refused.problem.status, str(refused))
+        else:
+            environ.setdefault(REASON, str(refused))
         return self._refuse(refused.problem)(environ, start_response)
 
     def _send(

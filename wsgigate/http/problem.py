@@ -10,23 +10,36 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape
 from http import HTTPStatus
-from typing import TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.http.wsgi import LOGGED, REASON, peer
+from wsgigate.http.wsgi import (
+    INSTANCE,
+    LOGGED,
+    REASON,
+    REQUEST_ID,
+    ROUTE,
+    SERVICE,
+    TRACE,
+    peer,
+)
 from wsgigate.rules.arguments import explained
-from wsgigate.runtime.clocks import real
-from wsgigate.runtime.logs import ThrottledLog
+from wsgigate.runtime.logs import EventLog, one_line
 
 __all__ = [
+    "ErrorLog",
     "Problem",
     "Refusal",
     "Refuse",
     "answer_with",
+    "errors",
+    "failed",
     "prefers_html",
     "refused",
     "status_line",
+    "write_end",
+    "write_event",
 ]
 
 
@@ -181,20 +194,80 @@ def answer_with(problem: Problem) -> WSGIApplication:
     return problem
 
 
-# The log of rejections: by the access log, or here without a Logger around. Otherwise a middleware
-# that is used alone would reject requests without a trace. Each rejection is one record: a WARNING,
-# or INFO within a minute after a WARNING of the same middleware and kind of reason, so that a flood
-# of rejections is not a flood of warnings, and requests without a token do not hide why tokens are
-# rejected. The kind is the reason up to the first value in it; clients may choose values, so the
-# kinds of each middleware are limited, and all further ones count as one.
+# The error log: what the gateway itself rejects and what it fails to answer.
+#
+# A rejection is in the access log, with its reason; without a Logger around the middleware it is
+# logged here, as a middleware that is used alone would reject requests without a trace. A failure
+# (no instance, a broken response, an open circuit) is logged here in any case, as it is the
+# operator's to mend. Clients may cause any number of either, so the first of each kind is a
+# WARNING, further ones are counted, and that count is logged once a minute and at the end. The kind
+# is the middleware, the service, and the reason up to the first value in it; clients may choose
+# values, so the kinds of each middleware are limited, and all further ones count as one.
 
 _log = logging.getLogger("wsgigate.refusals")
 
-rejection_logs: dict[str, dict[str, ThrottledLog]] = {}
-"""Counts the rejections of each middleware, by its name and kind, between two warnings."""
-
 _MOST_KINDS = 8
+_MOST_SERVICES = 64
 _KIND = re.compile(r"[^'\"0-9\[{]{,60}")
+
+
+class _Event(NamedTuple):
+    """A rejection or a failure, with what is logged of it."""
+
+    text: str
+    fields: dict[str, Any]
+
+
+class ErrorLog:
+    """The rejections and failures of this process, by kind.
+
+    :param log: Logs them.
+    """
+
+    def __init__(self, log: EventLog) -> None:
+        self.log = log
+        self._kinds: dict[tuple[str, str], set[str]] = {}
+
+    def add(self, service: str, event: _Event) -> None:
+        """Log an event, or count it if one of its kind was just logged."""
+        by, reason = event.fields["by"], event.fields["reason"]
+        key = (by, service)
+        if key not in self._kinds and len(self._kinds) >= _MOST_SERVICES:
+            key = (by, "")
+        kinds = self._kinds.setdefault(key, set())
+        found = _KIND.match(reason)
+        kind = found.group() if found else ""
+        if kind not in kinds:
+            if len(kinds) < _MOST_KINDS:
+                kinds.add(kind)
+            else:
+                kind = ""
+        if not self.log.add((*key, kind), event) and _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s", event.text, extra={"wsgigate": event.fields})
+
+
+def write_event(event: _Event, held: int) -> None:
+    """Log *event* as a warning, after *held* others of its kind that were only counted."""
+    since = f" ({held} more since the last warning)" if held else ""
+    fields = {**event.fields, "held_back": held} if held else event.fields
+    _log.warning("%s%s", event.text, since, extra={"wsgigate": fields})
+
+
+def write_end(event: _Event, total: int, lasted: float) -> None:
+    """Log that a kind of event has ended; *event* is the last one."""
+    fields = {**event.fields, "event": f"{event.fields['event']}.over", "count": total}
+    _log.warning(
+        "Over for a minute: %s, %d times in %.0f s; the last: %s",
+        event.fields["event"],
+        total,
+        lasted,
+        event.text,
+        extra={"wsgigate": fields},
+    )
+
+
+errors = ErrorLog(EventLog(write_event, write_end))
+"""The rejections and failures of this process."""
 
 
 def refused(environ: WSGIEnvironment, by: str, reason: str) -> None:
@@ -204,23 +277,62 @@ def refused(environ: WSGIEnvironment, by: str, reason: str) -> None:
     :param reason: For the log only: it may contain what a client must not see.
     """
     environ[REASON] = reason
-    if LOGGED in environ:
-        return
-    kinds = rejection_logs.setdefault(by, {})
-    found = _KIND.match(reason)
-    kind = found.group() if found else ""
-    if kind not in kinds and len(kinds) >= _MOST_KINDS:
-        kind = ""
-    warnings = kinds.get(kind)
-    if warnings is None:
-        warnings = kinds.setdefault(kind, ThrottledLog(_log.warning, "", real))
-    count = warnings.due()
-    level = logging.WARNING if count else logging.INFO
-    if not _log.isEnabledFor(level):
-        return
-    path = quote(environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""), encoding="latin-1")
+    if LOGGED not in environ:
+        text = f"{by} refused {_request(environ)}: {one_line(reason)}{_ids(environ)}"
+        errors.add("", _Event(text, _fields("rejected", environ, by, reason)))
+
+
+def failed(environ: WSGIEnvironment, by: str, status: int, reason: str) -> None:
+    """Record why the gateway fails to answer a request, and log it.
+
+    :param by: The name of the middleware, or of the part of the gateway.
+    :param status: The status of the response, such as 502.
+    :param reason: For the log only: it may contain what a client must not see.
+    """
+    environ[REASON] = reason
+    service, instance = environ.get(SERVICE) or "", environ.get(INSTANCE) or ""
+    at = f" (service {service}{f', instance {instance}' if instance else ''})" if service else ""
+    text = f"{by} answered {status} to {_request(environ)}{at}: {one_line(reason)}{_ids(environ)}"
+    fields = _fields("failed", environ, by, reason) | {
+        "status": status,
+        "service": service or None,
+        "instance": instance or None,
+    }
+    errors.add(service, _Event(text, fields))
+
+
+def _request(environ: WSGIEnvironment) -> str:
     method = environ.get("REQUEST_METHOD", "")[:32]
-    since = f" ({count - 1} more since the last warning)" if count > 1 else ""
-    _log.log(
-        level, "%s refused %r %s of %s: %s%s", by, method, path[:512], peer(environ), reason, since
-    )
+    return f"{method!r} {_path(environ)} of {one_line(peer(environ))}"
+
+
+def _path(environ: WSGIEnvironment) -> str:
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return quote(path[:512], encoding="latin-1", errors="replace")[:512]
+
+
+def _ids(environ: WSGIEnvironment) -> str:
+    found = [
+        f"{name} {one_line(value)}"
+        for name, value in (("request", environ.get(REQUEST_ID)), ("trace", _trace_id(environ)))
+        if value
+    ]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _trace_id(environ: WSGIEnvironment) -> str | None:
+    return getattr(environ.get(TRACE), "trace_id", None)
+
+
+def _fields(event: str, environ: WSGIEnvironment, by: str, reason: str) -> dict[str, Any]:
+    return {
+        "event": event,
+        "by": by,
+        "reason": one_line(reason),
+        "method": environ.get("REQUEST_METHOD", "")[:32],
+        "path": _path(environ),
+        "client": one_line(peer(environ)),
+        "route": environ.get(ROUTE),
+        "request_id": environ.get(REQUEST_ID),
+        "trace_id": _trace_id(environ),
+    }

@@ -49,6 +49,7 @@ __all__ = [
     "SET_FIELDS",
     "SHAPED",
     "TARGET",
+    "TRACE",
     "TUNNELLED",
     "UPSTREAM_SECONDS",
     "VERIFYING",
@@ -122,6 +123,10 @@ SET_FIELDS = "wsgigate.set_fields"
 """``tuple[str, ...]``: the ``environ`` keys of the request fields that the gateway has set. They
 are forwarded whatever the client's ``Connection`` names, also those that clients forge, such as
 ``X-Forwarded-User``; set by ForwardAuth."""
+
+TRACE = "wsgigate.trace"
+"""``TraceContext``: the trace of the request: its ``trace_id`` and ``span_id`` as hexadecimal text,
+and whether it is ``sampled``; set by Tracing."""
 
 TARGET = "wsgigate.target"
 """``Target``: the canonical request target as of the last call of ``target_of(environ)``, which

@@ -27,7 +27,15 @@ from wsgigate.client.adapter import LazyResponse
 from wsgigate.client.response_reader import BLOCK, NotConnected, PoolFull, SlowResponse
 from wsgigate.discovery import Instance
 from wsgigate.http.fields import HOP_BY_HOP, FieldRules, connection_tokens, is_token
-from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with, status_line
+from wsgigate.http.problem import (
+    Problem,
+    Refusal,
+    Refuse,
+    answer_with,
+    failed,
+    refused,
+    status_line,
+)
 from wsgigate.http.wsgi import FAILURE, REASON, ExcInfo, Headers
 from wsgigate.proxy.disconnect import CLIENT_LEFT, ClientLeft, ClientWatch
 from wsgigate.proxy.request import Outgoing
@@ -425,8 +433,13 @@ class ResponseMaker:
         start_response: StartResponse,
     ) -> Iterable[bytes]:
         """Return a response with *problem*; log *reason*."""
-        environ[REASON] = reason
         environ[FAILURE] = problem.extensions.get("error", "")
+        if problem.status >= 500:
+            failed(environ, "Forwarder", problem.status, reason)
+        elif problem.status == 499:
+            environ[REASON] = reason  # the client has left, which is nobody's failure
+        else:
+            refused(environ, "Forwarder", reason)
         return self._refuse(problem)(environ, start_response)
 
     def head(

@@ -392,25 +392,43 @@ class EventLog:
 
         :returns: Whether it was written.
         """
+        held = self.due(kind, event)
+        if held is None:
+            return False
+        self._write(event, held)
+        return True
+
+    def due(self, kind: Hashable, event: object) -> int | None:
+        """Count an event; return how many were held back before it if the caller is to write it.
+
+        For events with a traceback, which must not be kept: *event* is what :meth:`flush` writes.
+
+        :returns: ``None`` if one of its kind was just written.
+        """
         with self._lock:
             now = self._clock()
             if kind not in self._kinds and len(self._kinds) >= self._most:
-                kind = None
+                self._forget(now)
+                if len(self._kinds) >= self._most:
+                    kind = None
             state = self._kinds.get(kind)
             if state is None:
                 self._kinds[kind] = _EventKind(now, now, now, event)
-                held = 0
-            else:
-                state.last, state.event = now, event
-                state.total += 1
-                if now - state.written < self._silence:
-                    state.held += 1
-                    self._schedule()
-                    return False
-                held, state.held, state.written = state.held, 0, now
+                return 0
+            state.last, state.event = now, event
+            state.total += 1
             self._schedule()
-        self._write(event, held)
-        return True
+            if now - state.written < self._silence:
+                state.held += 1
+                return None
+            held, state.held, state.written = state.held, 0, now
+            return held
+
+    def _forget(self, now: float) -> None:
+        """Forget the kinds that had one event only, which no timer ends."""
+        for kind, state in list(self._kinds.items()):
+            if state.total == 1 and now - state.last >= self._silence:
+                del self._kinds[kind]
 
     def flush(self) -> None:
         """Write the records that are due: of kinds that go on, and of those that are over."""
@@ -427,7 +445,7 @@ class EventLog:
                 elif state.held and now - state.written >= self._silence:
                     going.append((state.event, state.held - 1))
                     state.held, state.written = 0, now
-            if self._kinds:
+            if any(state.total > 1 for state in self._kinds.values()):
                 self._schedule()
         for event, held in going:
             self._write(event, held)

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from wsgigate.servers.http1_request import BadRequest, ChunkedDecoder, Head
 
-__all__ = ["ClientGone", "ClientStalled", "Deadlines", "StreamedBody"]
+__all__ = ["ClientGone", "ClientStalled", "Deadlines", "HandshakeFailed", "StreamedBody"]
 
 
 class ClientGone(ConnectionResetError):
@@ -29,6 +29,17 @@ class ClientGone(ConnectionResetError):
 
 class ClientStalled(ClientGone, TimeoutError):
     """The client sends or reads too slowly; its connection is given up."""
+
+
+class HandshakeFailed(ClientGone):
+    """The TLS handshake with the client failed: it trusts other authorities, or the like.
+
+    :ivar reason: OpenSSL's name of the reason.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"TLS handshake failed: {reason}")
+        self.reason = reason
 
 
 class Deadlines(NamedTuple):

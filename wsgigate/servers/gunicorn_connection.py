@@ -69,7 +69,13 @@ from fcntl import ioctl
 from typing import Any, NamedTuple, cast
 
 from wsgigate.http.problem import Problem
-from wsgigate.servers.gunicorn_body import ClientGone, ClientStalled, Deadlines, StreamedBody
+from wsgigate.servers.gunicorn_body import (
+    ClientGone,
+    ClientStalled,
+    Deadlines,
+    HandshakeFailed,
+    StreamedBody,
+)
 from wsgigate.servers.gunicorn_threads import Wakeup
 from wsgigate.servers.http1_request import (
     PREFACE,
@@ -635,6 +641,10 @@ class TlsConnection(ClientConnection):
                 if time.monotonic() > self.timeout:
                     raise ClientStalled("the TLS handshake came too slowly") from None
                 return None
+            except ssl.SSLEOFError:  # a client that connects and leaves, as port scanners do
+                raise ClientGone("the client left during the TLS handshake") from None
+            except ssl.SSLError as error:
+                raise HandshakeFailed(error.reason or str(error)) from None
             except OSError as error:
                 raise ClientGone(f"TLS failed: {error}") from None
             self._shaken = True

@@ -61,7 +61,8 @@ from gunicorn.sock import ssl_context
 from wsgigate.http.forwarded import AddressList
 from wsgigate.http.reserved import CLIENT_LISTENER, OWN_LISTENER, is_listener
 from wsgigate.http.wsgi import LEND_THREAD, LISTENER, address_key
-from wsgigate.servers.gunicorn_body import ClientGone, Deadlines
+from wsgigate.runtime.logs import EventLog, one_line
+from wsgigate.servers.gunicorn_body import ClientGone, Deadlines, HandshakeFailed
 from wsgigate.servers.gunicorn_boot import BootingWorker
 from wsgigate.servers.gunicorn_connection import ClientConnection, Http2Preface, TlsConnection
 from wsgigate.servers.gunicorn_http1 import LOST, Http1Worker
@@ -114,6 +115,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         self.waits: dict[ClientConnection, float] = {}
         self._slow: SlowClients[ClientConnection] = SlowClients()
         self._next_scan = 0.0
+        self._handshakes = EventLog(self._log_handshake, self._log_handshakes_end, most=32)
         self._stop_at: float | None = None  # when a stopping worker accepts no further request
 
     @classmethod
@@ -412,6 +414,10 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         except Http2Preface:
             self.defer(self.add_http2, connection)
             return
+        except HandshakeFailed as error:
+            self._handshakes.add(error.reason, (error.reason, connection.client))
+            self.abort(connection)
+            return
         except ClientGone as error:
             self.log.debug("Connection closed: %s", error)
             self.abort(connection)
@@ -425,6 +431,20 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
             keep = self.serve(connection, request)
         finally:
             self._leave(connection, keep)
+
+    def _log_handshake(self, event: tuple[str, Any], held: int) -> None:
+        reason, client = event
+        more = f" ({held} more failed since the last such line)" if held else ""
+        host = client[0] if isinstance(client, tuple) and client else "unix"
+        self.log.warning("TLS handshake with ip=%s failed: %s%s", host, one_line(reason), more)
+
+    def _log_handshakes_end(self, event: tuple[str, Any], total: int, lasted: float) -> None:
+        self.log.warning(
+            "No TLS handshake has failed for a minute: %s: %d did in %.0f s",
+            one_line(event[0]),
+            total,
+            lasted,
+        )
 
     def _leave(self, connection: ClientConnection, keep: bool) -> None:
         if not connection.leave(keep):
