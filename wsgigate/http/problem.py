@@ -211,7 +211,7 @@ _MOST_SERVICES = 64
 _KIND = re.compile(r"[^'\"0-9\[{]{,60}")
 
 
-class _Event(NamedTuple):
+class _Incident(NamedTuple):
     """A rejection or a failure, with what is logged of it."""
 
     text: str
@@ -228,7 +228,7 @@ class ErrorLog:
         self.log = log
         self._kinds: dict[tuple[str, str], set[str]] = {}
 
-    def add(self, service: str, event: _Event) -> None:
+    def add(self, service: str, event: _Incident) -> None:
         """Log an event, or count it if one of its kind was just logged."""
         by, reason = event.fields["by"], event.fields["reason"]
         key = (by, service)
@@ -246,14 +246,14 @@ class ErrorLog:
             _log.debug("%s", event.text, extra={"wsgigate": event.fields})
 
 
-def write_event(event: _Event, held: int) -> None:
+def write_event(event: _Incident, held: int) -> None:
     """Log *event* as a warning, after *held* others of its kind that were only counted."""
     since = f" ({held} more since the last warning)" if held else ""
     fields = {**event.fields, "held_back": held} if held else event.fields
     _log.warning("%s%s", event.text, since, extra={"wsgigate": fields})
 
 
-def write_end(event: _Event, total: int, lasted: float) -> None:
+def write_end(event: _Incident, total: int, lasted: float) -> None:
     """Log that a kind of event has ended; *event* is the last one."""
     fields = {**event.fields, "event": f"{event.fields['event']}.over", "count": total}
     _log.warning(
@@ -279,7 +279,7 @@ def refused(environ: WSGIEnvironment, by: str, reason: str) -> None:
     environ[REASON] = reason
     if LOGGED not in environ:
         text = f"{by} refused {_request(environ)}: {one_line(reason)}{_ids(environ)}"
-        errors.add("", _Event(text, _fields("rejected", environ, by, reason)))
+        errors.add("", _Incident(text, _fields("rejected", environ, by, reason)))
 
 
 def failed(environ: WSGIEnvironment, by: str, status: int, reason: str) -> None:
@@ -298,7 +298,7 @@ def failed(environ: WSGIEnvironment, by: str, status: int, reason: str) -> None:
         "service": service or None,
         "instance": instance or None,
     }
-    errors.add(service, _Event(text, fields))
+    errors.add(service, _Incident(text, fields))
 
 
 def _request(environ: WSGIEnvironment) -> str:

@@ -359,7 +359,8 @@ class EventLog:
     :param silence: Seconds between two records of a kind.
     :param most: Maximum number of kinds remembered.
     :param clock: Returns monotonic seconds.
-    :param later: Calls a function after a number of seconds; a timer of this package's.
+    :param later: Calls a function after a number of seconds. Default: the timer of the process,
+        except in a test, whose last records would turn up in a later one.
     """
 
     def __init__(
@@ -370,7 +371,7 @@ class EventLog:
         silence: float = 60.0,
         most: int = 256,
         clock: Callable[[], float] = real,
-        later: Callable[[float, Callable[[], object]], object] = TIMER.after,
+        later: Callable[[float, Callable[[], object]], object] | None = None,
     ) -> None:
         self._write = write
         self._over = over
@@ -455,7 +456,10 @@ class EventLog:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._later(self._silence, self.flush)
+            if self._later is not None:
+                self._later(self._silence, self.flush)
+            elif not fork.tested():
+                TIMER.after(self._silence, self.flush)
 
 
 def one_line(text: object) -> str:
