@@ -30,6 +30,7 @@ from wsgigate.http.wsgi import SET_FIELDS
 __all__ = [
     "AuthenticatorFactory",
     "Hiding",
+    "decisive",
     "is_final",
     "joined_reasons",
     "made_of",
@@ -117,7 +118,7 @@ def merged(refusals: Sequence[Problem]) -> Problem:
 
     :param refusals: One of each authenticator, in their order; at least one.
     """
-    found = min(refusals, key=_rank)
+    found = refusals[decisive(refusals)]
     if found.status != 401 or len(refusals) == 1:
         return found
     others = [each for each in refusals if each.status == 401 and each is not found]
@@ -137,6 +138,11 @@ def merged(refusals: Sequence[Problem]) -> Problem:
     return Problem(
         found.status, found.detail, found.type, found.title, found.extensions, headers=headers
     )
+
+
+def decisive(refusals: Sequence[Problem]) -> int:
+    """Return the place of the rejection that :func:`merged` reports."""
+    return min(range(len(refusals)), key=lambda place: _rank(refusals[place]))
 
 
 def _rank(problem: Problem) -> int:

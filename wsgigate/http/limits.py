@@ -315,6 +315,7 @@ class CallerLimit:
 
     :param opened: The store of the counts.
     :param log: The logger.
+    :param count: Called with each decision but ``allowed``, for the metrics.
     :ivar key: Returns the key of a request's caller.
     """
 
@@ -339,6 +340,7 @@ class CallerLimit:
         on_store_error: str,
         refuse: Refuse,
         clock: Callable[[], float],
+        count: Callable[[str], object],
     ) -> None:
         if on_store_error not in ("allow", "refuse"):
             raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
@@ -359,6 +361,7 @@ class CallerLimit:
         self._observes = observe
         self._allows_on_error = observe or on_store_error == "allow"
         self._refuse = refuse
+        self._count = count
         outcome = "passed" if self._allows_on_error else "were rejected"
         self._outages = ThrottledLog(
             log.error,
@@ -387,10 +390,16 @@ class CallerLimit:
         """Return whether the counts are in the memory of this process only."""
         return self._counts.in_memory
 
+    def _exempted(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Pass a request on that is not limited."""
+        self._count("exempt")
+        return self.app(environ, start_response)
+
     def _uncounted(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         """Pass a request on whose caller has no key."""
+        self._count("exempt")
         body = self.app(environ, start_response)
         if isinstance(self.key, ClaimOrAddress):
             self.key.missed(environ)
@@ -399,6 +408,7 @@ class CallerLimit:
     def _observe(
         self, reason: str, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
+        self._count("observed")
         environ[REASON] = f"only observed: {reason}"
         self._observed.log(reason)
         return self.app(environ, start_response)
@@ -413,6 +423,7 @@ class CallerLimit:
         what = f"the limit {self.name!r} cannot be counted"
         if not self._observes:
             self._counts.check_outage(error, what)
+        self._count("store_failed")
         self._outages.log(error)
         if self._allows_on_error:
             return self.app(environ, start_response)

@@ -18,6 +18,7 @@ from wsgigate.http.wsgi import (
     INSTANCE,
     LOGGED,
     REASON,
+    REJECTED_BY,
     REQUEST_ID,
     ROUTE,
     SERVICE,
@@ -276,7 +277,7 @@ def refused(environ: WSGIEnvironment, by: str, reason: str) -> None:
     :param by: The name of the middleware.
     :param reason: For the log only: it may contain what a client must not see.
     """
-    environ[REASON] = reason
+    environ[REASON], environ[REJECTED_BY] = reason, by
     if LOGGED not in environ:
         text = f"{by} refused {_request(environ)}: {one_line(reason)}{_ids(environ)}"
         errors.add("", _Incident(text, _fields("rejected", environ, by, reason)))

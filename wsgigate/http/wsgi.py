@@ -175,8 +175,8 @@ REASON = "wsgigate.reason"
 see."""
 
 REJECTED_BY = "wsgigate.rejected_by"
-"""``str``: what has rejected the request: the name of a middleware, such as ``Limiter``, or of a
-part of the proxy, such as ``Circuit``; set with the reason."""
+"""``str``: what has rejected the request: a middleware, such as ``Limiter``, or the kind of failure
+if the proxy has not sent it to a service, such as ``Circuit breaker open``; set with the reason."""
 
 RULE = "wsgigate.rule"
 """``str``: the name of the authorization rule that decided about the request; set by Authorizer."""

@@ -8,9 +8,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.combining import AuthenticatorFactory, Hiding, made_of
 from wsgigate.auth.identity import IDENTITY, Identity
+from wsgigate.auth.outcomes import settled, taken
 from wsgigate.http.problem import Refuse, answer_with
 from wsgigate.http.wsgi import CLAIMS, IDENTITIES, VERIFYING
 from wsgigate.rules.arguments import Range, checked
+from wsgigate.telemetry.metrics import CounterSeries
 
 __all__ = ["AllOf"]
 
@@ -20,13 +22,15 @@ class Verifying:
 
     :ivar outer: Those of an AllOf around this one.
     :ivar found: For each authenticator its caller, the claims of a token, and all its callers.
+    :ivar outcomes: What each of them would have counted.
     """
 
-    __slots__ = ("found", "outer")
+    __slots__ = ("found", "outcomes", "outer")
 
     def __init__(self, outer: Verifying | None) -> None:
         self.outer = outer
         self.found: list[tuple[Identity | None, Any, tuple[Identity, ...]]] = []
+        self.outcomes: list[CounterSeries | None] = []
 
 
 class Noting:
@@ -45,6 +49,7 @@ class Noting:
         several = environ.pop(IDENTITIES, None) or (() if identity is None else (identity,))
         verifying: Verifying = environ[VERIFYING]
         verifying.found.append((identity, claims, several))
+        verifying.outcomes.append(taken(environ))
         return self.app(environ, start_response)
 
 
@@ -126,12 +131,14 @@ class AllOf:
             environ[VERIFYING] = verifying.outer
         found = verifying.found
         everyone = tuple(each for _, _, several in found for each in several)
+        deciding = self._primary
         if everyone:
-            identity, claims, _ = found[self._primary]
-            if identity is None:
-                identity, claims = next((who, its) for who, its, _ in found if who is not None)
+            if found[deciding][0] is None:
+                deciding = next(at for at, (who, *_) in enumerate(found) if who is not None)
+            identity, claims, _ = found[deciding]
             environ[IDENTITY] = identity
             environ[IDENTITIES] = everyone
             if claims is not None:
                 environ[CLAIMS] = claims
+        settled(environ, verifying.outcomes[deciding])
         return self.app(environ, start_response)

@@ -11,15 +11,18 @@ from wsgigate.auth.challenge import CredentialsMissing
 from wsgigate.auth.combining import (
     AuthenticatorFactory,
     Hiding,
+    decisive,
     is_final,
     joined_reasons,
     made_of,
     merged,
 )
 from wsgigate.auth.identity import IDENTITY, Identity
+from wsgigate.auth.outcomes import settled, taken
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.wsgi import ATTEMPT, CLAIMS, IDENTITIES, LOGGED, REASON, close_body
 from wsgigate.rules.arguments import Range, checked
+from wsgigate.telemetry.metrics import CounterSeries
 
 __all__ = ["AnyOf"]
 
@@ -99,6 +102,8 @@ class AnyOf:
         attempt = Alternatives(environ.copy(), outer)
         refusals: list[Problem] = []
         reasons: list[str | None] = []
+        outcomes: list[CounterSeries | None] = []
+        anonymous: CounterSeries | None = None
         passes = self._anonymous
         for attempt.index, authenticator in enumerate(self._authenticators):
             environ[ATTEMPT], environ[LOGGED] = attempt, True  # what is rejected may yet pass
@@ -108,14 +113,17 @@ class AnyOf:
                 return body  # type: ignore[no-any-return]
             close_body(body)
             if problem is None:
-                passes = True
+                passes, anonymous = True, taken(environ)
             else:
                 refusals.append(problem)
                 reasons.append(environ.get(REASON))
+                outcomes.append(taken(environ))
             attempt.problem, attempt.unidentified = None, False
             _restore(environ, attempt.before)
             if problem is not None and is_final(problem):
-                return self._rejected(problem, reasons[-1:], attempt, environ, start_response)
+                return self._rejected(
+                    problem, outcomes[-1], reasons[-1:], attempt, environ, start_response
+                )
         if passes and all(isinstance(each, CredentialsMissing) for each in refusals):
             self._hiding.hide(environ)
             start_response = self._hiding.starting(environ, start_response)
@@ -127,8 +135,10 @@ class AnyOf:
                     environ[IDENTITIES] = callers
             if outer is not None:
                 environ[ATTEMPT] = outer
+            settled(environ, anonymous)
             return self.app(environ, start_response)
-        return self._rejected(merged(refusals), reasons, attempt, environ, start_response)
+        outcome = outcomes[decisive(refusals)]
+        return self._rejected(merged(refusals), outcome, reasons, attempt, environ, start_response)
 
     @property
     def guards_routes(self) -> bool:
@@ -157,6 +167,7 @@ class AnyOf:
             return ()
         if attempt.outer is not None:
             environ[ATTEMPT] = attempt.outer
+        settled(environ, taken(environ))
         if LOGGED not in attempt.before:
             del environ[LOGGED]
         others = self._hiding_others[attempt.index]
@@ -166,14 +177,16 @@ class AnyOf:
     def _rejected(
         self,
         problem: Problem,
+        outcome: CounterSeries | None,
         reasons: Iterable[str | None],
         attempt: Alternatives,
         environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
-        refused(environ, "AnyOf", joined_reasons(reasons))
         if attempt.outer is not None:
             environ[ATTEMPT] = attempt.outer
+        settled(environ, outcome)
+        refused(environ, "AnyOf", joined_reasons(reasons))
         return self._refuse(problem)(environ, start_response)
 
 

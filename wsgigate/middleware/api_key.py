@@ -20,6 +20,7 @@ from wsgigate.auth.challenge import (
     checked_scopes,
 )
 from wsgigate.auth.identity import IDENTITY, Identity
+from wsgigate.auth.outcomes import Outcomes
 from wsgigate.coordination.api_keys import ApiKeys, KeyRejected
 from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.fields import is_token
@@ -131,6 +132,8 @@ class ApiKeyAuthenticator:
         if on_store_error not in ("allow", "refuse"):
             raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
         self.app = app
+        self._outcomes = Outcomes("api-key")
+        refuse = self._outcomes.counting(refuse)
         self._keys = keys
         self._find = keys.find
         self._header = environ_key(header)
@@ -203,6 +206,7 @@ class ApiKeyAuthenticator:
                 f"key {identity.client} does not have the scope {missing}",
             )
             return self._insufficient(environ, start_response)
+        self._outcomes.accepted(environ)
         return self.app(environ, start_response)
 
     def hide(self, environ: WSGIEnvironment) -> None:
@@ -249,6 +253,7 @@ class ApiKeyAuthenticator:
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
         if not self._required or (self._passes_preflights and is_preflight(environ)):
+            self._outcomes.anonymous(environ)
             return self.app(environ, start_response)
         refused(environ, "ApiKeyAuthenticator", "no API key")
         return self._missing(environ, start_response)

@@ -32,6 +32,7 @@ from wsgigate.auth.jwt import (
     TokenRejected,
     read_compact,
 )
+from wsgigate.auth.outcomes import Outcomes
 from wsgigate.auth.token_cache import TokenCache
 from wsgigate.coordination.denylist import GRACE, DenyList, TokenIdentity, identity
 from wsgigate.coordination.sender import (
@@ -237,6 +238,8 @@ class Authenticator:
         if deny_list is not None and not isinstance(deny_list, DenyList):
             raise ValueError(f"deny_list: expected a DenyList, not {deny_list!r}")
         self.app = app
+        self._outcomes = Outcomes("bearer")
+        refuse = self._outcomes.counting(refuse)
         self._exempt = exempt_of(exempt)
         self._passes_preflights = required and not preflights
         self._own_sources = KeySources(store, app) if key_sources is None else None
@@ -303,7 +306,7 @@ class Authenticator:
             invalid_status=invalid_token_status,
         )
         self._required = required
-        self._without_token = self._no_token if required else app
+        self._without_token = self._no_token if required else self._anonymous
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ.pop(CLAIMS, None)
@@ -343,6 +346,7 @@ class Authenticator:
         environ[CLAIMS] = claims = verified.claims.copy()
         for name in verified.nested:
             claims[name] = _copied(claims[name])
+        self._outcomes.accepted(environ)
         return self.app(environ, start_response)
 
     def close(self) -> None:
@@ -359,6 +363,12 @@ class Authenticator:
     def store_errors(self) -> int:
         """Number of tokens and proofs that could not be looked up, as the store failed."""
         return self._outages.total + self._binding.store_errors
+
+    def _anonymous(
+        self, environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        self._outcomes.anonymous(environ)
+        return self.app(environ, start_response)
 
     def _no_token(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         refused(environ, "Authenticator", "no token")

@@ -23,10 +23,19 @@ from wsgigate.http.wsgi import REASON, RULE, is_preflight
 from wsgigate.rules.arguments import checked
 from wsgigate.runtime.clocks import wall
 from wsgigate.runtime.logs import ThrottledLog
+from wsgigate.telemetry.metrics import Counter
 
 __all__ = ["Authorizer"]
 
 _log = logging.getLogger("wsgigate.authorizer")
+
+
+DECISIONS = Counter(
+    "wsgigate_authorization",
+    "Decisions of authorizers by the rule that decided: allowed, denied, or observed (it would "
+    "have been denied).",
+    ("rule", "result"),
+)
 
 
 @checked
@@ -121,6 +130,7 @@ class Authorizer:
             return self.app(environ, start_response)
         refusal = self._check.refusal(environ)
         if refusal is None:
+            self._count("allowed", environ)
             return self.app(environ, start_response)
         return self._reject(refusal.problem, str(refusal), environ, start_response)
 
@@ -129,6 +139,9 @@ class Authorizer:
         """Number of requests that would have been rejected without *observe*."""
         return self._observed.total
 
+    def _count(self, result: str, environ: WSGIEnvironment) -> None:
+        DECISIONS.labels(environ.get(RULE, ""), result).add()
+
     def _reject(
         self,
         problem: Problem,
@@ -136,6 +149,7 @@ class Authorizer:
         environ: WSGIEnvironment,
         start_response: StartResponse,
     ) -> Iterable[bytes]:
+        self._count("observed" if self._observes else "denied", environ)
         if self._observes:
             environ[REASON] = f"only observed: {reason}"
             self._observed.log(f"{problem.status}: {reason}")

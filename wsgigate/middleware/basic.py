@@ -11,6 +11,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.auth.bearer import from_another_site
 from wsgigate.auth.challenge import CredentialsMissing, check_realm
 from wsgigate.auth.identity import IDENTITY, Identity
+from wsgigate.auth.outcomes import Outcomes
 from wsgigate.auth.passwords import (
     BadCredentials,
     Busy,
@@ -107,6 +108,8 @@ class BasicAuthenticator:
             raise ValueError(f"max_failures: {error}") from None
         check_installed()
         self.app = app
+        self._outcomes = Outcomes("basic")
+        refuse = self._outcomes.counting(refuse)
         self._passwords = Passwords(users_file, most=most_hashes, remember=remember, clock=clock)
         self._opened = OpenedStore(store, app, namespace=namespace)
         self._failures = FailureCounter(
@@ -146,6 +149,7 @@ class BasicAuthenticator:
             return self._rejected(self._invalid, str(error), environ, start_response)
         if given is None:
             if not self._required or (self._passes_preflights and is_preflight(environ)):
+                self._outcomes.anonymous(environ)
                 return self.app(environ, start_response)
             return self._rejected(self._missing, "no credentials", environ, start_response)
         refusal = self._refusal(given, environ)
@@ -158,6 +162,7 @@ class BasicAuthenticator:
             identity = Identity(given.user, "basic", claims={"sub": given.user})
             self._identities[given.user] = identity
         environ[IDENTITY] = identity
+        self._outcomes.accepted(environ)
         return self.app(environ, start_response)
 
     def _refusal(

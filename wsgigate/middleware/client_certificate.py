@@ -24,6 +24,7 @@ from wsgigate.auth.client_certificate import (
     subject_of,
 )
 from wsgigate.auth.identity import IDENTITY, Identity
+from wsgigate.auth.outcomes import Outcomes
 from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
 from wsgigate.http.wsgi import (
@@ -129,6 +130,8 @@ class ClientCertificate:
             raise ValueError(f"revoked: expected a list of fingerprints, not {revoked!r}")
         check_realm(realm)
         self.app = app
+        self._outcomes = Outcomes("mtls")
+        refuse = self._outcomes.counting(refuse)
         self._subject = subject
         self._allow = allowed_subjects(allow, subject)
         self._revoked = frozenset(map(fingerprint_of, revoked))
@@ -161,6 +164,7 @@ class ClientCertificate:
             return self.app(environ, start_response)
         if sent is None:
             if not self._required or (self._passes_preflights and is_preflight(environ)):
+                self._outcomes.anonymous(environ)
                 return self.app(environ, start_response)
             return self._rejected(self._missing, "no certificate", environ, start_response)
         accepted = self._cache.get(sent)
@@ -181,6 +185,7 @@ class ClientCertificate:
             return self._rejected(self._forbidden, reason, environ, start_response)
         environ[CLIENT_CERTIFICATE] = accepted.certificate
         environ[IDENTITY] = accepted.identity
+        self._outcomes.accepted(environ)
         return self.app(environ, start_response)
 
     def hide(self, environ: WSGIEnvironment) -> None:

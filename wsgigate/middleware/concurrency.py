@@ -50,6 +50,7 @@ from wsgigate.runtime.logs import ThrottledLog
 from wsgigate.runtime.threads import ScheduledCall, Timer
 from wsgigate.store import Store, StoreError, removed
 from wsgigate.store.open import OpenedStore, resettable
+from wsgigate.telemetry.decisions import LimitDecisions
 
 __all__ = ["ID_BYTES", "LARGEST", "Concurrency", "ConcurrencyLimiter", "Leases"]
 
@@ -322,6 +323,7 @@ class ConcurrencyLimiter(CallerLimit):
         self._rule = Concurrency(limit, lease)
         self._fields = LimitFields(fields)
         self._opened = OpenedStore(store, app, namespace=namespace)
+        decisions = LimitDecisions(name)
         super().__init__(
             app,
             self._opened,
@@ -336,7 +338,9 @@ class ConcurrencyLimiter(CallerLimit):
             on_store_error=on_store_error,
             refuse=refuse,
             clock=clock,
+            count=decisions.count,
         )
+        self._allowed = decisions.allowed
         self._update: Callable[..., Any] | None = None
         self.limit = limit
         self._terms = (Terms.of(name, limit, 0),)
@@ -362,11 +366,11 @@ class ConcurrencyLimiter(CallerLimit):
         if watch is not None and not watch.inspect(environ):
             self._watch = None
         if self._only is not None and not self._only(environ):
-            return self.app(environ, start_response)
+            return self._exempted(environ, start_response)
         if self._exempt is not None and self._exempt(environ):
-            return self.app(environ, start_response)
+            return self._exempted(environ, start_response)
         if "HTTP_ORIGIN" in environ and self._passes_preflights and is_preflight(environ):
-            return self.app(environ, start_response)
+            return self._exempted(environ, start_response)
         key = self.key(environ)
         if key is None:
             return self._uncounted(environ, start_response)
@@ -392,6 +396,7 @@ class ConcurrencyLimiter(CallerLimit):
             self._counted_again()
         if not verdict.allowed:
             return self._reject(key, verdict, now, environ, start_response)
+        self._allowed.add()
         self._leases.hold(lease, place)
         if not self._observes:
             decision = ([verdict], now, self._terms)
@@ -475,6 +480,7 @@ class ConcurrencyLimiter(CallerLimit):
         reason = f"{caller} has {self.limit} requests in flight, the limit of {self.name!r}"
         if self._observes:
             return self._observe(reason, environ, start_response)
+        self._count("rejected")
         refused(environ, "ConcurrencyLimiter", reason)
         problem = Problem(
             429,

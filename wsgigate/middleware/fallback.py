@@ -11,6 +11,7 @@ from wsgigate.http.responses import record_shaping, replaceable_response, with_f
 from wsgigate.http.wsgi import FAILURE
 from wsgigate.rules.arguments import checked
 from wsgigate.rules.fallback import FallbackRules, may_ask_another, reason_of
+from wsgigate.telemetry.decisions import SHAPING
 
 __all__ = ["Fallback"]
 
@@ -94,6 +95,7 @@ class Fallback:
                 else:
                     environ[key] = value
             record_shaping(environ, f"fallback={self._kind}")
+            SHAPING.labels("fallback", self._kind).add()
             return self._other(environ, with_fallback_field(start_response, self._kind))
 
         return replaceable_response(self.app, environ, start_response, choose)

@@ -13,10 +13,11 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.http.fields import is_token
 from wsgigate.http.problem import Problem, Refuse, answer_with
 from wsgigate.http.responses import record_shaping
-from wsgigate.http.wsgi import REASON, environ_key
+from wsgigate.http.wsgi import REASON, REJECTED_BY, environ_key
 from wsgigate.rules.arguments import Range, Seconds, checked
 from wsgigate.runtime import fork
 from wsgigate.runtime.fork import quiesce_at_fork
+from wsgigate.telemetry.decisions import SHAPING
 
 __all__ = ["Fault", "FaultRules", "Faults"]
 
@@ -150,7 +151,8 @@ class Faults:
         if fault.status is None:
             return self.app(environ, start_response)
         record_shaping(environ, f"fault={fault.status}")
-        environ[REASON] = "a fault was injected"
+        SHAPING.labels("fault", str(fault.status)).add()
+        environ[REASON], environ[REJECTED_BY] = "a fault was injected", "Faults"
         return self._aborted(environ, start_response)
 
     def after_fork(self) -> None:
@@ -171,6 +173,7 @@ class Faults:
             self.delayed += 1
         try:
             record_shaping(environ, "fault=delay")
+            SHAPING.labels("fault", "delay").add()
             self._sleep(seconds)
         finally:
             with self.lock:

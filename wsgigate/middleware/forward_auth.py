@@ -26,6 +26,7 @@ from wsgigate.auth.forward_auth import (
     with_cookies,
 )
 from wsgigate.auth.identity import Identity
+from wsgigate.auth.outcomes import Outcomes
 from wsgigate.http.bodies import buffer_body, client_body
 from wsgigate.http.caller import Exempt, exempt_of
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with, refused, status_line
@@ -200,6 +201,8 @@ class ForwardAuth:
         keys = field_names("cache_key_headers", cache_key_headers) or ()
         _check_cache(cache, keys, sent, forward_body)
         self.app = app
+        self._outcomes = Outcomes(SCHEME)
+        refuse = self._outcomes.counting(refuse)
         self._set = AuthResponseFields(
             auth_response_headers, header_field, claim_headers or {}, add_auth_cookies_to_response
         )
@@ -266,6 +269,7 @@ class ForwardAuth:
             self._outages.resolved(_log.warning, "the service can be asked again")
         if isinstance(answer, AuthRejection):
             if answer.status == 401 and not self._required:
+                self._outcomes.anonymous(environ)
                 return self.app(environ, start_response)
             refused(environ, _NAME, f"the service answered {answer.status}")
             return self._rejected(answer)(environ, start_response)
@@ -275,6 +279,7 @@ class ForwardAuth:
         if answer.identity is not None:
             environ.pop(CLAIMS, None)  # those of another credential
             environ[IDENTITY] = answer.identity
+        self._outcomes.accepted(environ)
         if answer.cookies:
             return self.app(environ, _with_cookies(start_response, answer.cookies))
         return self.app(environ, start_response)

@@ -26,6 +26,7 @@ from wsgigate.auth.introspection import (
 )
 from wsgigate.auth.jwk import ASYMMETRIC
 from wsgigate.auth.jwt import ClaimRules
+from wsgigate.auth.outcomes import Outcomes
 from wsgigate.coordination.sender import (
     MODES,
     ProofNotMarked,
@@ -188,6 +189,8 @@ class IntrospectionAuthenticator:
         if on_store_error not in ("allow", "refuse"):
             raise ValueError(f'on_store_error is "allow" or "refuse", not {on_store_error!r}')
         self.app = app
+        self._outcomes = Outcomes(SCHEME)
+        refuse = self._outcomes.counting(refuse)
         self._binding = SenderBinding(
             dpop=dpop,
             certificate_bound=certificate_bound,
@@ -250,6 +253,7 @@ class IntrospectionAuthenticator:
                 reason = "bad token: the Authorization field is malformed or has several values"
                 return self._rejected("invalid_token", reason, environ, start_response)
             if not self._required or (self._passes_preflights and is_preflight(environ)):
+                self._outcomes.anonymous(environ)
                 return self.app(environ, start_response)
             refused(environ, _NAME, "no token")
             return self._responses.missing(environ, start_response)
@@ -281,6 +285,7 @@ class IntrospectionAuthenticator:
         environ[IDENTITY] = caller
         if self._hides:
             del environ["HTTP_AUTHORIZATION"]
+        self._outcomes.accepted(environ)
         return self.app(environ, start_response)
 
     def hide(self, environ: WSGIEnvironment) -> None:

@@ -40,6 +40,7 @@ from wsgigate.rules.arguments import OneOf, checked
 from wsgigate.rules.quota import Quota, Verdict
 from wsgigate.store import Store, StoreError, removed, update
 from wsgigate.store.open import OpenedStore, resettable
+from wsgigate.telemetry.decisions import LimitDecisions
 
 __all__ = ["LimitOutcome", "LimitedViews", "Limiter", "ViewLimit", "reset_views"]
 
@@ -142,6 +143,7 @@ class Limiter(CallerLimit):
         self._fields = LimitFields(fields)
         self._starting = self._fields.starting
         self._opened = OpenedStore(store, app, namespace=namespace)
+        decisions = LimitDecisions(name)
         super().__init__(
             app,
             self._opened,
@@ -156,7 +158,9 @@ class Limiter(CallerLimit):
             on_store_error=on_store_error,
             refuse=refuse,
             clock=clock,
+            count=decisions.count,
         )
+        self._allowed = decisions.allowed
         self._update: Callable[..., Any] | None = None
         self._step: Callable[..., Any] | None = None
         self.quota = quota
@@ -181,17 +185,17 @@ class Limiter(CallerLimit):
             self._watch = None
         if self._selects:  # most limiters have none of these
             if self._only is not None and not self._only(environ):
-                return self.app(environ, start_response)
+                return self._exempted(environ, start_response)
             if self._exempt is not None and self._exempt(environ):
-                return self.app(environ, start_response)
+                return self._exempted(environ, start_response)
             counted = self._quotas_of(environ)
         if "HTTP_ORIGIN" in environ and self._passes_preflights and is_preflight(environ):
-            return self.app(environ, start_response)
+            return self._exempted(environ, start_response)
         key = self._caller(environ)
         if key is None:
             return self._uncounted(environ, start_response)
         if counted is None:
-            return self.app(environ, start_response)
+            return self._exempted(environ, start_response)
         cost, change, step = self._fixed, counted.change, self._step
         if self._cost is not None:
             cost = self._cost(environ)
@@ -215,6 +219,7 @@ class Limiter(CallerLimit):
         for verdict in verdicts:
             if not verdict[0]:
                 return self._reject(verdicts, now, counted, environ, start_response)
+        self._allowed.add()
         if self._observes:
             return self.app(environ, start_response)
         decision = (verdicts, now, counted.terms)
@@ -284,6 +289,7 @@ class Limiter(CallerLimit):
         reason = f"{key} is over the quota {names[0]!r} of {counted.quotas[over[0]]}"
         if self._observes:
             return self._observe(reason, environ, start_response)
+        self._count("rejected")
         refused(environ, "Limiter", reason)
         wait = retry_after(max(verdicts[place].retry_after for place in over))
         problem = Problem(
@@ -307,6 +313,7 @@ class Limiter(CallerLimit):
         reason = f"a cost of {cost}, of which the limit {self.name!r} allows 0 to {counted.most}"
         if self._observes:
             return self._observe(reason, environ, start_response)
+        self._count("rejected")
         refused(environ, "Limiter", reason)
         problem = Problem(400, "This request has no valid cost.")
         if cost > 0:

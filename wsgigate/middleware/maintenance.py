@@ -13,7 +13,7 @@ from wsgigate.http.fields import is_token, retry_after
 from wsgigate.http.forwarded import AddressList
 from wsgigate.http.problem import Problem, Refuse, answer_with
 from wsgigate.http.responses import fixed_response
-from wsgigate.http.wsgi import FAILURE, REASON, environ_key, peer
+from wsgigate.http.wsgi import FAILURE, REASON, REJECTED_BY, environ_key, peer
 from wsgigate.rules.arguments import Seconds, checked
 
 __all__ = ["Maintenance"]
@@ -94,7 +94,7 @@ class Maintenance:
             return self.app(environ, start_response)
         notice, left = found
         wait = ("Retry-After", retry_after(left or self._retry_after))
-        environ[REASON] = "in maintenance"
+        environ[REASON], environ[REJECTED_BY] = "in maintenance", "Maintenance"
         environ[FAILURE] = "Maintenance"
         if self._page is not None:
             body, content_type = self._page

@@ -27,6 +27,7 @@ from wsgigate.auth.message_signature import (
     check_installed,
     digests_of,
 )
+from wsgigate.auth.outcomes import Outcomes
 from wsgigate.coordination.spent import SpentOnce
 from wsgigate.http.bodies import buffer_body, client_body, has_body
 from wsgigate.http.caller import Exempt, exempt_of
@@ -140,6 +141,8 @@ class SignatureAuthenticator:
             raise ValueError(f"max_body: {error}") from None
         check_installed()
         self.app = app
+        self._outcomes = Outcomes("signature")
+        refuse = self._outcomes.counting(refuse)
         self._rules = SignatureRules(
             _signers(signers),
             tag=tag,
@@ -199,6 +202,7 @@ class SignatureAuthenticator:
         given, signature = environ.get(_INPUT), environ.get(_SIGNATURE)
         if not given and not signature:
             if not self._required or (self._passes_preflights and is_preflight(environ)):
+                self._outcomes.anonymous(environ)
                 return self.app(environ, start_response)
             refused(environ, "SignatureAuthenticator", "no signature")
             return self._missing(environ, start_response)
@@ -223,6 +227,7 @@ class SignatureAuthenticator:
             reason = f"the signer {identity.subject} does not have the scope {missing}"
             return self._rejected(self._insufficient, reason, environ, start_response)
         environ[IDENTITY] = identity
+        self._outcomes.accepted(environ)
         return self.app(environ, start_response)
 
     @property

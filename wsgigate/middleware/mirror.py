@@ -31,10 +31,17 @@ from wsgigate.rules.arguments import Bytes, Method, Range, Seconds, checked
 from wsgigate.runtime.fork import quiesce_at_fork
 from wsgigate.runtime.logs import ThrottledLog
 from wsgigate.runtime.threads import BackgroundQueue
+from wsgigate.telemetry.metrics import Counter
 
 __all__ = ["Mirror"]
 
 LOG = logging.getLogger("wsgigate.mirror")
+
+COPIES = Counter(
+    "wsgigate_mirrored",
+    "Copies of requests: sent, failed, or dropped because the queue was full.",
+    ("result",),
+)
 
 _MARK = "HTTP_X_GATEWAY_MIRROR"
 _CREDENTIALS = frozenset(
@@ -241,7 +248,8 @@ class Mirror:
         copied["wsgi.input"] = io.BytesIO(body)
         if body:
             copied["CONTENT_LENGTH"] = str(len(body))
-        self._queue.put(lambda: self._send(copied))
+        if not self._queue.put(lambda: self._send(copied)):
+            COPIES.labels("dropped").add()
 
     def _send(self, environ: WSGIEnvironment) -> None:
         try:
@@ -255,8 +263,10 @@ class Mirror:
             finally:
                 close_body(answer)
         except Exception as error:
+            COPIES.labels("failed").add()
             self._failures.log(type(error).__name__, error)
             return
+        COPIES.labels("sent").add()
         with self.lock:
             self.sent += 1
 

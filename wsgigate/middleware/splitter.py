@@ -13,6 +13,7 @@ from wsgigate.http.fields import is_token
 from wsgigate.http.responses import record_shaping
 from wsgigate.http.wsgi import environ_key
 from wsgigate.rules.arguments import FieldName, checked
+from wsgigate.telemetry.decisions import SHAPING
 
 __all__ = ["Split", "Splitter"]
 
@@ -123,4 +124,5 @@ class Splitter:
                 key = text_of(key)
             name = self._split.choose(key, self._random)
         record_shaping(environ, f"split={name}")
+        SHAPING.labels("split", name).add()
         return self._apps[name](environ, start_response)

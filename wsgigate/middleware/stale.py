@@ -28,6 +28,7 @@ from wsgigate.rules.fallback import FallbackRules, reason_of
 from wsgigate.rules.retry import SAFE
 from wsgigate.runtime.clocks import steady, wall
 from wsgigate.runtime.fork import quiesce_at_fork
+from wsgigate.telemetry.decisions import SHAPING
 
 __all__ = ["Freshness", "LruCache", "StaleAnswers", "directives", "may_serve", "storable"]
 
@@ -445,6 +446,7 @@ class StaleAnswers:
         with self.lock:
             self.shown += 1
         record_shaping(environ, "fallback=stale")
+        SHAPING.labels("fallback", "stale").add()
         age = max(0, int(found.keeping.age + self._clock() - found.stored_at))
         start = with_fallback_field(start_response, "stale")
         start(status_line(found.status), [*found.headers, ("Age", str(age))])

@@ -10,6 +10,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.challenge import CredentialsMissing, check_realm
 from wsgigate.auth.identity import IDENTITY, Identity
+from wsgigate.auth.outcomes import Outcomes
 from wsgigate.auth.webhooks import (
     ALGORITHMS,
     ENCODINGS,
@@ -142,6 +143,8 @@ class WebhookVerifier:
         except ValueError as error:
             raise ValueError(f"secret: {error}") from None
         self.app = app
+        self._outcomes = Outcomes("webhook")
+        refuse = self._outcomes.counting(refuse)
         self._provider = provider
         self._subject = subject or provider
         self._tolerance = tolerance
@@ -181,6 +184,7 @@ class WebhookVerifier:
             signed = self._signatures.read(environ)
             if signed is None:
                 if not self._required:
+                    self._outcomes.anonymous(environ)
                     return self.app(environ, start_response)
                 return self._rejected(self._missing, "no signature", environ, start_response)
             if signed.time is not None and abs(now - signed.time) > self._tolerance:
@@ -197,6 +201,7 @@ class WebhookVerifier:
         if refusal is not None:
             return self._rejected(*refusal, environ, start_response)
         environ[IDENTITY] = self._identity(signed)
+        self._outcomes.accepted(environ)
         return self.app(environ, start_response)
 
     @property

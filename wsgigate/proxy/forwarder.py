@@ -10,12 +10,12 @@ from wsgigate.client.adapter import Sessions, Timeout
 from wsgigate.http.fields import FieldRules
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.http.target import BadTarget
-from wsgigate.http.wsgi import FAILURE, SERVICE
+from wsgigate.http.wsgi import FAILURE, REJECTED_BY, SERVICE
 from wsgigate.proxy.attempts import Attempts, Resilience, Sender
-from wsgigate.proxy.disconnect import Disconnects
+from wsgigate.proxy.disconnect import CLIENT_LEFT, Disconnects
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.request import RequestMaker, TokenSigner, is_last_hop
-from wsgigate.proxy.response import ResponseMaker
+from wsgigate.proxy.response import ResponseMaker, Unanswered
 from wsgigate.proxy.websocket import Tunnels, Upgrader, WebSocketLimits, is_upgrade
 from wsgigate.rules.arguments import Pattern, Seconds, checked
 
@@ -165,6 +165,9 @@ class Forwarder:
             )
         except BadTarget as error:
             problem, reason = Problem(400, "Malformed request target."), str(error)
+            environ[REJECTED_BY] = "Forwarder"
         except Refusal as error:
             problem, reason = error.problem, str(error)
+            if not isinstance(error, Unanswered) and problem is not CLIENT_LEFT:
+                environ[REJECTED_BY] = problem.extensions.get("error") or "Forwarder"
         return self._responses.reject(problem, reason, environ, start_response)
