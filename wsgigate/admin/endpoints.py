@@ -30,6 +30,7 @@ __all__ = [
     "Statuses",
     "describe_features",
     "describe_routes",
+    "ejections_of",
     "status_group",
 ]
 
@@ -284,7 +285,7 @@ class _Endpoints:
             document["instances"] = urls
         if service.discovery:
             document["discovery"] = service.discovery()
-        ejections = _ejections(name, reports.values())
+        ejections = ejections_of(name, reports.values())
         if ejections:
             document["ejected"] = list(ejections)
             document["ejections"] = ejections
@@ -381,7 +382,7 @@ def _bulkhead(name: str, reports: Iterable[Report]) -> dict[str, int]:
     return sums
 
 
-def _ejections(name: str, reports: Iterable[Report]) -> dict[str, dict[str, Any]]:
+def ejections_of(name: str, reports: Iterable[Report]) -> dict[str, dict[str, Any]]:
     """Return the instances of a service that any worker ejects, with since, until and reason.
 
     ``workers`` is the number of workers that do: each judges by the responses it received.

@@ -21,6 +21,7 @@ from wsgigate.config.build_routes import RouteEntry, leading_loggers
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.load import load, read_file
+from wsgigate.config.masked import changed
 from wsgigate.config.middlewares import VERIFIERS, Middleware
 from wsgigate.config.model import Config, GatewayTable
 from wsgigate.config.model import schema as schema_of_file
@@ -201,7 +202,7 @@ def _check_overrides(arguments: argparse.Namespace, config: Config) -> None:
     :raises ValueError: The configuration is invalid; the message names the argument.
     """
     given = {name: value for name in _OVERRIDES if (value := getattr(arguments, name)) is not None}
-    overridden = replace(config, gateway=replace(config.gateway, **given))
+    overridden = changed(config, gateway=replace(config.gateway, **given))
     errors = Errors()
     keys = Table(GatewayTable).keys
     for name, value in given.items():

@@ -39,9 +39,11 @@ from wsgigate.admin.operations import (
     maintenance_group,
     notices_document,
 )
+from wsgigate.admin.reads import ReadFacts, read_group
 from wsgigate.auth.endpoints import RemoteEndpoints
 from wsgigate.auth.passwords import read_users
 from wsgigate.auth.throttle import TokenGuard
+from wsgigate.config.build_admin import WorkerIdentity, middleware_names, route_documents
 from wsgigate.config.build_routes import (
     MiddlewareStack,
     RouteApps,
@@ -54,6 +56,7 @@ from wsgigate.config.build_routes import (
 from wsgigate.config.build_services import Services
 from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.load import ParsedFile, read_file
+from wsgigate.config.masked import config_hash, masked_of
 from wsgigate.config.model import INTERNAL_TOKEN, Admin, Config
 from wsgigate.config.registry import registry_of, registry_routes
 from wsgigate.config.types import import_app, is_loopback
@@ -167,12 +170,19 @@ def check_certificate(config: Config, path: str) -> None:
 
 
 def worker_report(
-    services: Services, steady: StableTimes, now: Callable[[], float] = time.time
+    services: Services,
+    steady: StableTimes,
+    now: Callable[[], float] = time.time,
+    about: Callable[[], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Return this worker's report on its services, which all workers can read."""
+    """Return this worker's report on its services, which all workers can read.
+
+    :param about: Returns what the worker says of itself.
+    """
     ejections = {name: pool.ejections() for name, pool in services.pools.items()}
     moment = now()
     report = {
+        "about": {} if about is None else about(),
         "circuits": circuit_counts(services.circuits, now, steady),
         "bulkheads": {name: each.status() for name, each in services.bulkheads.items()},
         "ejections": {
@@ -493,9 +503,10 @@ class _GatewayBuilder:
         routes = Routes(self._config, route_apps, self._stack, self._errors, fallback=fallback)
         described = [entry.route for entry in routes.entries]
         maintained = self._config.maintenance is not None
+        about = None if self._config.admin is None else WorkerIdentity(self._config).report
         workers = WorkerReports(
             self._store,
-            partial(worker_report, services, StableTimes()),
+            partial(worker_report, services, StableTimes(), about=about),
             prefix=f"workers/{policy_name(gateway.name)}/",
             beside=[switch.look] if maintained else [],
             quiet=self._config.store.url.partition(":")[0]
@@ -588,7 +599,36 @@ class _GatewayBuilder:
             return {worker: each.get("circuits", {}) for worker, each in workers.all().items()}
 
         kind = config.store.url.partition(":")[0]  # the scheme only: the URL may contain a password
+        registry = self._registry
+
+        def preserving() -> bool:
+            return registry is not None and any(
+                each.preserving for each in registry.listings().values()
+            )
+
+        reads = ReadFacts(
+            name=gateway.name,
+            version=gateway.version,
+            file=self._file,
+            hash=config_hash(config),
+            loaded=time.time(),
+            started=lambda: self._started,
+            services=facts.services,
+            pools=services.pools,
+            routes=route_documents(config),
+            middlewares=middleware_names(config.middleware),
+            configuration=lambda: masked_of(config),
+            health=health,
+            store=lambda: _store_status(kind, self._store, workers),
+            workers=workers.all,
+            circuits=lambda: circuit_statuses(circuits, workers=counts().values()),
+            maintenance=lambda: (
+                {} if config.maintenance is None else notices_document(switch.known())
+            ),
+            preserving=None if registry is None else preserving,
+        )
         groups = [
+            read_group(reads, now=time.time),
             status_group(
                 facts,
                 health=health,
@@ -603,7 +643,7 @@ class _GatewayBuilder:
                 issuers=self._stack.key_sources.status,
                 endpoints=self._stack.endpoints.status,
                 started=lambda: self._started,
-            )
+            ),
         ]
         if circuits:
             groups.append(circuit_group(circuits, workers=counts))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from wsgigate.config.checks import check_across
 from wsgigate.config.errors import ConfigError, Errors, substitute
+from wsgigate.config.masked import remember_source
 from wsgigate.config.model import Config
 from wsgigate.config.tables import Table
 from wsgigate.config.yaml import parse_yaml
@@ -114,6 +115,7 @@ def read_tables(
     """
     errors = Errors()
     warnings: list[tuple[str, str]] = []
+    tables = data
     try:
         data = substitute(data, os.environ if environ is None else environ, errors)
         config = Table(Config).read(data, "", errors)
@@ -121,5 +123,7 @@ def read_tables(
         raise ConfigError(path, [("", "is nested too deeply")]) from None
     if config is None:  # only the top level of YAML can be something other than a table
         config = Config()
+    if not errors:
+        remember_source(config, Table(Config), tables)
     check_across(config, errors, warnings, mounted=mounted)
     return ParsedFile(config, errors, warnings)

@@ -399,10 +399,12 @@ class UnionOf(Kind[T | K], Generic[T, K]):
         self.second = second
         self.expected = f"{first.expected}, or {second.expected}"
 
+    def of(self, value: object) -> Kind[T] | Kind[K]:
+        """Return the kind of *value*."""
+        return self.first if self._chooses(value) else self.second
+
     def _read(self, value: object, path: str, errors: Errors) -> T | K | None:
-        if self._chooses(value):
-            return self.first.read(value, path, errors)
-        return self.second.read(value, path, errors)
+        return self.of(value).read(value, path, errors)
 
     def schema(self, definitions: dict[str, Schema]) -> Schema:
         return {"anyOf": [self.first.schema(definitions), self.second.schema(definitions)]}

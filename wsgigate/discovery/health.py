@@ -42,6 +42,7 @@ from wsgigate.discovery.health_results import (
     Markable,
     ProbeRunner,
     Results,
+    instance_status,
     not_monitored,
     service_status,
 )
@@ -327,6 +328,12 @@ class HealthChecker(LeaderThread):
         if service not in self.checks:
             return not_monitored()
         return service_status(self._results.healths(service))
+
+    def instances(self, service: str) -> dict[str, dict[str, Any]]:
+        """Return the status of each instance of *service*, by URL; empty without checks."""
+        if service not in self.checks:
+            return {}
+        return {url: instance_status(each) for url, each in self._results.healths(service).items()}
 
     def all(self) -> dict[str, dict[str, Any]]:
         """Return the status of every service with at least one checked instance."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -22,6 +21,7 @@ from django.utils.module_loading import import_string
 from wsgigate.config.build import BuiltGateway, assemble, check_file
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import ParsedFile, read_file, read_tables
+from wsgigate.config.masked import changed
 from wsgigate.config.middlewares import MIDDLEWARES, VERIFIERS
 from wsgigate.config.model import Config, StoreTable
 from wsgigate.config.tables import Table, suggestion
@@ -259,7 +259,7 @@ def checked_gateway(
             config = parsed.config
             if config.store.url.startswith("lmdb:"):
                 # the user of a command need not be the one that serves, and may own no folder
-                config = replace(config, store=StoreTable(url="memory:"))
+                config = changed(config, store=StoreTable(url="memory:"))
             built = assemble(config, path=read.path, errors=parsed.errors, fallback=unserved)
     except ConfigError as error:
         _add(errors, _placed(error.errors, _file_of(read)))

@@ -351,6 +351,10 @@ class Pool:
         """Return the share of the requests of each instance, by URL; 0 if it gets no new ones."""
         return {url: member.share for url, member in self._members.items()}
 
+    def overrides(self) -> Mapping[str, Override]:
+        """Return what operators have decided about instances, by URL."""
+        return self._overrides
+
     def unavailability(self) -> str:
         """Return why no instance takes requests, without host names."""
         members = self._members.values()

@@ -60,6 +60,7 @@ from granian.log import LogLevels
 from wsgigate.config.build import build, certificate_files, check_certificate, outage_of
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
+from wsgigate.config.masked import changed
 from wsgigate.config.model import Config
 from wsgigate.gateway import Gateway
 from wsgigate.http.problem import Problem
@@ -522,4 +523,4 @@ def overridden(
         workers=workers or gateway.workers,
         log_level=log_level or gateway.log_level,
     )
-    return replace(config, gateway=gateway)
+    return changed(config, gateway=gateway)

@@ -37,6 +37,7 @@ from gunicorn.config import Config as Settings
 from wsgigate.config.build import build, certificate_files, client_authorities
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
+from wsgigate.config.masked import changed
 from wsgigate.config.model import Config
 from wsgigate.gateway import Gateway
 from wsgigate.http.fields import one_cookie_field
@@ -271,7 +272,7 @@ def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
         config = load(path)
         gateway = config.gateway
         gateway = replace(gateway, bind=bind or gateway.bind, threads=threads or gateway.threads)
-        config = replace(config, gateway=gateway)
+        config = changed(config, gateway=gateway)
         failure, outage = _check(path)
     except ConfigError as error:
         failure, outage = str(error), ""
