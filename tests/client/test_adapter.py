@@ -38,7 +38,7 @@ def session() -> Iterator[requests.Session]:
 def test_a_session_returns_whole_responses(backend: Backend, session: requests.Session) -> None:
     fields = [("Content-Type", "application/json; charset=utf-8"), ("X", "1"), ("X", "2")]
     backend.answers = [reply(b'{"a": "\xc3\xa9"}', status="201 Made", fields=fields)]
-    answer = session.get(backend.url + "/x?y=1", headers={"A": "b"}, timeout=5)
+    answer = session.get(backend.url + "/x?y=1", headers={"A": "b"}, timeout=25)
     assert (answer.status_code, answer.reason, answer.ok) == (201, "Made", True)
     assert answer.json() == {"a": "é"}
     assert answer.headers["x"] == "1, 2"
@@ -56,11 +56,11 @@ def test_a_body_can_be_read_in_parts_and_decompressed(
 ) -> None:
     text = b"0123456789" * 1000
     backend.answers = [reply(gzip.compress(text), fields=[("Content-Encoding", "gzip")])]
-    assert session.get(backend.url, timeout=5).content == text
+    assert session.get(backend.url, timeout=25).content == text
     backend.answers = [reply(text)]
-    with session.get(backend.url, stream=True, timeout=5) as answer:
+    with session.get(backend.url, stream=True, timeout=25) as answer:
         assert [len(part) for part in answer.iter_content(4000)] == [4000, 4000, 2000]
-    with session.get(backend.url, stream=True, timeout=5) as answer:
+    with session.get(backend.url, stream=True, timeout=25) as answer:
         assert answer.raw.read(7) == text[:7]
         assert answer.raw.read1(3) == text[7:10]
         assert answer.raw.read() == text[10:]
@@ -89,7 +89,7 @@ def test_every_kind_of_body_has_exactly_one_framing(
     backend: Backend,
     session: requests.Session,
 ) -> None:
-    answer = session.post(backend.url, data=data, headers={"Expect": "100-continue"}, timeout=5)
+    answer = session.post(backend.url, data=data, headers={"Expect": "100-continue"}, timeout=25)
     assert answer.status_code == 200
     request = backend.requests[0]
     assert (request.body, request.complete) == (arrives, True)
@@ -132,7 +132,7 @@ def test_a_request_with_two_meanings_is_not_sent(
 ) -> None:
     adapter = Adapter()
     with pytest.raises(ValueError):  # noqa: PT011
-        adapter.send(outgoing(backend.url, "POST", body, **fields), timeout=5)
+        adapter.send(outgoing(backend.url, "POST", body, **fields), timeout=25)
     adapter.close()
     assert backend.connections == 0
 
@@ -145,7 +145,7 @@ def test_a_request_line_with_two_meanings_is_not_sent(
     request = outgoing(backend.url, method)
     request.headers.target = target or "/\r\nX: y"
     with pytest.raises(ValueError):  # noqa: PT011
-        adapter.send(request, timeout=5)
+        adapter.send(request, timeout=25)
     adapter.close()
     assert backend.connections == 0
 
@@ -154,7 +154,7 @@ def test_a_reader_that_knows_its_length_is_framed_by_it(backend: Backend) -> Non
     adapter = Adapter()
     body = Reader(b"abc")
     body.length = 3
-    assert adapter.send(outgoing(backend.url, "POST", body), timeout=5).content == b"ok"
+    assert adapter.send(outgoing(backend.url, "POST", body), timeout=25).content == b"ok"
     assert backend.requests[0].value("Content-Length") == "3"
     assert adapter.send(outgoing(backend.url, "POST", io.BytesIO(b"abc"))).content == b"ok"
     assert backend.requests[1].value("Transfer-Encoding") == "chunked"
@@ -188,7 +188,7 @@ def test_an_upload_stops_at_the_response(hints: bytes) -> None:
         backend.start()
         adapter = Adapter()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        answer = adapter.send(outgoing(url, "POST", Endless()), timeout=5)
+        answer = adapter.send(outgoing(url, "POST", Endless()), timeout=25)
         assert (answer.status_code, answer.content) == (413, b"enough")
         assert adapter.pools()[url].open_connections == 0
         backend.join(30)
@@ -215,7 +215,7 @@ def test_a_requested_upgrade_hands_the_connection_over(backend: Backend) -> None
     backend.answers = [switch]
     adapter = Adapter()
     asked = outgoing(backend.url, Connection="upgrade", Upgrade="x")
-    answer = adapter.send(asked, timeout=5)
+    answer = adapter.send(asked, timeout=25)
     assert answer.status_code == 101
     connection, begun = answer.raw.take_over()
     connection.sock.sendall(b"ping")
@@ -250,7 +250,7 @@ def test_an_instance_can_be_a_unix_socket(tmp_path: Path, own: Forward) -> None:
         assert backend.requests[0].value("Host") == "localhost"
         assert backend.requests[1].body == b"body"
         with gateway_session() as session:
-            assert session.get(backend.url + "/b", timeout=5).status_code == 200
+            assert session.get(backend.url + "/b", timeout=25).status_code == 200
         assert backend.requests[3].value("Host") == "localhost"
         assert backend.connections == 2
 
@@ -411,9 +411,9 @@ def test_verified_and_unverified_requests_share_no_connection(authority: Authori
     context = server_context(authority.issue("unshared", [LOOPBACK]))
     with over_tls(context) as backend:
         adapter = Adapter()
-        assert adapter.send(outgoing(backend.url), verify=False, timeout=5).content == b"ok"
+        assert adapter.send(outgoing(backend.url), verify=False, timeout=25).content == b"ok"
         with pytest.raises(requests.exceptions.SSLError):
-            adapter.send(outgoing(backend.url), verify=True, timeout=5)
+            adapter.send(outgoing(backend.url), verify=True, timeout=25)
         adapter.close()
 
 
@@ -462,7 +462,7 @@ def test_a_body_until_the_end_of_a_tls_connection_needs_its_close_notify(
     with over_tls(context) as backend:
         backend.answers = [cut(b"HTTP/1.1 200 OK\r\n\r\nbegun")]
         adapter = Adapter()
-        answer = adapter.send(outgoing(backend.url), verify=str(authority.path), timeout=5)
+        answer = adapter.send(outgoing(backend.url), verify=str(authority.path), timeout=25)
         with pytest.raises(requests.ConnectionError):
             _ = answer.content
         adapter.close()

@@ -31,7 +31,7 @@ def client(url: str) -> HttpClient:
 
 def test_a_request_has_its_fields_its_framing_and_the_path_of_the_url(backend: Backend) -> None:
     api = client(f"{backend.url}/below/")
-    with api.send("POST", "/a?b=c", FIELDS, b"body", timeout=5) as response:
+    with api.send("POST", "/a?b=c", FIELDS, b"body", timeout=25) as response:
         assert (response.status, response.body(100)) == (200, b"ok")
     [request] = backend.requests
     assert request.line == "POST /below/a?b=c HTTP/1.1"
@@ -104,7 +104,7 @@ def test_a_wait_ends_soon_after_the_thread_is_stopped() -> None:
 def test_of_a_body_no_more_is_read_than_allowed() -> None:
     with (
         Backend(reply(b"x" * 1000)) as backend,
-        client(backend.url).send("GET", "/", FIELDS, timeout=5) as response,
+        client(backend.url).send("GET", "/", FIELDS, timeout=25) as response,
     ):
         assert response.body(10) == b"x" * 10
 
@@ -117,7 +117,7 @@ def test_redirects_are_not_followed_and_the_environment_is_not_read(
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     backend.answers = [reply(status="302 Found", fields=[("Location", f"{backend.url}/other")])]
-    with client(backend.url).send("GET", "/", FIELDS, timeout=5) as response:
+    with client(backend.url).send("GET", "/", FIELDS, timeout=25) as response:
         assert (response.status, response.fields["location"]) == (302, f"{backend.url}/other")
     [request] = backend.requests
     assert request.values("Authorization") == []
@@ -135,19 +135,19 @@ def test_a_request_that_could_be_read_as_two_is_not_sent(
     target: str, fields: dict[str, str], error: type[Exception], backend: Backend
 ) -> None:
     with pytest.raises(error):
-        client(backend.url).send("GET", target, fields, timeout=5)
+        client(backend.url).send("GET", target, fields, timeout=25)
     assert backend.connections == 0
 
 
 def test_lines_arrive_one_by_one_and_are_bounded() -> None:
     body = b"one\ntwo\n\n" + b"x" * 11
     with Backend(reply(body)) as backend:
-        with client(backend.url).send("GET", "/", FIELDS, timeout=5) as response:
+        with client(backend.url).send("GET", "/", FIELDS, timeout=25) as response:
             lines = [response.line(10, 5) for _ in range(3)]
             assert lines == [b"one\n", b"two\n", b"\n"]
             with pytest.raises(TooLong, match="line"):
                 response.line(10, 5)
-        with client(backend.url).send("GET", "/", FIELDS, timeout=5) as response:
+        with client(backend.url).send("GET", "/", FIELDS, timeout=25) as response:
             lines = [response.line(11, 5) for _ in range(5)]
             assert lines[3:] == [b"x" * 11, None]
 
@@ -188,7 +188,7 @@ def test_an_ipv6_address_is_connected_to_and_named_in_brackets() -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with client(url).send("GET", "/", FIELDS, timeout=5) as response:
+        with client(url).send("GET", "/", FIELDS, timeout=25) as response:
             assert response.body(10) == b"six"
         thread.join(30)
     assert f"Host: {url.removeprefix('http://')}\r\n".encode() in heads[0]

@@ -146,7 +146,7 @@ def test_a_connection_is_reusable_after_a_large_body(pairs: Pairs) -> None:
 def test_each_part_of_a_body_has_the_read_timeout(pairs: Pairs) -> None:
     """Whatever time the steps before had: none, after a look whether there was an answer."""
     connection, reader = connection_of(pairs), ResponseReader("GET")
-    connection.set_timeout(5.0)
+    connection.set_timeout(25.0)
     assert connection.recv_now(BLOCK) is None
     pairs.theirs[0].sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
     assert reader.feed_head(connection.recv_now(BLOCK) or b"")

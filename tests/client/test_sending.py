@@ -209,7 +209,7 @@ def test_a_request_is_resent_over_a_new_connection_not_another_idle_one(backend:
         request = prepared("GET")
         request.url = backend.url
         pool = adapter.pool(backend.url)
-        kept.append(pool.acquire(time.monotonic(), time.monotonic() + 5))
+        kept.append(pool.acquire(time.monotonic(), time.monotonic() + 25))
         kept[-1].sock.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         backend.wait_for_requests(len(kept))
         data = b""
@@ -218,7 +218,7 @@ def test_a_request_is_resent_over_a_new_connection_not_another_idle_one(backend:
         assert data.endswith(b"ok")
     for connection in kept:
         connection.give_back(True)
-    assert adapter.send(request, timeout=5).content == b"new"
+    assert adapter.send(request, timeout=25).content == b"new"
     assert len(backend.requests) == 4
     adapter.close()
 
@@ -228,7 +228,7 @@ def test_an_unrequested_101_is_an_invalid_response(backend: Backend) -> None:
     switched = b"HTTP/1.1 101 Go\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"
     backend.answers = [switched + reply(b"evil")]
     with gateway_session() as session, pytest.raises(BrokenResponse):
-        session.get(backend.url, timeout=5)
+        session.get(backend.url, timeout=25)
 
 
 def test_a_gateway_session_adds_no_fields_and_reads_no_environment() -> None:
@@ -241,7 +241,7 @@ def test_credentials_in_a_url_are_not_sent_in_host(backend: Backend) -> None:
     request = prepared("GET")
     request.url = backend.url.replace("http://", "http://user:secret@")
     adapter = Adapter()
-    assert adapter.send(request, timeout=5).content == b"ok"
+    assert adapter.send(request, timeout=25).content == b"ok"
     assert backend.requests[0].value("Host") == f"127.0.0.1:{backend.port}"
     adapter.close()
 
@@ -250,7 +250,7 @@ def test_pools_without_connections_are_removed_when_there_are_many(backend: Back
     adapter = Adapter()
     request = prepared("GET")
     request.url = backend.url
-    assert adapter.send(request, timeout=5).content == b"ok"
+    assert adapter.send(request, timeout=25).content == b"ok"
     kept = adapter.pool(backend.url)
     for number in range(2500):
         adapter.pool(f"http://10.0.0.1:{number + 1}")

@@ -115,9 +115,10 @@ def _full(backend: Backend) -> Any:
     backend.answers = [lambda connection, request: connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")]
     with gateway_session() as session:
         session.mount("http://", Adapter(max_open=1))
-        client = _to(backend, sessions=Sessions(lambda: session), connect_timeout=0.05)
-        held = client.application(EnvironBuilder().get_environ(), lambda *_: lambda _: None)
-        answer = client.get("/")
+        sessions = Sessions(lambda: session)
+        patient = _to(backend, sessions=sessions)
+        held = patient.application(EnvironBuilder().get_environ(), lambda *_: lambda _: None)
+        answer = _to(backend, sessions=sessions, connect_timeout=0.05).get("/")
         close_body(held)
         return answer
 

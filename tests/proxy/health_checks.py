@@ -14,7 +14,7 @@ from wsgigate.rules.health import CheckResult, HealthCheck
 from wsgigate.runtime.tls import Verify
 from wsgigate.testing.backend import Backend, Received, ScriptedAnswer
 
-CHECK = HealthCheck("/health?deep=1", timeout=5.0)
+CHECK = HealthCheck("/health?deep=1", interval=60.0, timeout=25.0)
 
 
 HASTY = HealthCheck("/health", timeout=0.3)

@@ -41,7 +41,8 @@ def test_an_attempt_that_exceeds_its_timeout_is_retried(backend: Backend, clock:
             balance="round-robin",
             random=lambda: 0.0,
         )
-        given = Resilience(retry=RetryRules(per_try_timeout=0.5), clock=clock, sleep=lambda _: None)
+        rules = RetryRules(attempts=4, per_try_timeout=0.5)  # the second, or the next to it
+        given = Resilience(retry=rules, clock=clock, sleep=lambda _: None)
         client = Reader(Forwarder(pool, sessions=sessions, resilience=given))
         assert client.get("/").data == b"ok"
         first.wait_until_closed()

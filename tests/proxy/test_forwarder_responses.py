@@ -241,7 +241,7 @@ def test_a_response_that_stalls_is_cut(backend: Backend, forward: Forward) -> No
         return connection.recv(1) != b""
 
     backend.answers = [stalling]
-    client = forward(backend.url, read_timeout=0.7)
+    client = forward(backend.url, read_timeout=1.5)
     body, _, _ = run_wsgi_app(client.application, EnvironBuilder("/").get_environ())
     with pytest.raises(UpstreamCut):
         b"".join(body)

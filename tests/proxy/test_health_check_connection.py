@@ -146,7 +146,7 @@ def test_certificate_files_that_cannot_be_used_are_reported_by_the_constructor(
         Prober({"shop": TlsPolicy(str(tmp_path / "empty.pem"))})
 
 
-TCP = HealthCheck(None, timeout=5.0)
+TCP = HealthCheck(None, interval=60.0, timeout=25.0)
 
 
 def test_a_check_without_a_path_only_connects(backend: Backend) -> None:
@@ -219,7 +219,7 @@ def test_connecting_to_a_unix_socket_with_a_full_queue_waits_until_the_deadline(
         )
         asked = threads.submit(check_once, url, TCP)
         listener.accept()[0].close()
-        assert asked.result(10).ok
+        assert asked.result(30).ok
 
 
 def drive(going: Steps[CheckResult], addresses: list[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,8 +47,11 @@ def test_the_table_of_the_documentation_is_of_these_cases() -> None:
     assert all(lines[at + 1].strip() == "- yes" for at in rows)
 
 
-def naive(url: str) -> WSGIApplication:
-    """A proxy as one writes it in ten minutes."""
+def naive(url: str, *, patience: float = 0.5) -> WSGIApplication:
+    """A proxy as one writes it in ten minutes.
+
+    :param patience: Seconds that it waits for an instance; it waits in vain in several cases.
+    """
 
     def app(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         fields = {
@@ -56,7 +60,7 @@ def naive(url: str) -> WSGIApplication:
             if key.startswith("HTTP_")
         }
         body = environ["wsgi.input"].read()
-        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=0.5)
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=patience)
         try:
             connection.request(environ["REQUEST_METHOD"], environ["PATH_INFO"], body, fields)
             with connection.getresponse() as response:
@@ -74,8 +78,10 @@ def test_the_cases_that_a_naive_proxy_fails_are_named() -> None:
     text = str(caught.value)
     for id in ("dot-segments", "early-hints", "request-hop-by-hop", "httpoxy", "upload-held-back"):
         assert f"\n{id}: " in text
-    for id in ("several-cookies", "identity-forged", "compressed"):
-        assert id not in text
+    patient = partial(naive, patience=30.0)
+    for case in CASES:
+        if case.id in ("several-cookies", "identity-forged", "compressed"):
+            case.check(patient)
 
 
 def test_check_proxy_accepts_a_safe_proxy(make: Make) -> None:
