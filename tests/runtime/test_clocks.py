@@ -138,7 +138,9 @@ SERVERS = ("servers", "cli", "testing")
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in SERVERS],
+    sorted(
+        path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in SERVERS
+    ),
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_waiting_code_uses_only_the_real_clock(path: Path) -> None:

@@ -62,6 +62,7 @@ from itertools import islice
 from operator import add
 from typing import Any, NamedTuple, cast
 
+from wsgigate.runtime.clocks import real
 from wsgigate.runtime.folders import (
     FolderError,
     check_file,
@@ -214,9 +215,9 @@ class _Locks:
             seconds.
         """
         if self._depth == 0:
-            deadline = time.monotonic() + patience
+            deadline = real() + patience
             while not self._locked(0):
-                if time.monotonic() > deadline:
+                if real() > deadline:
                     raise Unusable(f"{self.path} is locked by another process")
                 time.sleep(0.01)
         self._depth += 1
