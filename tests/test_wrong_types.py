@@ -74,6 +74,7 @@ VALID: dict[str, dict[str, Any]] = {
     },
     "Limiter": {"app": app, "quota": "1/m", "store": "memory:"},
     "Logger": {"app": app},
+    "Metrics": {"app": app},
     "Maintenance": {"app": app, "switch": MaintenanceSwitch(MemoryStore())},
     "MaintenanceSwitch": {"store": "memory:"},
     "Mirror": {"app": app, "other": Problem(503)},

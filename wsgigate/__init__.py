@@ -54,6 +54,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.middleware.message_signature import (
         SignatureAuthenticator as SignatureAuthenticator,
     )
+    from wsgigate.middleware.metrics import Metrics as Metrics
     from wsgigate.middleware.mirror import Mirror as Mirror
     from wsgigate.middleware.published_keys import PublishedKeys as PublishedKeys
     from wsgigate.middleware.request_id import RequestId as RequestId

@@ -27,6 +27,7 @@ from wsgigate.registry import Registry
 from wsgigate.rules.routing import Route
 from wsgigate.runtime import fork, logs
 from wsgigate.store import Store
+from wsgigate.telemetry.metrics import PROCESS
 
 __all__ = ["Gateway"]
 
@@ -119,6 +120,7 @@ class Gateway:
                 return
             try:
                 logs.set_up(self.log_level)
+                PROCESS.start()
                 if self.key_sources is not None:
                     self.key_sources.start()
                 if self.watcher is not None:

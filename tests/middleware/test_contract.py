@@ -36,6 +36,7 @@ from wsgigate.middleware.limiter import Limiter
 from wsgigate.middleware.logger import Logger
 from wsgigate.middleware.maintenance import Maintenance
 from wsgigate.middleware.message_signature import SignatureAuthenticator
+from wsgigate.middleware.metrics import Metrics
 from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.shedder import Shedder, SheddingRules
@@ -118,6 +119,7 @@ MIDDLEWARES: list[tuple[str, Callable[[Any], Any], bool]] = [
     ),
     ("limiter", lambda app: Limiter(app, "10000 per minute", store=MemoryStore()), True),
     ("logger", lambda app: Logger(app, stream=io.StringIO()), False),
+    ("metrics", Metrics, False),
     ("maintenance", lambda app: Maintenance(app, MaintenanceSwitch(MemoryStore())), True),
     ("mirror", lambda app: Mirror(app, Problem(503)), True),
     ("request_id", RequestId, True),

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from wsgigate.admin.access import AdminAccess
+from wsgigate.admin.access import AdminAccess, Role
 from wsgigate.admin.api import AdminApi, Group
 from wsgigate.admin.api_keys import api_key_group
 from wsgigate.admin.endpoints import (
@@ -57,7 +57,7 @@ from wsgigate.config.build_services import Services
 from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.load import ParsedFile, read_file
 from wsgigate.config.masked import config_hash, masked_of
-from wsgigate.config.model import INTERNAL_TOKEN, Admin, Config
+from wsgigate.config.model import INTERNAL_TOKEN, Admin, Config, MetricsTable
 from wsgigate.config.registry import registry_of, registry_routes
 from wsgigate.config.types import import_app, is_loopback
 from wsgigate.coordination.api_keys import read_file as read_keys
@@ -66,11 +66,12 @@ from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
 from wsgigate.coordination.worker_reports import StableTimes, WorkerReports
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.gateway import Gateway
-from wsgigate.http.problem import Problem, Refuse, answer_with
+from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.http.reserved import ReservedPaths
 from wsgigate.http.wsgi import environ_key
 from wsgigate.middleware.client_address import ClientAddress
 from wsgigate.middleware.guard import Guard
+from wsgigate.middleware.metrics import Metrics, metrics_page, record_in, set_duration_buckets
 from wsgigate.middleware.published_keys import PublishedKeys
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.resource_metadata import ResourceMetadata
@@ -781,13 +782,47 @@ class _GatewayBuilder:
         return Guard(self._stack.around(app, entries, "middleware", "default", without=inside))
 
     def _with_reserved_paths(self, app: WSGIApplication) -> WSGIApplication:
-        """Return *app* behind the paths that are answered before the middlewares."""
-        admin, bind = self._config.admin, self._config.metrics_bind
-        apps: dict[str, WSGIApplication] = {}
-        if bind is None and (admin is None or not apps):
+        """Return *app*, measured, behind the paths that are answered before the middlewares."""
+        config = self._config
+        admin, bind, errors = config.admin, config.metrics_bind, self._errors
+        own: dict[str, WSGIApplication] = {}
+        paths: dict[str, WSGIApplication] = {}
+        if config.records_metrics:
+            app = self._measured(app)
+            own["/metrics"] = metrics_page(lambda environ: None)
+            if admin is not None and not errors.under("admin"):
+                paths[f"{admin.prefix}/metrics"] = self._metrics_page(admin)
+        if bind is None and not paths:
             return app
-        paths = {} if admin is None else {admin.prefix + path: each for path, each in apps.items()}
-        return ReservedPaths(app, self._unless_routed(paths), listener_paths=apps, bind=bind)
+        return ReservedPaths(app, self._unless_routed(paths), listener_paths=own, bind=bind)
+
+    def _measured(self, app: WSGIApplication) -> WSGIApplication:
+        table = self._config.metrics or MetricsTable()
+        if table.buckets:
+            self._errors.catch("metrics.buckets", lambda: set_duration_buckets(table.buckets))
+        folder = (
+            None if table.folder is None else str(self._folder / Path(table.folder).expanduser())
+        )
+        record_in(self._owner(), folder=folder, max_series=table.max_series)
+        return Metrics(app)
+
+    def _metrics_page(self, admin: Admin) -> WSGIApplication:
+        """Return the metrics below the admin prefix, for those who may read."""
+        if self._config.metrics is not None and self._config.metrics.public:
+            return metrics_page(lambda environ: None)
+        access = self._admin_access(admin)
+
+        def admit(environ: WSGIEnvironment) -> Problem | None:
+            try:
+                access.admit(environ, Role.VIEWER)
+            except Refusal as refusal:
+                return refusal.problem
+            return None
+
+        gateway = self._config.gateway
+        return ClientAddress(
+            metrics_page(admit), trusted_proxies=gateway.trusted_proxies, source=gateway.forwarded
+        )
 
     def _unless_routed(self, paths: dict[str, WSGIApplication]) -> dict[str, WSGIApplication]:
         """Return *paths* without those that are the path of a route: the file comes first."""

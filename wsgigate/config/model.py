@@ -84,6 +84,7 @@ __all__ = [
     "FallbackTable",
     "GatewayTable",
     "MaintenanceTable",
+    "MetricsTable",
     "RegistryTable",
     "RouteTable",
     "ServerTls",

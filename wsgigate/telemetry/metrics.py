@@ -749,6 +749,24 @@ class Histogram(_Instrument):
     ) -> None:
         super().__init__(name, help, labels, bounds=checked_buckets(buckets), recorder=recorder)
 
+    def set_buckets(self, buckets: Sequence[float]) -> None:
+        """Use other buckets from now on, before anything was counted.
+
+        :raises ValueError: *buckets* are invalid.
+        """
+        bounds = checked_buckets(buckets)
+        recorder = self._recorder
+        if bounds == self.family.bounds:
+            return
+        with recorder.lock:
+            before, self.family = self.family, self.family._replace(bounds=bounds)
+            for labels, series in list(self.series.items()):
+                if recorder.recording:
+                    recorder.storage.drop(before, labels)
+                series.family = self.family
+                if recorder.recording:
+                    series.place(recorder.storage)
+
     def labels(self, *labels: str) -> HistogramSeries:
         """Return the series with these values of the labels; beyond the bound that of ``_other``.
 
