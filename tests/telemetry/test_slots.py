@@ -309,8 +309,9 @@ def test_what_was_counted_before_the_start_moves_into_the_slot(folder: str) -> N
 
 
 def test_the_private_folder_is_one_for_each_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = metrics_folder("slots test one"), metrics_folder("slots test two")
-    assert first == metrics_folder("slots test one") != second
+    one, two = (f"test {number} of {os.getpid()}" for number in range(2))  # in a shared place
+    first, second = metrics_folder(one), metrics_folder(two)
+    assert first == metrics_folder(one) != second
     for folder in (first, second):
         assert os.stat(folder).st_mode & 0o777 == 0o700
         os.rmdir(folder)
