@@ -124,7 +124,7 @@ def test_after_a_fork_the_keys_come_from_the_store(sources):
     keys: Any = sources(endpoint).remote("https://id.example.com")
     keys.wait = PATIENCE
     keys.newer(None)
-    keys.stop()
+    keys.stop(30)
     keys.after_fork()
     assert keys.current is None
     assert sorted(keys.newer(None).names) == names(OLD)

@@ -410,11 +410,11 @@ def test_start_waits_for_the_first_answer() -> None:
     watcher.start()
     assert [urls(pool) for pool in pools] == [[A], [B]]
     assert watcher.status()["orders"]["instances"] == 1
-    watcher.stop()
+    watcher.stop(30)
     assert [source.closed for source in sources] == [1, 1]
     until(lambda: not _threads())
     watcher.start(wait=10.0)  # and again
-    watcher.stop()
+    watcher.stop(30)
     assert [source.closed for source in sources] == [2, 2]
     until(lambda: not _threads())
 
@@ -424,7 +424,7 @@ def test_start_waits_for_a_bounded_time() -> None:
     source.finds = 1
     watcher = Watcher([Watch(Pool("users", []), source)])
     watcher.start(wait=0.01)
-    watcher.stop()
+    watcher.stop(30)
     assert source.closed == 1
 
 
@@ -436,12 +436,12 @@ def test_a_forked_worker_has_threads_of_its_own() -> None:
     if pid == 0:
         watcher.start(wait=10.0)
         alive = len(_threads())
-        watcher.stop()
+        watcher.stop(30)
         os._exit(alive)
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 1
     assert len(_threads()) == 1
-    watcher.stop()
+    watcher.stop(30)
 
 
 def _threads() -> list[threading.Thread]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from requests.adapters import BaseAdapter
 from werkzeug.test import EnvironBuilder
 
 from tests.proxy.clients import Reader, ServiceClient
+from tests.support.ports import refused_port
 from wsgigate.client.adapter import Sessions, Timeout, gateway_session
 from wsgigate.client.response_reader import NotConnected
 from wsgigate.coordination.circuit import Circuit
@@ -29,10 +32,11 @@ from wsgigate.testing.fakes import Server
 LARGE = b"0123456789" * 40_000
 
 
-def dead_url() -> str:
-    """Return a URL at which connections are refused."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+@pytest.fixture
+def dead_url() -> Iterator[Callable[[], str]]:
+    """Return a maker of URLs at which connections are refused."""
+    with ExitStack() as reserved:
+        yield lambda: f"http://127.0.0.1:{reserved.enter_context(refused_port())}"
 
 
 def client_of(urls: list[str], sessions: Sessions, **options: Any) -> ServiceClient:
@@ -62,7 +66,11 @@ def test_killing_one_of_three_instances_fails_no_request(method: str, sessions: 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_a_body_reaches_the_next_instance_from_its_first_byte(
-    chunked: bool, in_memory: bool, sessions: Sessions, backend: Backend
+    chunked: bool,
+    in_memory: bool,
+    sessions: Sessions,
+    backend: Backend,
+    dead_url: Callable[[], str],
 ) -> None:
     client = client_of([dead_url(), dead_url(), backend.url], sessions)
     environ = EnvironBuilder("/", method="PATCH", data=LARGE).get_environ()
@@ -81,7 +89,7 @@ def test_a_body_reaches_the_next_instance_from_its_first_byte(
 
 @pytest.mark.parametrize(("dead", "status"), [(2, 200), (3, 503)])
 def test_a_request_has_at_most_three_attempts(
-    dead: int, status: int, sessions: Sessions, backend: Backend
+    dead: int, status: int, sessions: Sessions, backend: Backend, dead_url: Callable[[], str]
 ) -> None:
     client = client_of([*(dead_url() for _ in range(dead)), backend.url], sessions)
     assert client.get("/").status_code == status
@@ -90,7 +98,7 @@ def test_a_request_has_at_most_three_attempts(
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_each_instance_is_tried_once_and_its_failure_counted_once(
-    count: int, sessions: Sessions
+    count: int, sessions: Sessions, dead_url: Callable[[], str]
 ) -> None:
     clock = FakeClock()
     circuit = Circuit("svc", CircuitRules(consecutive_failures=9), clock=clock)
@@ -108,7 +116,7 @@ def test_each_instance_is_tried_once_and_its_failure_counted_once(
 
 
 def test_an_instance_that_refuses_connections_is_ejected_meanwhile(
-    sessions: Sessions, backend: Backend
+    sessions: Sessions, backend: Backend, dead_url: Callable[[], str]
 ) -> None:
     rules = OutlierRules(consecutive_failures=2)
     dead = dead_url()
@@ -118,7 +126,7 @@ def test_an_instance_that_refuses_connections_is_ejected_meanwhile(
 
 
 def test_a_circuit_that_opens_meanwhile_ends_the_attempts(
-    sessions: Sessions, backend: Backend
+    sessions: Sessions, backend: Backend, dead_url: Callable[[], str]
 ) -> None:
     circuit = Circuit("svc", CircuitRules(consecutive_failures=1))
     client = client_of([dead_url(), backend.url], sessions, resilience=Resilience(circuit=circuit))
@@ -140,7 +148,9 @@ def test_a_request_that_was_sent_is_not_repeated(
         assert (len(first.requests), len(backend.requests)) == (1, 0)
 
 
-def test_one_attempt_disables_failover(sessions: Sessions, backend: Backend) -> None:
+def test_one_attempt_disables_failover(
+    sessions: Sessions, backend: Backend, dead_url: Callable[[], str]
+) -> None:
     resilience = Resilience(retry=RetryRules(attempts=1))
     client = client_of([dead_url(), backend.url], sessions, resilience=resilience)
     assert [client.get("/").status_code for _ in range(2)] == [503, 200]
@@ -186,7 +196,9 @@ def test_all_connections_together_get_the_time_of_one(seconds: float, connect: l
     assert [timeout[0] for timeout in refusing.timeouts] == pytest.approx(connect)
 
 
-def test_the_log_has_the_reason_of_the_last_failure(sessions: Sessions) -> None:
+def test_the_log_has_the_reason_of_the_last_failure(
+    sessions: Sessions, dead_url: Callable[[], str]
+) -> None:
     client = client_of([dead_url(), dead_url()], sessions)
     environ = EnvironBuilder("/").get_environ()
     Server().serve(client.application, environ)
