@@ -35,7 +35,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from hashlib import sha256
 from typing import Any, Protocol
@@ -61,10 +61,23 @@ from wsgigate.runtime.logs import FailureLog, one_line
 from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import VALUE_BYTES, Store, StoreError
 from wsgigate.store.open import Namespaced, OpenedStore
+from wsgigate.telemetry.metrics import PROCESS, Counter, ObservableGauge, Reading
 
 __all__ = ["FileKeys", "KeySource", "KeySources", "KeysUnavailable", "RemoteKeys", "StaticKeys"]
 
 _log = logging.getLogger("wsgigate.jwks")
+
+REFRESHES = Counter(
+    "wsgigate_jwks_refreshes",
+    "Fetches of an issuer's keys, by the worker that made them: fetched or failed.",
+    ("issuer", "result"),
+)
+
+AGE = ObservableGauge(
+    "wsgigate_jwks_age_seconds",
+    "Seconds since the keys of an issuer that are in use were fetched.",
+    ("issuer",),
+)
 
 _POLL = 2.0
 """Seconds after which a worker reads the store again: another may have fetched newer keys."""
@@ -291,6 +304,13 @@ class RemoteKeys:
         fork.renewed(self, _changed="Condition", _wake="Event")
         self.after_fork()
         fork.renew_at_fork(self)
+        PROCESS.collect_from(self)
+
+    def collect(self) -> Iterable[Reading]:
+        """Return the age of the keys, for the metrics."""
+        fetched = self._fetched_at
+        if fetched is not None:
+            yield AGE.reading(max(0.0, self._clock() - fetched), self.name)
 
     def after_fork(self) -> None:
         """Forget the keys: the thread that renews them belongs to the parent."""
@@ -488,6 +508,7 @@ class RemoteKeys:
             result = failed(record, "an unexpected error", now, cooldown=self._cooldown)
         if not self._value.swap(claim, encoded(result)):
             return 0.0  # another worker has taken over: its result is newer
+        REFRESHES.labels(self.name, "failed" if result.failures else "fetched").add()
         self._log_result(record, result)
         later = now + max(0.0, self._clock() - before)
         self._adopt(result, later)

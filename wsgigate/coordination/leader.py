@@ -31,8 +31,16 @@ import threading
 from wsgigate.runtime import fork
 from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import Store, StoreError
+from wsgigate.telemetry.metrics import Counter
 
 __all__ = ["LeaderLease", "LeaderThread", "LogLeader"]
+
+
+CHANGES = Counter(
+    "wsgigate_leader_changes",
+    "How often a worker began to do a task for all workers, such as health checks.",
+    ("task",),
+)
 
 
 class LeaderLease:
@@ -106,6 +114,7 @@ class LeaderThread:
         self, name: str, lease: LeaderLease, *, task: str = "", log: logging.Logger | None = None
     ) -> None:
         self._lease = lease
+        self._name = name.removeprefix("wsgigate-")
         self._task = task
         self._leader_log = log
         self.begin_anew()
@@ -114,6 +123,7 @@ class LeaderThread:
     def begin_anew(self) -> None:
         """Discard the state of an earlier thread, which may be that of the process forked from."""
         self.leading = False
+        self._led = False  # when the lease was looked at last
         self._logged = False  # whether the log has it that this worker leads
 
     def round(self) -> float:
@@ -141,6 +151,9 @@ class LeaderThread:
         except StoreError:
             self.leading = False
             raise
+        if leads and not self._led:
+            CHANGES.labels(self._name).add()
+        self._led = leads
         if self._leader_log is not None and leads != self._logged:
             self._logged = leads
             does = self._task if leads else f"no longer {self._task}"

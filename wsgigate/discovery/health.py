@@ -49,6 +49,7 @@ from wsgigate.discovery.health_results import (
 from wsgigate.rules.health import CheckResult, Health, HealthCheck, first_due, next_due
 from wsgigate.runtime.logs import RepeatLog
 from wsgigate.store import Store, StoreError
+from wsgigate.telemetry import metrics
 
 __all__ = ["Due", "Flight", "HealthChecker", "Markable", "Schedule"]
 
@@ -173,6 +174,12 @@ def _doubt(health: Health) -> int:
 
 
 LOG = logging.getLogger("wsgigate.health")
+
+CHECKS = metrics.Counter(
+    "wsgigate_health_checks",
+    "Health checks of a service's instances by their result, counted where they are carried out.",
+    ("service", "result"),
+)
 
 ROUND = 0.5
 """Seconds between two rounds of the thread."""
@@ -363,6 +370,7 @@ class HealthChecker(LeaderThread):
             self._errors.log("A health check could not be started", traceback=error)
 
     def _write(self, target: CheckTarget, outcome: CheckResult, raw: bytes | None) -> None:
+        CHECKS.labels(target.service, "ok" if outcome.ok else "failed").add()
         if not self._alone:
             try:
                 self._results.write(target, outcome, raw)

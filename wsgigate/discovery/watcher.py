@@ -51,6 +51,7 @@ from wsgigate.runtime.clocks import real
 from wsgigate.runtime.logs import ChangeLog, FailureLog, RepeatLog, one_line
 from wsgigate.runtime.threads import SupervisedThread
 from wsgigate.store import VALUE_BYTES, Store, StoreError
+from wsgigate.telemetry.metrics import PROCESS, Counter, ObservableGauge, Reading
 
 __all__ = ["EmptyGuard", "InstanceCache", "Recalled", "RenewablePool", "Watch", "Watcher", "pause"]
 
@@ -162,6 +163,18 @@ def pause(failures: int, chance: float) -> float:
 
 LOG = logging.getLogger("wsgigate.discovery")
 
+FAILURES = Counter(
+    "wsgigate_discovery_failures",
+    "Queries of a service's source of instances that failed, in each worker.",
+    ("service",),
+)
+
+AGE = ObservableGauge(
+    "wsgigate_discovery_age_seconds",
+    "Seconds since the last good answer of a service's source of instances.",
+    ("service",),
+)
+
 HOLD_EMPTY = 30.0
 """Seconds for which an empty list is not used, unless the source is certain."""
 
@@ -240,6 +253,7 @@ class Watch:
         self._random = random
         self.begin_anew()
         fork.renewed(self, queried="Event")
+        PROCESS.collect_from(self)
 
     def begin_anew(self) -> None:
         """Reset the state, also that of the process forked from."""
@@ -279,6 +293,12 @@ class Watch:
         if self._refused:
             status["refused"] = self._refused
         return status
+
+    def collect(self) -> Iterable[Reading]:
+        """Return the age of the last good answer, for the metrics."""
+        answered = self._answered_at
+        if answered is not None:
+            yield AGE.reading(max(0.0, self._clock() - answered), self.service)
 
     def recall(self) -> None:
         """Fill an empty pool with the last good list of any worker."""
@@ -322,6 +342,7 @@ class Watch:
         return pause(self._failures, self._random())
 
     def _fail(self, why: str) -> None:
+        FAILURES.labels(self.service).add()
         self._failures += 1
         self._trouble = why
 

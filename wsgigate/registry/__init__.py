@@ -15,7 +15,7 @@ from wsgigate.auth.throttle import TokenGuard
 from wsgigate.client.destinations import Destinations, Forbidden
 from wsgigate.discovery.health_results import ProbeRunner
 from wsgigate.registry.checks import RegistryChecks
-from wsgigate.registry.expiry import LeaseExpiry
+from wsgigate.registry.expiry import REGISTRATIONS, LeaseExpiry
 from wsgigate.registry.listing import Listing, ListingCache, LongPoll
 from wsgigate.registry.storage import (
     KEPT,
@@ -40,6 +40,7 @@ from wsgigate.rules.registry import (
 from wsgigate.rules.registry_checks import RegisteredCheck, carried_over
 from wsgigate.runtime.logs import ChangeLog
 from wsgigate.store import Store, update
+from wsgigate.telemetry.metrics import PROCESS, Counter, ObservableGauge, Reading
 
 __all__ = [
     "LONGEST_WAIT",
@@ -55,6 +56,23 @@ LOG = logging.getLogger("wsgigate.registry")
 
 LONGEST_WAIT = 25.0
 """The most seconds that a request waits for a change."""
+
+
+SERVICES = ObservableGauge("wsgigate_registry_services", "Services that are registered.")
+
+INSTANCES = ObservableGauge(
+    "wsgigate_registry_instances",
+    "Registered instances by the status that they report; silent are those that report UP, but "
+    "whose heartbeats stopped or whose checks fail.",
+    ("status",),
+)
+
+PRESERVING = ObservableGauge(
+    "wsgigate_registry_self_preservation",
+    "1 while silent instances are kept, because too many are silent at once.",
+)
+
+RENEWALS = Counter("wsgigate_registry_renewals", "Heartbeats that renewed a lease.")
 
 
 class InvalidAddress(Invalid):
@@ -125,6 +143,22 @@ class Registry:
             else RegistryChecks(self, store, f"{prefix}checks", prober, clock=clock, random=random)
         )
         self.guard = TokenGuard(store, prefix=prefix)
+        self._renewals = RENEWALS.labels()
+        PROCESS.collect_from(self)
+
+    def collect(self) -> Iterable[Reading]:
+        """Return the numbers of services and instances, for the metrics."""
+        listings = self.listings()
+        counts = dict.fromkeys((*Status, "silent"), 0)
+        for listing in listings.values():
+            for entry in listing.instances:
+                silent = entry.status is Status.UP and not entry.healthy(listing.now, self.rules)
+                counts["silent" if silent else entry.status] += 1
+        yield SERVICES.reading(len(listings))
+        for status, count in counts.items():
+            yield INSTANCES.reading(count, status.lower())
+        preserving = any(listing.preserving for listing in listings.values())
+        yield PRESERVING.reading(float(preserving))
 
     def start(self) -> None:
         """Start the background threads of this process: lease expiry and checks."""
@@ -189,6 +223,7 @@ class Registry:
             self._index.reserve(service, instance_id)
             done = update(self._store, key, put)._replace(changed=True, action=Action.ADDED)
         self._listings.stale(service)
+        REGISTRATIONS.labels("registered").add()
         if done.changed:
             what = "registered" if done.action is Action.ADDED else "registered anew"
             place = (done.entry.host, done.entry.port)
@@ -212,6 +247,7 @@ class Registry:
             self._index.log.keep(raw, service, instance_id)
         removed = update(self._store, key, change)
         if removed:
+            REGISTRATIONS.labels("deregistered").add()
             self._index.remove(service, instance_id)
             self._waits.notify(service)
             self._log("%s of %s deregistered", instance_id, service)
@@ -247,6 +283,7 @@ class Registry:
         if done is None:
             return None
         raw, silence = done
+        self._renewals.add()
         self._listings.stale(service)
         entry = self._entry_of(raw[BODY])
         if entry is None:

@@ -60,8 +60,15 @@ from wsgigate.rules.registry import (
 )
 from wsgigate.runtime.logs import ChangeLog, FailureLog
 from wsgigate.store import Store, StoreError, get_all, update
+from wsgigate.telemetry.metrics import Counter
 
-__all__ = ["LeaseExpiry"]
+__all__ = ["REGISTRATIONS", "LeaseExpiry"]
+
+REGISTRATIONS = Counter(
+    "wsgigate_registry_registrations",
+    "Changes of the registry: registered (also anew), deregistered, or evicted.",
+    ("action",),
+)
 
 
 LOG = logging.getLogger("wsgigate.registry")
@@ -207,6 +214,7 @@ class LeaseExpiry(LeaderThread):
             len(silent) - len(gone) + recent, count - len(gone) + recent, rules
         )
         evicted_now = [entry for entry in gone if self._evict(entry)]
+        REGISTRATIONS.labels("evicted").add(len(evicted_now))
         self._log(evicted_now, now, "removed")
         for service, instance_id in found.lost:
             self._index.remove(service, instance_id)

@@ -17,6 +17,7 @@ from wsgigate.runtime import fork
 from wsgigate.runtime.clocks import wall
 from wsgigate.store import KEY_BYTES, Change, check_value, encoded
 from wsgigate.store.lmdb_environment import FAILURES, FIRST, INTERNAL, RESIZED, Environment, expiry
+from wsgigate.store.meter import measured
 
 __all__ = ["LmdbStore", "environment_on", "folders_in_use"]
 
@@ -105,6 +106,7 @@ class LmdbStore:
     def __repr__(self) -> str:
         return f"LmdbStore({self.path!r})"
 
+    @measured("get", one_in=16)
     def get(self, key: str) -> tuple[bytes | None, float]:
         name = FIRST + key.encode()
         if len(name) > LONGEST:
@@ -126,6 +128,7 @@ class LmdbStore:
                 except FAILURES as error:
                     last = _recover(environment, error, 0.0, last)
 
+    @measured("get_all", one_in=16)
     def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the live value of each of *keys*, None for those that have none.
 
@@ -149,6 +152,7 @@ class LmdbStore:
 
         return self.update(key, change)
 
+    @measured("update", one_in=16)
     def update(self, key: str, change: Change[R]) -> R:
         name = FIRST + key.encode()
         if len(name) > LONGEST:

@@ -31,6 +31,7 @@ from wsgigate.store import (
     encoded,
     update,
 )
+from wsgigate.store.meter import measured
 from wsgigate.store.redis_connections import SIZE, ErrorReply, Fits, command, is_number
 from wsgigate.store.redis_scripts import (
     GET,
@@ -112,10 +113,12 @@ class RedisStore:
     def __repr__(self) -> str:
         return f"RedisStore({self._place.shown!r}, prefix={self.prefix!r})"
 
+    @measured("get")
     def get(self, key: str) -> tuple[bytes | None, float]:
         value, time = self._run(GET, is_value_and_time, self._prefix + encoded(key))
         return value, int(time[0]) + int(time[1]) / 1_000_000
 
+    @measured("get_all")
     def get_all(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the live value of each of *keys*, None for those that have none.
 
@@ -131,6 +134,7 @@ class RedisStore:
             values += self._values(page, {name: at(name) for name in page})
         return values
 
+    @measured("swap")
     def swap(self, key: str, old: bytes | None, new: bytes | None, ttl: float) -> bool:
         name = self._prefix + encoded(key)
         if new is not None:
@@ -141,6 +145,7 @@ class RedisStore:
         arguments = (name, _optional(old), _optional(new), b"%d" % lives)
         return bool(self._run(SWAP, is_flag, *arguments))
 
+    @measured("take")
     def take(
         self, key: str, algorithms: Sequence[Algorithm], cost: int = 1
     ) -> tuple[tuple[Verdict, ...], float]:
