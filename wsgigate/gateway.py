@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.jwks import KeySources
@@ -94,6 +94,8 @@ class Gateway:
         self.routes = tuple(routes)
         self.self_check = self_check
         self.log_level = log_level
+        self.reloads: Any = None
+        """What reloads its file, a ``ServerReload``; set by the server whose worker this is."""
         self._first = first
         self._stopping = tuple(stopping)
         self._closing = tuple(closing)

@@ -103,7 +103,7 @@ def test_a_reset_closes_the_circuit(circuits: list[Circuit]) -> None:
         ("POST", "/circuit-breakers/nobody/reset", BEARER, 404),
         ("GET", "/circuit-breakers/orders/reset", BEARER, 405),
         ("POST", "/circuit-breakers", BEARER, 405),
-        ("GET", "/circuit-breakers/orders", {}, 404),
+        ("GET", "/circuit-breakers/orders", {}, 401),
     ],
 )
 def test_invalid_resets_are_rejected(

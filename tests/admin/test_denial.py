@@ -39,10 +39,10 @@ def send(
     **environ: Any,
 ) -> TestResponse:
     group = deny_group(denied, now=lambda: NOW + 1)
-    [route] = admin_routes(group, prefix="/_gateway", token=token)
+    routes = admin_routes(group, prefix="/_gateway", token=token)
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {ADMIN}", "Content-Type": "application/json"}
-    return Client(Dispatcher([route])).post(
+    return Client(Dispatcher(routes)).post(
         "/_gateway/tokens/deny",
         data=data,
         headers={**headers, **(fields or {})},
@@ -109,8 +109,8 @@ class Untouchable:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 def test_other_methods_are_answered_with_405(denied: DenyList, method: str) -> None:
-    [route] = admin_routes(deny_group(denied))
-    response = Client(Dispatcher([route])).open("/tokens/deny", method=method)
+    routes = admin_routes(deny_group(denied))
+    response = Client(Dispatcher(routes)).open("/tokens/deny", method=method)
     assert response.status_code == 405
     assert response.headers["Allow"] == "POST"
 
@@ -215,15 +215,15 @@ def test_an_incomplete_body_denies_nothing(denied: DenyList, error: Exception) -
 
 def test_a_failing_store_is_answered_with_503_and_its_cause_is_logged() -> None:
     environ: dict[str, Any] = {}
-    [route] = admin_routes(deny_group(DenyList(BrokenStore())))
+    gateway = Dispatcher(admin_routes(deny_group(DenyList(BrokenStore()))))
 
     def noting(given: dict[str, Any], start_response: Any) -> Any:
-        body = route.endpoint(given, start_response)
+        body = gateway(given, start_response)
         environ.update(given)
         return body
 
     response = Client(noting).post(
-        "/", json={"token": TOKEN}, headers={"Authorization": f"Bearer {ADMIN}"}
+        "/tokens/deny", json={"token": TOKEN}, headers={"Authorization": f"Bearer {ADMIN}"}
     )
     assert response.status_code == 503
     assert response.headers["Retry-After"] == "5"

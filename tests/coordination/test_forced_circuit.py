@@ -100,7 +100,7 @@ def test_a_reset_releases_it(clock: FakeClock, store: MemoryStore) -> None:
     assert other.reset()
     clock.advance(0.5)
     call(one)
-    assert one.status()[-1] is False
+    assert not one.status().forced
 
 
 def test_it_is_changed_only_if_it_has_the_generation_that_is_expected(

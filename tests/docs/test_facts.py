@@ -20,6 +20,7 @@ from wsgigate.client.adapter import Adapter, Sessions, gateway_session
 from wsgigate.config.build import assemble
 from wsgigate.config.load import parse
 from wsgigate.config.middlewares import MIDDLEWARES, key_named
+from wsgigate.coordination.overrides import DRAINED, Override
 from wsgigate.http.target import BadTarget, canonical_path, target_of
 from wsgigate.http.wsgi import close_body
 from wsgigate.proxy.request import RequestMaker
@@ -127,6 +128,12 @@ def _no_instance(backend: Backend) -> Any:
     return _forwarder([]).get("/")
 
 
+def _all_drained(backend: Backend) -> Any:
+    pool = Pool("orders", [Instance(backend.url)])
+    pool.override({backend.url: Override(DRAINED)})
+    return Client(Forwarder(pool)).get("/")
+
+
 def _late(backend: Backend) -> Any:
     backend.answers = [lambda connection, request: connection.recv(1)]
     return _to(backend, read_timeout=0.05).get("/")
@@ -172,6 +179,7 @@ HAPPENINGS: dict[str, Callable[[Backend], Any]] = {
     "The instance's certificate is not accepted": _untrusted,
     "The instance's connection limit is reached": _full,
     "The service has no instance that accepts requests": _no_instance,
+    "All instances are drained or ejected by an operator": _all_drained,
     "The instance did not respond in time": _late,
     "The instance closed the connection, or its response is malformed": _cut,
     "The request has passed through this gateway before": _circle,

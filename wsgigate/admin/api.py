@@ -35,7 +35,7 @@ from wsgigate.http.json_app import (
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.rules.routing import Route
 
-__all__ = ["AdminApi", "AdminEndpoint", "Group", "serves", "tag_of"]
+__all__ = ["AdminApi", "AdminEndpoint", "Group", "match_of", "serves", "tag_of"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,19 @@ def tag_of(document: object) -> str:
     """Return the strong entity tag of a document, or of its encoded form."""
     body = document if isinstance(document, bytes) else _encoded(document)
     return f'"{blake2b(body, digest_size=12).hexdigest()}"'
+
+
+def match_of(request: JsonRequest) -> Callable[[object], bool] | None:
+    """Return whether a document has one of the tags in ``If-Match``; None without that field.
+
+    For a write that compares in the store: the frame has compared the document already, but another
+    write may have come in between.
+    """
+    given = request.environ.get("HTTP_IF_MATCH")
+    if given is None:
+        return None
+    wanted = [each.strip() for each in given.split(",")]
+    return lambda document: given.strip() == "*" or tag_of(document) in wanted
 
 
 class AdminApi:

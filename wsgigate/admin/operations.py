@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, NotRequired, Protocol, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict
 
 from wsgigate.admin.access import Role
-from wsgigate.admin.api import AdminEndpoint, Group
+from wsgigate.admin.api import AdminEndpoint, Group, match_of
 from wsgigate.auth.jwt import MAX_LENGTH
-from wsgigate.coordination.circuit import CircuitStatus, Counts
-from wsgigate.coordination.denylist import DenyList
+from wsgigate.coordination.circuit import CircuitStatus, Counts, Forced
+from wsgigate.coordination.denylist import DeniedEntry, DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch, Notice
 from wsgigate.http.bodies import wrong
 from wsgigate.http.json_app import ErrorResponses, JsonRequest
 from wsgigate.http.problem import Problem, Refusal
-from wsgigate.rules.circuit import Event
+from wsgigate.rules.circuit import FORCES, Event
 from wsgigate.store import StoreError
 from wsgigate.telemetry.audit import Actor, audited, requester
 from wsgigate.units import iso_time, parse_duration
 
 __all__ = [
     "HasCircuit",
+    "checked_members",
     "circuit_counts",
     "circuit_group",
     "circuit_statuses",
     "deny_group",
+    "duration_of",
+    "force_audited",
     "maintenance_document",
     "maintenance_group",
     "notices_document",
@@ -42,6 +45,35 @@ def store_errors(detail: str, reason: str) -> ErrorResponses:
     """Return the response to a failure of the store: *detail* for the client, *reason* to log."""
     problem = Problem(503, detail, headers=(("Retry-After", "5"),))
     return {StoreError: lambda error: Refusal(problem, f"{reason}: {error}")}
+
+
+class Done(TypedDict):
+    """A change that was made."""
+
+    success: bool
+    message: str
+
+
+def checked_members(body: Mapping[str, Any], known: Collection[str]) -> None:
+    """Check that a body has no other members than *known*.
+
+    :raises Refusal: It has; the message names one.
+    """
+    for field in body:
+        if field not in known:
+            raise wrong(f"{field[:64]!a}: unknown field; known are {', '.join(known)}.", field[:64])
+
+
+def duration_of(body: Mapping[str, Any]) -> float | None:
+    """Return the member ``for`` of a body in seconds; None without one.
+
+    :raises Refusal: It is no duration.
+    """
+    lasts = body.get("for")
+    try:
+        return None if lasts is None else parse_duration(lasts)
+    except ValueError as error:
+        raise wrong(f"for: {error}.", "for") from None
 
 
 # Token denial.
@@ -82,8 +114,40 @@ class Denied(TypedDict):
     until: float
 
 
+MOST_DENIALS = 1000
+"""The maximum number of denials in one response."""
+
+
+class DeniedTokens(TypedDict):
+    """One denial."""
+
+    id: Annotated[str, "The kind, a colon, and the SHA-256 hash of what is denied."]
+    kind: Literal["token", "jti", "sub"]
+    until: Annotated[str | None, "When the last of the tokens expires."]
+    before: Annotated[str | None, "With sub: tokens issued before this time are denied."]
+
+
+class Denials(TypedDict):
+    """The denials that are in force."""
+
+    denied: list[DeniedTokens]
+    complete: Annotated[bool, "Whether these are all denials."]
+
+
+def _denial(entry: DeniedEntry) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "kind": entry.kind,
+        "until": None if entry.until > _LATEST else iso_time(entry.until),
+        "before": None if entry.before is None else iso_time(min(entry.before, _LATEST)),
+    }
+
+
+_LATEST = 253_402_300_799.0  # the end of the year 9999, which ISO 8601 can express
+
+
 def deny_group(deny_list: DenyList, *, now: Callable[[], float] = time.time) -> Group:
-    """Return the endpoint ``POST /tokens/deny``.
+    """Return the endpoints that deny tokens, list the denials, and remove one.
 
     The body is a JSON object with one of ``token``, ``jti`` and ``sub``; ``until``, the Unix time
     at which the last of the tokens expires (default for ``token``: its own expiry); and, for
@@ -97,9 +161,41 @@ def deny_group(deny_list: DenyList, *, now: Callable[[], float] = time.time) -> 
         kind, until = _denied(deny_list, request, now)
         return {"success": True, "message": "Denied.", "denied": kind, "until": until}
 
+    def listed(request: JsonRequest) -> object:
+        found = deny_list.denials(MOST_DENIALS + 1)
+        return {
+            "denied": [_denial(each) for each in found[:MOST_DENIALS]],
+            "complete": len(found) <= MOST_DENIALS,
+        }
+
+    def allow(request: JsonRequest, id: str) -> object:
+        try:
+            with audited("token.allow", id, by=requester(request.environ)) as change:
+                removed = deny_list.allow(id)
+                if removed is None:
+                    raise Refusal.of(404, "There is no such denial.")
+                change.before = _denial(removed)
+        except ValueError as error:
+            raise wrong(f"{error}.", "id") from None
+        return {"success": True, "message": "The denial was removed."}
+
     return Group(
         "tokens",
         [
+            AdminEndpoint(
+                line="GET /tokens/denied",
+                answer=listed,
+                summary="The denials of tokens",
+                description="The store has hashes of what is denied only.",
+                response=Denials,
+            ),
+            AdminEndpoint(
+                line="DELETE /tokens/denied/{id}",
+                answer=allow,
+                summary="Remove a denial of tokens",
+                response=Done,
+                current=lambda request, id: listed(request),
+            ),
             AdminEndpoint(
                 line="POST /tokens/deny",
                 answer=deny,
@@ -107,7 +203,7 @@ def deny_group(deny_list: DenyList, *, now: Callable[[], float] = time.time) -> 
                 body=Denial,
                 response=Denied,
                 yields=False,
-            )
+            ),
         ],
         errors=store_errors(
             "The deny list cannot be written at the moment. "
@@ -335,6 +431,11 @@ class HasCircuit(Protocol):
     def reset(self) -> bool:
         """Close it; return whether the other workers will learn of it."""
 
+    def force(
+        self, state: str, *, lasts: float | None = ..., generation: int | None = ...
+    ) -> Forced:
+        """Force it open or closed, or release it."""
+
 
 class CircuitCounts(NamedTuple):
     """The counts of one worker for a circuit, as in its report.
@@ -418,6 +519,8 @@ def circuit_statuses(
                 "reason": status.why,
                 "until": None if status.until is None else iso_time(status.until - ahead),
             }
+        if status.forced:
+            statuses[circuit.name]["forced"] = True
     return statuses
 
 
@@ -440,6 +543,30 @@ class CircuitState(TypedDict):
     since: NotRequired[str]
     reason: NotRequired[str]
     until: NotRequired[str | None]
+    forced: NotRequired[Annotated[bool, "Whether an operator has forced this state."]]
+
+
+class CircuitChange(TypedDict):
+    """The last change of a circuit breaker; a change makes another tag of it."""
+
+    service: str
+    state: Literal["CLOSED", "OPEN", "HALF_OPEN"]
+    forced: Annotated[bool, "Whether an operator has forced this state."]
+    reason: str
+    until: Annotated[str | None, "When the state ends; null if only on command, or by failures."]
+    generation: Annotated[int, "The number of changes."]
+    appliesTo: Annotated[str, "all workers; this worker, while the store is unavailable."]
+
+
+CircuitForce = TypedDict(
+    "CircuitForce",
+    {
+        "state": Annotated[Literal["open", "closed", "auto"], "auto: it decides by itself."],
+        "for": NotRequired[
+            Annotated[float | str, 'How long, in seconds or as "30m". Default: no end.']
+        ],
+    },
+)
 
 
 class CircuitStates(TypedDict):
@@ -448,13 +575,6 @@ class CircuitStates(TypedDict):
     success: bool
     circuitBreakers: dict[str, CircuitState]
     workers: NotRequired[dict[str, dict[str, WorkerCircuit]]]
-
-
-class Done(TypedDict):
-    """A change that was made."""
-
-    success: bool
-    message: str
 
 
 def circuit_group(
@@ -487,6 +607,47 @@ def circuit_group(
             },
         }
 
+    def show_one(request: JsonRequest, name: str) -> object:
+        circuit = by_name.get(name)
+        if circuit is None:
+            return Problem(404, "Circuit breaker not found!")
+        return _last_change(circuit.name, circuit.status(fresh=True), now)
+
+    def force(request: JsonRequest, name: str) -> object:
+        circuit = by_name.get(name)
+        if circuit is None:
+            return Problem(404, "Circuit breaker not found!")
+        body, generation, matches = request.json(), None, match_of(request)
+        checked_members(body, ("state", "for"))
+        state = body.get("state")
+        if not isinstance(state, str) or state not in FORCES:
+            raise wrong(f"state: must be one of {', '.join(FORCES)}.", "state")
+        if matches is not None:
+            status = circuit.status(fresh=True)
+            if not matches(_last_change(name, status, now)):
+                return Problem(412, "The resource has changed since it was read.")
+            generation = status.generation
+        try:
+            forced = force_audited(
+                circuit,
+                state,
+                lasts=duration_of(body),
+                generation=generation,
+                by=requester(request.environ),
+            )
+        except ValueError as error:
+            raise wrong(f"{error}.", str(error).partition(":")[0]) from None
+        if not forced.changed:
+            return Problem(412, "The resource has changed since it was read.")
+        if not forced.shared:
+            return Problem(
+                503,
+                "The circuit breaker was changed in this worker only.",
+                extensions={"error": "Store unavailable"},
+                headers=(("Retry-After", "5"),),
+            )
+        return _last_change(name, circuit.status(), now)
+
     def reset(request: JsonRequest, name: str) -> object:
         circuit = by_name.get(name)
         if circuit is None:
@@ -518,6 +679,21 @@ def circuit_group(
                 yields=False,
             ),
             AdminEndpoint(
+                line="GET /circuit-breakers/{name}",
+                answer=show_one,
+                summary="The last change of a circuit breaker",
+                response=CircuitChange,
+            ),
+            AdminEndpoint(
+                line="PUT /circuit-breakers/{name}",
+                answer=force,
+                summary="Force a circuit breaker open or closed, or release it",
+                description="Every worker applies it within a second, and it survives restarts. "
+                "One that is forced closed counts failures, and stays closed.",
+                body=CircuitForce,
+                response=CircuitChange,
+            ),
+            AdminEndpoint(
                 line="POST /circuit-breakers/{name}/reset",
                 answer=reset,
                 summary="Close a circuit breaker",
@@ -527,6 +703,43 @@ def circuit_group(
             ),
         ],
     )
+
+
+def force_audited(
+    circuit: HasCircuit,
+    state: str,
+    *,
+    lasts: float | None = None,
+    generation: int | None = None,
+    by: Actor,
+) -> Forced:
+    """Force a circuit open or closed, or release it, with a record in the audit log.
+
+    The arguments are those of :meth:`.Circuit.force`.
+    """
+    with audited(f"circuit.{state}", circuit.name, by=by) as change:
+        change.before = circuit.status(fresh=True).state.value
+        forced = circuit.force(state, lasts=lasts, generation=generation)
+        change.after = circuit.status().state.value
+        if not forced.changed:
+            change.failed = "the circuit has changed meanwhile"
+        elif not forced.shared:
+            change.failed = "the store is unavailable: changed in this worker only"
+    return forced
+
+
+def _last_change(name: str, status: CircuitStatus, now: Callable[[], float]) -> dict[str, Any]:
+    ahead = status.moment - now()
+    ahead = 0.0 if abs(ahead) < _DAY else ahead
+    return {
+        "service": name,
+        "state": status.state.value,
+        "forced": status.forced,
+        "reason": status.why,
+        "until": None if status.until is None else iso_time(status.until - ahead),
+        "generation": status.generation,
+        "appliesTo": "all workers" if status.shared else "this worker",
+    }
 
 
 def _counts(report: Sequence[Any]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from wsgigate.admin.endpoints import (
     describe_routes,
     status_group,
 )
+from wsgigate.admin.instances import instance_group
+from wsgigate.admin.limits import limit_group
 from wsgigate.admin.openapi import openapi_group
 from wsgigate.admin.operations import (
     circuit_counts,
@@ -40,6 +42,7 @@ from wsgigate.admin.operations import (
     notices_document,
 )
 from wsgigate.admin.reads import ReadFacts, read_group
+from wsgigate.admin.reload import CanReload, reload_group
 from wsgigate.auth.endpoints import RemoteEndpoints
 from wsgigate.auth.passwords import read_users
 from wsgigate.auth.throttle import TokenGuard
@@ -63,6 +66,7 @@ from wsgigate.config.types import import_app, is_loopback
 from wsgigate.coordination.api_keys import read_file as read_keys
 from wsgigate.coordination.leader import LogLeader
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
+from wsgigate.coordination.overrides import Overrides
 from wsgigate.coordination.worker_reports import StableTimes, WorkerReports
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.gateway import Gateway
@@ -505,15 +509,28 @@ class _GatewayBuilder:
         described = [entry.route for entry in routes.entries]
         maintained = self._config.maintenance is not None
         about = None if self._config.admin is None else WorkerIdentity(self._config).report
+        overrides = None
+        if self._config.admin is not None:
+            overrides = Overrides(
+                self._store,
+                services.pools,
+                name=policy_name(gateway.name),
+                may_log=self._log_leader.may_log,
+            )
         workers = WorkerReports(
             self._store,
             partial(worker_report, services, StableTimes(), about=about),
             prefix=f"workers/{policy_name(gateway.name)}/",
-            beside=[switch.look] if maintained else [],
+            beside=[
+                *([switch.look] if maintained else []),
+                *([] if overrides is None else [overrides.look]),
+            ],
             quiet=self._config.store.url.partition(":")[0]
             in NETWORKED,  # such a store logs its outages itself
         )
-        own = self._own_routes(described, health, switch, workers)
+        own = self._own_routes(
+            described, health, switch, workers, overrides, reloads=lambda: made.reloads
+        )
         dispatcher = routes.dispatcher(
             own, registry=self._registry_routes(), identity=self._identity, refuse=self._refuse
         )
@@ -562,10 +579,13 @@ class _GatewayBuilder:
         health: HealthChecker,
         switch: MaintenanceSwitch,
         workers: WorkerReports,
+        overrides: Overrides | None,
+        reloads: Callable[[], CanReload | None],
     ) -> list[Route[WSGIApplication]]:
         """Return the routes of the gateway's own endpoints; none without an ``[admin]`` table.
 
         :param described: The routes of the file, which ``/info`` lists.
+        :param reloads: Returns what reloads the file in this worker; None if nothing does.
         """
         config, errors, services = self._config, self._errors, self._services
         admin, gateway = config.admin, config.gateway
@@ -653,6 +673,11 @@ class _GatewayBuilder:
             for entry in entries
         ):
             groups.append(deny_group(self._stack.deny_list))
+        if overrides is not None and services.pools:
+            groups.append(instance_group(overrides, services.pools))
+        if self._stack.limits:
+            groups.append(limit_group(self._stack.limits))
+        groups.append(reload_group(reloads))
         if config.uses_api_keys():
             groups.append(api_key_group(self._stack.api_keys))
         if config.maintenance is not None:

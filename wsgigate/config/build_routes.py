@@ -29,6 +29,7 @@ from wsgigate.config.types import import_app
 from wsgigate.coordination.api_keys import ApiKeys
 from wsgigate.coordination.denylist import DenyList
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
+from wsgigate.http.limits import CallerLimit
 from wsgigate.http.problem import Problem, Refuse, answer_with
 from wsgigate.http.responses import LARGEST, fixed_response
 from wsgigate.middleware.fallback import Fallback
@@ -102,6 +103,8 @@ class MiddlewareStack:
         self.endpoints = RemoteEndpoints()
         """Shared by all middlewares that ask an endpoint about requests, with its bounds."""
         self.closing.append(self.endpoints.close)
+        self.limits: dict[str, CallerLimit] = {}
+        """A limiter of each name."""
         self.key_paths: dict[str, str] = {}
         """The first key path that needs the keys of an issuer or an endpoint, by its name."""
         self.resources = errors.catch("gateway", partial(Resources, config), keys=["resource"])
@@ -159,6 +162,9 @@ class MiddlewareStack:
                 )
                 continue
             app = made
+            limit: object = made
+            if isinstance(limit, CallerLimit):  # those of one name share their counts
+                self.limits.setdefault(limit.name, limit)
             for asked in (*self.key_sources.status(), *self.endpoints.status()):
                 self.key_paths.setdefault(asked, where)
             close = getattr(app, "close", None)

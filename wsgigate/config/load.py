@@ -14,7 +14,15 @@ from wsgigate.config.model import Config
 from wsgigate.config.tables import Table
 from wsgigate.config.yaml import parse_yaml
 
-__all__ = ["MAX_SIZE", "ParsedFile", "load", "parse", "read", "read_file", "read_tables"]
+__all__ = [
+    "MAX_SIZE",
+    "ParsedFile",
+    "load",
+    "parse",
+    "read",
+    "read_file",
+    "read_tables",
+]
 
 MAX_SIZE = 1024 * 1024
 """The maximum size of a file, in bytes."""

@@ -161,6 +161,11 @@ class SharedVerdict:
         """Whether the store has this verdict."""
         return not self._unshared
 
+    @property
+    def in_common(self) -> bool:
+        """Whether other processes read the verdict: not without a store, or while it fails."""
+        return not (self._store is None or self._store.in_memory or self._unshared)
+
     def change(
         self,
         make: Callable[[CircuitVerdict, float], tuple[CircuitVerdict, R]],
@@ -328,6 +333,7 @@ class CircuitStatus(NamedTuple):
     :ivar generation: Number of changes of state.
     :ivar moment: The present time of the clock of *since* and *until*.
     :ivar forced: Whether an operator has forced this state.
+    :ivar shared: Whether the other workers know this state, or read it from the store.
     """
 
     state: State
@@ -340,6 +346,7 @@ class CircuitStatus(NamedTuple):
     generation: int = 0
     moment: float = 0.0
     forced: bool = False
+    shared: bool = True
 
 
 class Forced(NamedTuple):
@@ -533,6 +540,7 @@ class Circuit:
                 verdict.generation,
                 moment,
                 forced,
+                shared.in_common,
             )
 
     def force(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
 import secrets
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
+from itertools import islice
 from typing import Any, NamedTuple
 
 from wsgigate.auth.jwt import TokenRejected, read_compact
@@ -18,6 +21,7 @@ from wsgigate.store.open import Namespaced, OpenedStore
 __all__ = [
     "GRACE",
     "LONGEST",
+    "DeniedEntry",
     "DenyList",
     "TokenIdentity",
     "covers",
@@ -87,6 +91,58 @@ def entry_of_jti(jti: str) -> str:
 def entry_of_subject(sub: str) -> str:
     """Return the name of the entry of the tokens of this ``sub``."""
     return "subject/" + _hashed(sub)
+
+
+KINDS = {"token": "token/", "jti": "jti/", "sub": "subject/"}
+"""The kinds of denials, and the prefixes of the names of their entries."""
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+class DeniedEntry(NamedTuple):
+    """A denial that is in force.
+
+    :ivar kind: ``token``, ``jti`` or ``sub``.
+    :ivar digest: The SHA-256 hash of what is denied: the store has nothing else.
+    :ivar until: The Unix time at which the last of the tokens expires.
+    :ivar before: With ``sub``: tokens issued before this Unix time are denied. None otherwise.
+    """
+
+    kind: str
+    digest: str
+    until: float
+    before: float | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the denial, such as ``jti:`` and the hash."""
+        return f"{self.kind}:{self.digest}"
+
+
+def read_entry(entry: str, value: bytes) -> DeniedEntry | None:
+    """Return the denial with this name and value; None if it is none."""
+    place, _, digest = entry.partition("/")
+    kind = next((kind for kind, prefix in KINDS.items() if prefix == f"{place}/"), None)
+    if kind is None or not _DIGEST.fullmatch(digest):
+        return None
+    if len(value) == _SUBJECT.size:
+        before, until = _SUBJECT.unpack(value)
+        return DeniedEntry(kind, digest, until, before)
+    until = _SINGLE.unpack(value)[0] if len(value) == _SINGLE.size else math.inf
+    return DeniedEntry(kind, digest, until)
+
+
+def entry_of_id(id: str) -> str:
+    """Return the name of the entry of the denial with this id.
+
+    :raises ValueError: *id* is malformed.
+    """
+    kind, _, digest = id.partition(":")
+    if kind not in KINDS or not _DIGEST.fullmatch(digest):
+        raise ValueError(
+            f"id: token, jti or sub, a colon and 64 hexadecimal digits, not {shown(id)}"
+        )
+    return KINDS[kind] + digest
 
 
 def _hashed(text: str) -> str:
@@ -265,6 +321,35 @@ class DenyList:
         if self._size:
             known.good.add(token.token)
         return ""
+
+    def denials(self, most: int = 1000) -> list[DeniedEntry]:
+        """Return the denials that are in force, by kind and hash.
+
+        :param most: The maximum number of them.
+        :raises StoreError: The store failed.
+        """
+        now = self.store.get(self.PREFIX + "mark")[1]
+        read = (
+            read_entry(key.removeprefix(self.PREFIX), value)
+            for key, value in self.store.items(self.PREFIX)
+        )
+        return list(islice((each for each in read if each and each.until > now), most))
+
+    def allow(self, id: str) -> DeniedEntry | None:
+        """Remove a denial, in all workers at once; return it, or None if there is none.
+
+        :param id: The id of the denial: :attr:`DeniedEntry.id`.
+        :raises ValueError: *id* is malformed.
+        :raises StoreError: The store failed; the denial may have been removed or not.
+        """
+        entry = entry_of_id(id)
+
+        def remove(old: bytes | None, now: float) -> tuple[bytes | None, float, bytes | None]:
+            return None, 0.0, old
+
+        # no mark: a worker looks up each token that it does not know to be good
+        old = update(self.store, self.PREFIX + entry, remove)
+        return None if old is None else read_entry(entry, old)
 
     def check_outage(self, error: StoreError) -> None:
         """Check that *error* of :meth:`why_denied` is an outage, which may pass by itself.

@@ -43,6 +43,9 @@ EJECTED = ObservableGauge(
 EVERY = 1.0
 """Seconds between two checks for changes."""
 
+LOOKS = 2
+"""How often *beside* is called in that time: what an operator changes applies within a second."""
+
 TTL = 8.0
 """Seconds after which a worker without a new report is forgotten."""
 
@@ -94,7 +97,8 @@ class WorkerReports:
     :param store: The store shared by the workers. While it fails, each worker answers for itself.
     :param report: Returns the report of this worker.
     :param prefix: Prefix of the keys in the store; one for each gateway.
-    :param beside: Called once a second by each worker, for example to flush held-back log lines.
+    :param beside: Called by :meth:`start`, and then twice a second by each worker: to read what
+        others have changed, or to flush held-back log lines.
     :param quiet: Whether the store logs its failures itself.
     :param clock: Returns monotonic seconds.
     :param wall: Returns the Unix time.
@@ -144,7 +148,8 @@ class WorkerReports:
         return None if since is None else self._wall() - max(0.0, self._clock() - since)
 
     def start(self) -> None:
-        """Start the thread of this process unless it is running."""
+        """Call *beside*, and start the thread of this process unless it is running."""
+        self._call_beside()
         self._thread.start()
 
     def stop(self, timeout: float = 1.0) -> None:
@@ -156,9 +161,15 @@ class WorkerReports:
 
     def step(self) -> None:
         """Write the report if it has changed or is due, and call *beside*."""
-        for each in self._beside:
-            each()
+        self._call_beside()
         self._write_report()
+
+    def _call_beside(self) -> None:
+        for each in self._beside:
+            try:
+                each()
+            except Exception:
+                LOG.exception("What a worker reads once in a while cannot be read")
 
     def all(self) -> dict[str, Report]:
         """Return the reports of all workers by name, the one of this worker as of now.
@@ -264,13 +275,16 @@ class WorkerReports:
         return f"{self._prefix}of/{worker}"
 
     def _run(self, stopping: threading.Event) -> None:
+        turns = [self.step, *[self._call_beside] * (LOOKS - 1)]
         try:
             while not stopping.is_set():
-                try:
-                    self.step()
-                except Exception:
-                    LOG.exception("The report of this worker failed")
-                stopping.wait(EVERY)
+                for turn in turns:
+                    try:
+                        turn()
+                    except Exception:
+                        LOG.exception("The report of this worker failed")
+                    if stopping.wait(EVERY / LOOKS):
+                        break
         finally:
             try:
                 update(self._store, self._key(self.worker), removed)

@@ -41,6 +41,7 @@ __all__ = [
     "CallerLimit",
     "LimitDecision",
     "LimitFields",
+    "LimitStanding",
     "QuotaVerdict",
     "Terms",
     "is_list_of",
@@ -297,6 +298,23 @@ _MILLISECONDS = tuple(f".{each:03}Z" for each in range(1000))
 _RESETS = {"x-ratelimit": _iso, "x-ratelimit-epoch": _epoch, "x-ratelimit-seconds": _delta}
 
 
+class LimitStanding(NamedTuple):
+    """What a caller has left of one quota.
+
+    :ivar name: The name of the quota, as in response fields.
+    :ivar plan: The plan it belongs to; empty for that of callers without a plan.
+    :ivar limit: The limit.
+    :ivar remaining: The units that are left.
+    :ivar reset_after: Seconds until the whole quota is available again; 0 if it is now.
+    """
+
+    name: str
+    plan: str
+    limit: int
+    remaining: int
+    reset_after: float
+
+
 class OpenedCounts(Protocol):
     """The part of a limiter's store that :class:`CallerLimit` uses."""
 
@@ -394,6 +412,21 @@ class CallerLimit:
         """Pass a request on that is not limited."""
         self._count("exempt")
         return self.app(environ, start_response)
+
+    def standing(self, key: str) -> list[LimitStanding]:
+        """Return what a caller has left, without charging it.
+
+        :param key: The caller, as for :meth:`reset`.
+        """
+        raise NotImplementedError
+
+    def stored_key(self, key: str) -> str:
+        """Return the caller *key* in the form that the store has."""
+        raise NotImplementedError
+
+    def reset(self, key: str | None = None) -> None:
+        """Reset the counts of a caller, or of all."""
+        raise NotImplementedError
 
     def _uncounted(
         self, environ: WSGIEnvironment, start_response: StartResponse

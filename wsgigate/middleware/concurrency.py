@@ -19,6 +19,7 @@ atomic update. These rules hold:
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import struct
 import threading
@@ -39,6 +40,7 @@ from wsgigate.http.limits import (
     QUOTA_EXCEEDED,
     CallerLimit,
     LimitFields,
+    LimitStanding,
     Terms,
 )
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused
@@ -235,6 +237,10 @@ class Concurrency:
             del held[next(iter(held))]
         return _written(held), self._needed(held, now), None
 
+    def held(self, old: bytes | None, now: float) -> int:
+        """Return the number of slots that are held at *now*."""
+        return len(self._live(old, now)[0])
+
     def _live(self, old: bytes | None, now: float) -> tuple[dict[bytes, float], bool]:
         """Return the leases that have not expired, and whether they differ from *old*."""
         held: dict[bytes, float] = {}
@@ -258,6 +264,8 @@ class Concurrency:
 def _written(held: dict[bytes, float]) -> bytes | None:
     return b"".join([_LEASE.pack(*each) for each in held.items()]) or None
 
+
+_HASHED = re.compile("#[0-9a-f]{64}")
 
 _log = logging.getLogger("wsgigate.concurrency")
 
@@ -411,14 +419,35 @@ class ConcurrencyLimiter(CallerLimit):
             raise
         return response
 
-    def reset(self, key: str | None = None) -> None:
-        """Free the slots of a caller, or of all; requests in flight hold no slot afterwards.
+    def standing(self, key: str) -> list[LimitStanding]:
+        """Return how many slots a caller has left.
 
-        :param key: The caller, as the key function returns it; None for all callers.
+        :param key: The caller, as for :meth:`reset`.
+        :raises StoreError: The store fails.
+        """
+        raw, now = self._opened.get(self._prefix + self.stored_key(key))
+        left = max(0, self.limit - self._rule.held(raw, now))
+        return [LimitStanding(self.name, "", self.limit, left, 0.0)]
+
+    def stored_key(self, key: str) -> str:
+        """Return the caller *key* as in the store: ``=`` and the key, or ``#`` and its hash.
+
+        :param key: As the key function returns it. A hash of this form stays as it is.
+        """
+        return key if _HASHED.fullmatch(key) else store_key(key)
+
+    def reset(self, key: str | None = None) -> None:
+        """Free the slots of a caller, or of all.
+
+        The slots of requests whose workers are alive come back with their next renewal, if a
+        single caller is reset; those of workers that died do not.
+
+        :param key: The caller, as the key function returns it, or as :meth:`stored_key` does; None
+            for all callers.
         :raises StoreError: The store fails.
         """
         if key is not None:
-            self._opened.update(self._prefix + store_key(key), removed)
+            self._opened.update(self._prefix + self.stored_key(key), removed)
             return
         self._leases.forget_all()
         for place, _ in list(self._opened.items(self._prefix)):

@@ -24,6 +24,7 @@ from wsgigate.http.limits import (
     QUOTA_EXCEEDED,
     CallerLimit,
     LimitFields,
+    LimitStanding,
     Terms,
 )
 from wsgigate.http.problem import Problem, Refuse, answer_with, refused, status_line
@@ -51,6 +52,8 @@ COMPILED = 1024
 
 REMEMBERED = 1024
 """For how many callers the store key of a quota is cached."""
+
+_HASHED = re.compile("#[0-9a-f]{64}")
 
 _log = logging.getLogger("wsgigate.limiter")
 
@@ -230,18 +233,53 @@ class Limiter(CallerLimit):
 
         Limiters of one name that share a store share the counts, and so their reset.
 
-        :param key: The caller, as the key function returns it, such as ``"192.0.2.1"``; None for
-            all callers. ``limiter.key(environ)`` returns the key of a request.
+        :param key: The caller, as the key function returns it, such as ``"192.0.2.1"``, or as
+            :meth:`stored_key` does; None for all callers. ``limiter.key(environ)`` returns the key
+            of a request.
         :raises StoreError: The store fails.
         """
         if key is None or self._chosen is not None:
             ends = re.escape(self._opened.prefix)
-            ends += _ANY_CALLER if key is None else re.escape(self._store_key(key))
+            ends += _ANY_CALLER if key is None else re.escape(self.stored_key(key))
             _reset(self._opened, f"{self.name}/", ends)
         else:
+            stored = self.stored_key(key)
             for counted in (self._default, *self._plans.values()):
                 if counted is not None:
-                    self._opened.update(counted.kept(key), removed)
+                    self._opened.update(counted.place_of(stored), removed)
+
+    def standing(self, key: str) -> list[LimitStanding]:
+        """Return what a caller has left of each quota, without charging it.
+
+        The quotas are the default ones, and those of each plan; a function of ``environ`` that
+        chooses quotas has none to be listed.
+
+        :param key: The caller, as for :meth:`reset`.
+        :raises StoreError: The store fails.
+        """
+        stored, found = self.stored_key(key), []
+        for plan, counted in (("", self._default), *self._plans.items()):
+            if counted is None:
+                continue
+            place = counted.place_of(stored)
+            update, step = self._open()
+            if step is None:
+                verdicts, _ = update(place, counted.charging(0))
+            else:
+                verdicts, _ = step(place, counted.algorithms, 0)
+            found += [
+                LimitStanding(name, plan, verdict.limit, verdict.remaining, verdict.reset_after)
+                for name, verdict in zip(counted.names, verdicts, strict=True)
+            ]
+        return found
+
+    def stored_key(self, key: str) -> str:
+        """Return the caller *key* as in the store: ``=`` and the key, or ``#`` and its hash.
+
+        :param key: As the key function returns it. A hash of this form stays as it is: it is known
+            from the store only.
+        """
+        return key if _HASHED.fullmatch(key) else self._store_key(key)
 
     def close(self) -> None:
         """Close the store if the limiter has opened it."""
@@ -429,7 +467,7 @@ def _reset(store: Any, begins: str, ends: str) -> None:
 class _CompiledQuotas(LimitPolicy):
     """Compiled quotas: the policy, the store keys and the header fields."""
 
-    __slots__ = ("kept", "terms")
+    __slots__ = ("_begins", "_opened", "kept", "terms")
 
     def __init__(
         self,
@@ -442,7 +480,8 @@ class _CompiledQuotas(LimitPolicy):
         by_address: bool,
     ) -> None:
         super().__init__(quotas, algorithm=algorithm, name=name, cost=cost)
-        place = f"limit/{self.place}/"
+        self._begins = place = f"limit/{self.place}/"
+        self._opened = opened
 
         def kept(key: str) -> str:
             return place + opened.prefix + store_key(address_key(key) if by_address else key)
@@ -452,3 +491,7 @@ class _CompiledQuotas(LimitPolicy):
             Terms.of(called, quota.limit, quota.period)
             for called, quota in zip(self.names, self.quotas, strict=True)
         )
+
+    def place_of(self, stored: str) -> str:
+        """Return the store key of a caller, given its key in the form that the store has."""
+        return self._begins + self._opened.prefix + stored

@@ -125,7 +125,8 @@ class Stickiness:
     :param max_age: The cookie's lifetime, renewed after half of it, in seconds. Default: a session
         cookie.
     :param path: The cookie's path.
-    :param keep_draining: Whether a draining instance keeps its clients.
+    :param keep_draining: Whether an instance of weight 0 keeps its clients; one that an operator
+        has drained always does.
     :param clock: Returns the Unix time.
     :raises ValueError: An argument is invalid; the message names it.
     """

@@ -46,6 +46,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from itertools import islice
+from multiprocessing import parent_process
 from multiprocessing.util import Finalize
 from operator import itemgetter
 from pathlib import Path
@@ -68,6 +69,7 @@ from wsgigate.http.wsgi import REASON, ExcInfo, Headers
 from wsgigate.runtime import fork
 from wsgigate.runtime.logs import set_up
 from wsgigate.server_check import ServerFacts, changed_keys, findings, log_findings
+from wsgigate.servers.reloading import ServerReload
 from wsgigate.store import MisconfiguredStore
 
 __all__ = [
@@ -326,7 +328,7 @@ def application() -> WSGIApplication:
         config = load(path)
         check(config)
         _self_check(config)
-        return _started(build(config, path=path))
+        return _started(build(config, path=path), path)
 
 
 def check(config: Config) -> None:
@@ -495,16 +497,27 @@ def _load(
             if replace(config, gateway=same_workers) != before:
                 set_up(config.gateway.log_level)
                 log.info("This worker serves a newer configuration, reloaded from %s", path)
-        return _started(gateway)
+        return _started(gateway, path)
 
 
-def _started(gateway: Gateway) -> WSGIApplication:
-    """Start *gateway* in this worker, and close it when the worker exits."""
+def _started(gateway: Gateway, path: str = "") -> WSGIApplication:
+    """Start *gateway* in this worker, and close it when the worker exits.
+
+    :param path: The file it was read from.
+    """
+    if path:
+        gateway.reloads = ServerReload(os.path.abspath(path), _main_process, "granian")
     gateway.start()
     call_on_stop_signal(gateway.stopping)
     fork.settle()
     Finalize(None, gateway.close, exitpriority=10)  # a multiprocessing worker skips atexit
     return GranianAdapter(gateway, os.environ.items())
+
+
+def _main_process() -> int:
+    """Return the process id of the server's main process; 0 if it has ended."""
+    parent = parent_process()
+    return 0 if parent is None or not parent.is_alive() else parent.pid or 0
 
 
 def overridden(

@@ -24,10 +24,10 @@ import logging
 import math
 import os
 import ssl
-import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import gunicorn
@@ -50,6 +50,7 @@ from wsgigate.server_check import (
     findings,
     log_findings,
 )
+from wsgigate.servers.reloading import ServerReload, validate_file
 
 __all__ = ["application", "planned", "serve", "serve_config", "settings"]
 
@@ -273,7 +274,7 @@ def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
         gateway = config.gateway
         gateway = replace(gateway, bind=bind or gateway.bind, threads=threads or gateway.threads)
         config = changed(config, gateway=gateway)
-        failure, outage = _check(path)
+        failure, outage = validate_file(path)
     except ConfigError as error:
         failure, outage = str(error), ""
     if not failure:
@@ -290,28 +291,6 @@ def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
     return last_valid.config
 
 
-def _check(path: str) -> tuple[str, str]:
-    """Validate the file in a separate process; return its errors, and a warning about its store.
-
-    Each is empty where there is none. A gateway whose store is unavailable can serve.
-    """
-    try:
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, "-m", "wsgigate", "check", path],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{path}: cannot be checked: {error}", ""
-    output = done.stderr.strip()
-    if done.returncode:
-        return output or f"check: exit {done.returncode}", ""
-    of_store = f"{path}: warning: store.url: "
-    return "", next((line for line in output.splitlines() if line.startswith(of_store)), "")
-
-
 def _join_cookies(_worker: Any, request: Any) -> None:
     request.headers = one_cookie_field(request.headers)
 
@@ -320,8 +299,15 @@ def _worker_started(worker: Any) -> None:
     adopt(log.handlers, worker.cfg.loglevel)
     gateway = worker.wsgi
     if isinstance(gateway, Gateway):
+        if last_valid is not None and last_valid.path:
+            gateway.reloads = ServerReload(last_valid.path, partial(_master_of, worker))
         gateway.start()
         fork.settle()
+
+
+def _master_of(worker: Any) -> int:
+    """Return the process id of the worker's master; 0 if it has ended."""
+    return worker.ppid if os.getppid() == worker.ppid else 0
 
 
 def _worker_stopped(_server: Any, worker: Any) -> None:
