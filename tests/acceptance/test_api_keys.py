@@ -146,4 +146,4 @@ def test_a_change_is_in_force_in_both_workers(served: tuple[Any, Backend]) -> No
     until(lambda: '"path":"/orders"' in server.log)
     for each in (key, new, by_command):
         assert each.partition("_")[2] not in server.log
-    assert f"API key {id_} of owner 'acme' was revoked with the admin token" in server.log
+    assert f"api-key.revoke of {id_} of owner acme by admin token from 127.0.0.1" in server.log
