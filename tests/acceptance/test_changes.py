@@ -85,6 +85,7 @@ def test_a_drain_reaches_every_worker_and_outlives_reloads_and_crashes(
     load = Load(f"{url}/svc", clients=2)
     try:
         one, other = both_workers(url, Worker)
+        until(lambda: set(load.answers) == {(200, "one"), (200, "other")})
         drained = put(url, instance(backends[0]), state="drained")
         assert (drained.status_code, drained.json()["appliesTo"]) == (200, "all workers")
         for worker in (one, other):
