@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.test import Client, create_environ, run_wsgi_app
 
 from tests.support.metrics import Measured, measuring
+from wsgigate import Limiter, MemoryStore
+from wsgigate.http.wsgi import REJECTED_BY
 from wsgigate.middleware.metrics import DURATION, Metrics
 from wsgigate.telemetry.metrics import PROCESS
 
@@ -222,3 +224,19 @@ def test_other_buckets_are_used_for_what_follows(measured: Measured) -> None:
         assert PROCESS.totals()[REQUESTS].family.bounds == (1.0, 2.0)
     finally:
         DURATION.set_buckets(before)
+
+
+def test_a_rejection_counts_by_status_and_by_what_rejected(measured: Measured) -> None:
+    limited = Limiter(app, "1/h", store=MemoryStore())
+    client = Client(Metrics(limited))
+    assert [client.get("/").status_code for _ in range(3)] == [200, 429, 429]
+    assert measured.series("wsgigate_rejections") == {("429", "Limiter"): 2.0}
+
+
+def test_a_rejection_that_a_fallback_has_replaced_is_none(measured: Measured) -> None:
+    def replaced(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ[REJECTED_BY] = "Circuit breaker open"
+        return app(environ, start_response)
+
+    Client(Metrics(replaced)).get("/")
+    assert not measured.series("wsgigate_rejections")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -179,6 +180,27 @@ def test_the_environ_has_the_attempts_and_the_time_that_they_took(
     assert environ[ATTEMPTS] == 2
     assert environ[UPSTREAM_SECONDS] == 6.0
     assert measured.value(ATTEMPT) == 2
+
+
+def test_the_time_for_which_a_body_is_waited_for_counts_as_the_services(
+    backend: Backend, forward: Forward
+) -> None:
+    def slowly(connection: socket.socket, _request: Received) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nha")
+        released.wait(20)
+        connection.sendall(b"lf")
+
+    released = threading.Event()
+    backend.answers = [slowly]
+    environ = new_environ()
+    body = forward(backend.url).application(environ, lambda *_: print)
+    blocks = iter(body)
+    assert next(blocks) == b"ha"
+    head = environ[UPSTREAM_SECONDS]
+    released.set()
+    assert b"".join(blocks) == b"lf"
+    close_body(body)
+    assert environ[UPSTREAM_SECONDS] > head
 
 
 def silent(connection: socket.socket, _request: Received) -> bool:

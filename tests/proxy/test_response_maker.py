@@ -165,14 +165,14 @@ class Departed:
 def body(*parts: Any, gone: bool = False, status: int = 200) -> tuple[Body, Response, list[Any]]:
     response, ended = Response(status, [], *parts), []
     watch: Any = Departed(gone)
-    return Body(response, ended.append, watch), response, ended
+    return Body(response, ended.append, watch, {}), response, ended
 
 
 def test_the_end_of_a_body_releases_everything_once() -> None:
     """R02"""
     response, ended = Response(200, [], b"a", b"b"), []
     watch: Any = Departed()
-    made: Any = Body(response, ended.append, watch)
+    made: Any = Body(response, ended.append, watch, {})
     made.promised = 2
     assert list(made) == [b"a", b"b"]
     made.close()

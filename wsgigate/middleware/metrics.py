@@ -12,7 +12,15 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.bearer import bearer
 from wsgigate.http.problem import Problem, answer_with
-from wsgigate.http.wsgi import ROUTE, SERVICE, TUNNELLED, UPSTREAM_SECONDS, Observed, observe
+from wsgigate.http.wsgi import (
+    REJECTED_BY,
+    ROUTE,
+    SERVICE,
+    TUNNELLED,
+    UPSTREAM_SECONDS,
+    Observed,
+    observe,
+)
 from wsgigate.rules.arguments import Pattern, Trait, checked
 from wsgigate.runtime import fork
 from wsgigate.telemetry.exposition import CONTENT_TYPES, exposition, preferred_format
@@ -70,6 +78,12 @@ ABORTED = Counter(
     "wsgigate_responses_aborted",
     "Responses that ended early: the client left, or the app failed after it had begun.",
     _ROUTE_LABELS,
+)
+
+REJECTIONS = Counter(
+    "wsgigate_rejections",
+    "Requests that the gateway rejected itself, by status and the middleware or the reason.",
+    ("http_response_status_code", "reason"),
 )
 
 ACTIVE = Family("http_server_active_requests", "gauge", "Requests in flight.", ())
@@ -221,6 +235,9 @@ class Metrics:
             RESPONSE_BYTES.labels(route, service).add(sent)
             REQUEST_BYTES.labels(route, service).add(received)
             return
+        rejected = get(REJECTED_BY)
+        if rejected and status >= "400":  # else a fallback has responded in its place
+            REJECTIONS.labels(status, rejected).add()
         method = environ["REQUEST_METHOD"]
         if method not in _METHODS:
             method = "_OTHER"

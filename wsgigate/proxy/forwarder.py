@@ -12,7 +12,7 @@ from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.http.target import BadTarget
 from wsgigate.http.wsgi import FAILURE, REJECTED_BY, SERVICE
 from wsgigate.proxy.attempts import Attempts, Resilience, Sender
-from wsgigate.proxy.disconnect import CLIENT_LEFT, Disconnects
+from wsgigate.proxy.disconnect import Disconnects
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.request import RequestMaker, TokenSigner, is_last_hop
 from wsgigate.proxy.response import ResponseMaker, Unanswered
@@ -148,6 +148,7 @@ class Forwarder:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ[SERVICE] = self.pool.service
         environ.pop(FAILURE, None)  # set by a previous forwarder of this request
+        environ.pop(REJECTED_BY, None)
         try:
             if environ["REQUEST_METHOD"] == "OPTIONS" and is_last_hop(environ):
                 start_response("204 No Content", [])
@@ -165,9 +166,9 @@ class Forwarder:
             )
         except BadTarget as error:
             problem, reason = Problem(400, "Malformed request target."), str(error)
-            environ[REJECTED_BY] = "Forwarder"
         except Refusal as error:
             problem, reason = error.problem, str(error)
-            if not isinstance(error, Unanswered) and problem is not CLIENT_LEFT:
+            if problem.status == 503 and not isinstance(error, Unanswered):
+                # nothing was sent: no instance, an open circuit, or a full bulkhead
                 environ[REJECTED_BY] = problem.extensions.get("error") or "Forwarder"
         return self._responses.reject(problem, reason, environ, start_response)

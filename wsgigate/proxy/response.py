@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from operator import itemgetter
+from time import monotonic
 from typing import Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIEnvironment
 
@@ -36,7 +37,7 @@ from wsgigate.http.problem import (
     refused,
     status_line,
 )
-from wsgigate.http.wsgi import FAILURE, REASON, ExcInfo, Headers
+from wsgigate.http.wsgi import FAILURE, REASON, UPSTREAM_SECONDS, ExcInfo, Headers
 from wsgigate.proxy.disconnect import CLIENT_LEFT, ClientLeft, ClientWatch
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.rewriting import ForwardedOrigin, cookie_path, location, refresh
@@ -224,13 +225,14 @@ class Body:
     :param response: The response, its head read.
     :param done: Called once, at the end, with the error that ended the body, or ``None``.
     :param watch: Reports whether the client has disconnected.
+    :param environ: Gets the time for which the instance was waited for, added to that before.
     :ivar promised: The bytes still expected; ``None`` when the length is unknown.
     :ivar instead: Returns an error response for a body that failed before its first byte; raises if
         the head has been sent already.
     """
 
     __slots__ = (
-        *("_watch", "_done", "_other", "_read", "_response"),
+        *("_environ", "_watch", "_done", "_other", "_read", "_response", "_waited"),
         *("error", "instead", "promised"),
     )
 
@@ -239,9 +241,12 @@ class Body:
         response: requests.Response,
         done: Callable[[Exception | None], object],
         watch: ClientWatch,
+        environ: WSGIEnvironment,
     ) -> None:
         self._response = response
         self._watch = watch
+        self._environ = environ
+        self._waited = 0.0
         self._read = getattr(response.raw, "read1", None) or response.raw.read
         self.promised: int | None = None
         self._done: Callable[[Exception | None], object] | None = done
@@ -255,12 +260,15 @@ class Body:
     def __next__(self) -> bytes:
         if self._other is not None:
             return next(self._other)
+        began = monotonic()
         try:
             block: bytes = self._read(BLOCK, decode_content=False)
         except SlowResponse as error:
             raise self._cut(f"the response came too slowly: {error}") from error
         except _READ_ERRORS as error:
             return self._ended(f"the response was cut: {type(error).__name__}", error)
+        finally:
+            self._waited += monotonic() - began
         if block:
             self.instead = None
             if self.promised is not None:
@@ -311,6 +319,8 @@ class Body:
         if done is None:
             return
         self._watch.close()
+        waited = self._environ.get(UPSTREAM_SECONDS, 0.0)
+        self._environ[UPSTREAM_SECONDS] = waited + self._waited
         try:
             self._response.close()
         finally:
@@ -367,7 +377,7 @@ class ResponseMaker:
             return self._respond_at_once(
                 response.whole, response, request, instance, done, watch, start_response
             )
-        body = Body(response, done, watch)
+        body = Body(response, done, watch, environ)
         try:
             status, headers, length = self.head(response, request, instance)
             if length == 0:

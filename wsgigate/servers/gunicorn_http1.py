@@ -36,8 +36,15 @@ from wsgigate.servers.gunicorn_loop import LoopWorker, nothing
 from wsgigate.servers.gunicorn_threads import IdleConnections
 from wsgigate.servers.http1_request import BadRequest, Head
 from wsgigate.servers.http1_response import Response, http_date
+from wsgigate.telemetry.metrics import Counter
 
 __all__ = ["LOST", "Http1Worker"]
+
+REJECTED = Counter(
+    "wsgigate_worker_requests_rejected",
+    "Requests that the server rejected before the app: malformed, too large or too slow ones.",
+    ("http_response_status_code",),
+)
 
 
 LOST = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)
@@ -218,6 +225,8 @@ class Http1Worker(LoopWorker):
         :param method: The request's method, where it is known.
         :param target: Its target, where it is known.
         """
+        if problem is not _FAILED:
+            REJECTED.labels(str(problem.status)).add()
         known = isinstance(client, tuple) and len(client) > 1  # a Unix socket has no address
         host, port = (str(client[0]), str(client[1])) if known else ("", "")
         if problem is not _FAILED:

@@ -239,11 +239,15 @@ class IdleConnections:
 
     def any_ready(self) -> bool:
         """Return whether a connection waits for a free thread, with something to be read."""
+        return self.count_ready() > 0
+
+    def count_ready(self) -> int:
+        """Return how many connections wait for a free thread, with something to be read."""
         poll = select.poll()
         for descriptor, entry in list(self._waiting.items()):
             if not getattr(entry.connection, "flushing", False):
                 poll.register(descriptor, select.POLLOUT if entry.ahead else select.POLLIN)
-        return bool(self._offered or poll.poll(0))
+        return len(self._offered) + len(poll.poll(0))
 
     @property
     def silent_since(self) -> float:

@@ -77,9 +77,30 @@ from wsgigate.servers.gunicorn_threads import (
     Threads,
 )
 from wsgigate.servers.http1_request import BadRequest, HeadParser, HeadRules
+from wsgigate.telemetry.metrics import Counter, Gauge
 
 __all__ = ["GateWorker"]
 
+
+THREADS = Gauge("wsgigate_worker_threads", "Threads of the workers by state.", ("state",))
+
+QUEUE = Gauge(
+    "wsgigate_worker_queue",
+    "Requests that wait for a thread, as all threads of their worker are busy.",
+)
+
+CONNECTIONS = Gauge(
+    "wsgigate_worker_connections",
+    "Connections of clients: those that threads serve, idle ones, and those that are closing.",
+    ("state",),
+)
+
+CLOSED = Counter(
+    "wsgigate_worker_connections_rejected",
+    "Connections that a worker closed: client (an address has too many), slow (all threads wait "
+    "for slow clients), oldest (there are too many), tls (the handshake cannot begin).",
+    ("reason",),
+)
 
 PATIENCE = 1.0
 """Seconds for which a thread waits for a request before it checks whether the pool has stopped."""
@@ -169,6 +190,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         may_proxy = not own and self._proxied != "off" and self._may_proxy(address)
         counted = "" if may_proxy or own else self._count(address)
         if counted is None:
+            CLOSED.labels("client").add()
             client.close()
             return
         kind = ClientConnection
@@ -180,6 +202,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
                 # nothing was read yet, so either a file cannot be used, or the client has left
                 level = self.log.debug if error.errno in LOST else self.log.error
                 level("TLS failed with ip=%s: %s", _host(address), error)
+                CLOSED.labels("tls").add()
                 client.close()
                 self._counts.leave(counted)
                 return
@@ -293,6 +316,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
             return
         connection = self.idle.take_oldest()
         if connection is not None:
+            CLOSED.labels("oldest").add()
             self.drop(connection)
 
     def drop(self, connection: ClientConnection) -> None:
@@ -332,11 +356,25 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         if now < self._next_scan:
             return
         self._next_scan = now + LOOK
+        self._measure()
         for connection in self.idle.take_expired(now):
             self.drop(connection)
         if self._stop_at is not None and now >= self._stop_at:
             self.refuse_http2()
         self.end_idle_http2(now)
+
+    def _measure(self) -> None:
+        """Set the gauges of this worker: four times a second, so that no request pays for it."""
+        busy, idle = len(self.at_work), len(self.idle)
+        for gauge, state, value in (
+            (THREADS, "busy", busy),
+            (THREADS, "idle", max(0, self.tpool.count - busy)),
+            (CONNECTIONS, "active", max(0, len(self._open) - idle)),
+            (CONNECTIONS, "idle", idle),
+            (CONNECTIONS, "closing", len(self._lingering)),
+        ):
+            gauge.labels(state).set(value)
+        QUEUE.set(self.idle.count_ready() if busy >= self.tpool.count else 0)
 
     def _free_threads(self, now: float) -> None:
         """Cut clients that threads wait for, where no thread is left for a request that waits."""
@@ -350,6 +388,7 @@ class GateWorker(BootingWorker, Http1Worker, Http2Worker):
         for connection in ended:
             connection.cut()
         if ended:
+            CLOSED.labels("slow").add(len(ended))
             self.log.warning("%d connections cut: all threads wait for slow clients", len(ended))
 
     def begin_stop(self, deadline: float) -> None:
