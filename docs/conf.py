@@ -20,6 +20,7 @@ exclude_patterns = [
     "reference.rst",
     "environ.rst",
     "safety_table.rst",
+    "metrics_names.rst",
     "server_keys.rst",
 ]  # included
 highlight_language = "none"

@@ -1,6 +1,6 @@
-"""Generate ``reference.rst``, ``environ.rst`` and ``server_keys.rst`` from the code.
+"""Generate ``reference.rst``, ``environ.rst``, ``server_keys.rst`` and ``metrics_names.rst``.
 
-Run it after changing keys of the file or environ keys::
+Run it after changing keys of the file, environ keys or metrics::
 
     python docs/generate_reference.py
 """
@@ -11,6 +11,7 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from wsgigate.config.tables import ListOf, MapOf, Table, TableKey, UnionOf
 from wsgigate.config.types import Duration, Kind
 from wsgigate.http import wsgi
 from wsgigate.server_check import SERVER_KEYS
+from wsgigate.telemetry.metrics import families
 
 FOLDER = Path(__file__).parent
+
+PACKAGE = FOLDER.parent / "wsgigate"
 
 DEFAULTS = {
     "breaker.name": 'derived from the route; ``"default"`` in the top-level list',
@@ -234,6 +238,34 @@ def server_keys() -> str:
     return "\n".join([*lines, ""])
 
 
+def metrics_names() -> str:
+    """Return the text of ``metrics_names.rst``: every metric that the package declares."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "wsgigate.telemetry.metrics import" in path.read_text(encoding="utf-8"):
+            parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+            import_module(".".join(parts).removesuffix(".__init__"))
+    lines = [
+        ".. Written by generate_reference.py; changes made here are lost.",
+        "",
+        ".. list-table::",
+        "   :header-rows: 1",
+        "   :widths: 34 9 25 32",
+        "",
+        "   * - Name",
+        "     - Kind",
+        "     - Labels",
+        "     - What it counts or measures",
+    ]
+    for name, family in families().items():
+        if not name.startswith(("wsgigate_", "http_")):
+            continue  # an instrument of a test
+        shown = f"{name}_total" if family.kind == "counter" else name
+        labels = ", ".join(f"``{label}``" for label in family.labels)
+        lines += [f"   * - ``{shown}``", f"     - {family.kind}"]
+        lines += [f"     - {labels}".rstrip(), f"     - {family.help}"]
+    return "\n".join([*lines, ""])
+
+
 def _documented() -> Iterator[tuple[str, str]]:
     """Yield the environ keys of ``wsgigate.http.wsgi`` with the text below each."""
     body = ast.parse(inspect.getsource(wsgi)).body
@@ -253,3 +285,4 @@ if __name__ == "__main__":
     (FOLDER / "reference.rst").write_text(reference(), encoding="utf-8")
     (FOLDER / "environ.rst").write_text(environ(), encoding="utf-8")
     (FOLDER / "server_keys.rst").write_text(server_keys(), encoding="utf-8")
+    (FOLDER / "metrics_names.rst").write_text(metrics_names(), encoding="utf-8")

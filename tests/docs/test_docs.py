@@ -179,7 +179,7 @@ def test_what_starts_a_server_is_run_among_the_acceptance_tests() -> None:
             assert not line.startswith(("gunicorn", "wsgigate run")), f"{name}: {line}"
 
 
-@pytest.mark.parametrize("name", ["reference", "environ", "server_keys"])
+@pytest.mark.parametrize("name", ["reference", "environ", "server_keys", "metrics_names"])
 def test_the_generated_pages_are_what_the_code_says(name: str) -> None:
     generator = runpy.run_path(str(FOLDER / "generate_reference.py"))
     assert PAGES[f"{name}.rst"] == generator[name](), "run docs/generate_reference.py"

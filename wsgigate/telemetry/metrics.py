@@ -849,7 +849,8 @@ def checked_buckets(buckets: Sequence[float]) -> tuple[float, ...]:
 def families(recorder: Recorder = PROCESS) -> Mapping[str, Family]:
     """Return what the loaded modules measure, by name."""
     found = {name: each.family for name, each in recorder.instruments.items()}
-    return dict(sorted({**found, **OBSERVABLE}.items()))
+    derived = [WORKERS, STARTS, *(each.active for each in recorder.in_flight)]
+    return dict(sorted({**found, **OBSERVABLE, **{each.name: each for each in derived}}.items()))
 
 
 def _cut(value: str) -> str:
