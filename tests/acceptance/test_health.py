@@ -174,7 +174,7 @@ threads = 4
 url = "lmdb:{store}"
 [[middleware]]
 use = "limiter"
-quota = "100 per hour"
+quota = "100 per day"
 [services.svc]
 instances = ["{url}"]
 health = {{ path = "/health", interval = "0.5s", timeout = "1s" }}

@@ -310,7 +310,7 @@ from wsgigate.middleware.limiter import Limiter
 def hello(environ, start_response):
     start_response("200 OK", [])
     return []
-limiter = Limiter(hello, "200 per hour", algorithm=sys.argv[2], store="lmdb:" + sys.argv[1])
+limiter = Limiter(hello, "200 per day", algorithm=sys.argv[2], store="lmdb:" + sys.argv[1])
 statuses = []
 def work():
     for _ in range(50):
@@ -330,7 +330,7 @@ limiter.close()
 
 @pytest.mark.parametrize("algorithm", ["token-bucket", "fixed-window"])
 def test_processes_and_threads_together_never_let_one_too_many_pass(tmp_path, algorithm):
-    """Four processes with four threads ask 800 times for 200 that there are in an hour."""
+    """Four processes with four threads ask 800 times for 200 that there are in a day."""
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", HAMMER, tmp_path / "store", algorithm],
