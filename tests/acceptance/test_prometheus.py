@@ -86,8 +86,12 @@ def test_prometheus_reads_what_a_gateway_has_counted(
             return {each["metric"]["job"]: each["value"][1] for each in results}
 
         until(lambda: counted() == {"prefix": "7", "listener": "7"})
-        targets = http.get(f"{prometheus.url}/api/v1/targets").json()["data"]["activeTargets"]
-        assert [each["lastError"] for each in targets] == ["", ""]
+
+        def errors() -> list[str]:
+            targets = http.get(f"{prometheus.url}/api/v1/targets").json()["data"]["activeTargets"]
+            return [each["lastError"] for each in targets]
+
+        until(lambda: errors() == ["", ""])  # of the last scrapes, each of which has 200 ms
 
         text = http.get(f"http://127.0.0.1:{port}/metrics")
         checked = subprocess.run(

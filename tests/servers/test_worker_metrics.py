@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.servers.gate import GET, Gate, Make
 from tests.support.metrics import Measured
+from tests.support.waiting import until
 from wsgigate.servers.gunicorn_worker import GateWorker
 
 
@@ -16,7 +17,7 @@ def test_the_gauges_have_the_threads_and_the_connections(gate: Gate, measured: M
     gate.worker.at_work |= {1, 2, 3, 4}  # as many threads as it has
     waiting = gate.connect()
     waiting.sendall(GET)
-    assert gate.worker.idle.any_ready()
+    until(gate.worker.idle.any_ready)
     gate.worker.expire(2.0)
     assert measured.series("wsgigate_worker_threads") == {("busy",): 4.0}
     assert measured.value("wsgigate_worker_queue") == 1
