@@ -304,7 +304,7 @@ def test_a_closed_stream_hurts_no_request():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"format": "xml"}, 'format is "auto", "json" or "text"'),
+        ({"format": "xml"}, "format is one of auto, json, text, otel, ecs, logfmt, combined, not"),
         ({"queue_size": 0}, "queue_size"),
         ({"queue_size": -1}, "queue_size"),
     ],

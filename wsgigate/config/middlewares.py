@@ -9,6 +9,7 @@ the file is declared here: a function by its name, the content of a file, the ga
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -585,6 +586,18 @@ def _content(file: Path, key: str) -> str | bytes:
     return content
 
 
+def _with_log_output(options: Options, context: BuildContext) -> Options:
+    """Return the options of a logger with its handler made; a file's name is relative no more."""
+    if "file" in options:
+        options = {**options, "file": str(context.folder / options["file"])}
+    if options.get("handler") is not None:
+        made = options["handler"]()
+        if not isinstance(made, logging.Handler):
+            raise ValueError(f"handler: the function returned no handler, but {made!r:.100}")
+        options = {**options, "handler": made}
+    return options
+
+
 class _FaultInjection(KnownMiddleware):
     """Faults, which only a gateway with ``fault_injection`` injects."""
 
@@ -753,8 +766,17 @@ MIDDLEWARES: dict[str, KnownMiddleware] = {
                 "The output stream.",
                 "stdout",
                 convert=lambda name: sys.stderr if name == "stderr" else None,
-            )
+            ),
+            "exempt": _selection(_EXEMPT, "Requests that are not logged, such as probes."),
+            "handler": TableKey(
+                ImportPath("a function"),
+                "A function package.module:function without arguments that returns a handler of "
+                "Python's logging to write to.",
+                None,
+                convert=import_function,
+            ),
         },
+        prepare=_with_log_output,
     ),
     "message-signature": KnownMiddleware(
         "wsgigate.middleware.message_signature:SignatureAuthenticator",

@@ -12,21 +12,40 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from json.encoder import encode_basestring_ascii as _quoted
-from typing import NamedTuple, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 from urllib.parse import quote
 
 from wsgigate.runtime import fork
 
-__all__ = ["JsonLines", "LineFormat", "Record", "Sink", "TextLines"]
+__all__ = [
+    "LONGEST",
+    "SHORTEST",
+    "BoundedLines",
+    "JsonLines",
+    "LineFormat",
+    "LogOutput",
+    "Record",
+    "Sink",
+    "TextLines",
+    "TimeText",
+    "cut",
+    "json_text",
+    "path_of",
+    "status_of",
+    "words",
+]
 
 
 LONGEST = 4096
 """Maximum bytes of a line: POSIX writes up to ``PIPE_BUF`` (4096 on Linux) to a pipe atomically."""
 
-_LIMITS = (512, 128, 24)  # characters of a value; the first that makes the line short enough
+SHORTEST = 24
+"""Characters of a value in a line that would be too long otherwise."""
+
+_LIMITS = (512, 128, SHORTEST)  # characters of a value; the first that makes the line short enough
 
 _COLOURS = {"2": "32", "3": "36", "4": "33", "5": "31"}  # colour of each status class, ECMA-48 SGR
 
@@ -40,6 +59,7 @@ class Record(NamedTuple):
 
     ``target`` is the request target as received, if the server provides it; else the path is built
     from the decoded ``path``. ``status`` is a status line, or empty; ``duration`` is in seconds.
+    ``environ`` and ``head``, the fields of the response, are for formats with further fields.
     """
 
     time: float
@@ -60,6 +80,10 @@ class Record(NamedTuple):
     aborted: bool
     shaped: str | None = None
     rule: str | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    environ: Mapping[str, Any] | None = None
+    head: Sequence[tuple[str, str]] | None = None
 
 
 class LineFormat(Protocol):
@@ -72,7 +96,7 @@ class LineFormat(Protocol):
         """Return the line that reports *count* lost records."""
 
 
-class _Clock:
+class TimeText:
     """Formats times; the text of a second is cached."""
 
     def __init__(self) -> None:
@@ -87,7 +111,7 @@ class _Clock:
         return f"{text}.{rest:03d}Z"
 
 
-class _BoundedLines:
+class BoundedLines:
     """Lines whose values are cut as little as necessary."""
 
     def line(self, record: Record) -> bytes:
@@ -102,31 +126,34 @@ class _BoundedLines:
         raise NotImplementedError
 
 
-class JsonLines(_BoundedLines):
+class JsonLines(BoundedLines):
     """One JSON object per line, in ASCII."""
 
     def __init__(self) -> None:
-        self._time = _Clock()
+        self._time = TimeText()
 
     def _line(self, r: Record, limit: int) -> bytes:
         line = (
-            f'{{"time":"{self._time(r.time)}","request_id":{_json(r.request_id, limit)},'
+            f'{{"time":"{self._time(r.time)}","request_id":{json_text(r.request_id, limit)},'
             f'"client":{_known(r.client, limit)},'
-            f'"method":{_METHODS.get(r.method) or _json(r.method, limit)},'
-            f'"path":{_json(_path(r), limit)},'
-            f'"status":{_status(r.status) or "null"},"bytes":{r.bytes},'
+            f'"method":{_METHODS.get(r.method) or json_text(r.method, limit)},'
+            f'"path":{json_text(path_of(r), limit)},'
+            f'"status":{status_of(r.status) or "null"},"bytes":{r.bytes},'
             f'"duration_ms":{r.duration * 1000:.3f},"route":{_known(r.route, limit)},'
             f'"service":{_known(r.service, limit)},"instance":{_known(r.instance, limit)},'
-            f'"subject":{_json(r.subject, limit)}'
+            f'"subject":{json_text(r.subject, limit)}'
         )
         if r.shaped is not None:
-            line += f',"shaped":{_json(r.shaped, limit)}'
+            line += f',"shaped":{json_text(r.shaped, limit)}'
         if r.rule is not None:
-            line += f',"rule":{_json(r.rule, limit)}'
+            line += f',"rule":{json_text(r.rule, limit)}'
         if r.reason is not None:
-            line += f',"reason":{_json(r.reason, limit)}'
+            line += f',"reason":{json_text(r.reason, limit)}'
         if r.error is not None:
-            line += f',"error":{_json(r.error, limit)}'
+            line += f',"error":{json_text(r.error, limit)}'
+        if r.trace_id is not None:
+            line += f',"trace_id":{json_text(r.trace_id, limit)}'
+            line += f',"span_id":{json_text(r.span_id, limit)}'
         if r.aborted:
             line += ',"aborted":true'
         # DEL is the only control character that JSON does not require to be escaped.
@@ -137,7 +164,7 @@ class JsonLines(_BoundedLines):
         return f'{{"time":"{time}","event":"log records dropped","count":{count}}}\n'.encode()
 
 
-class TextLines(_BoundedLines):
+class TextLines(BoundedLines):
     """One line of text in columns; values that are not set are left out.
 
     Characters that do not print, spaces, quotes and backslashes in a value are escaped, so that no
@@ -149,21 +176,21 @@ class TextLines(_BoundedLines):
     """
 
     def __init__(self, encoding: str = "utf-8", *, colour: bool = False) -> None:
-        self._time = _Clock()
+        self._time = TimeText()
         self._encoding = encoding
         self._colour = colour
 
     def _line(self, r: Record, limit: int) -> bytes:
         def text(value: object) -> str:
-            return _escaped(_cut(value, limit))
+            return _escaped(cut(value, limit))
 
-        status = _status(r.status) or "---"
+        status = status_of(r.status) or "---"
         colour = _COLOURS.get(status[0]) if self._colour else None
         if colour:
             status = f"\x1b[{colour}m{status}\x1b[0m"
         line = (
             f"{self._time(r.time)} {status} {r.duration * 1000:9.1f}ms {r.bytes:>9}B"
-            f" {text(r.client):<15} {text(r.method):<7} {text(_path(r))}"
+            f" {text(r.client):<15} {text(r.method):<7} {text(path_of(r))}"
         )
         for name, value in (
             ("route", r.route),
@@ -171,16 +198,17 @@ class TextLines(_BoundedLines):
             ("instance", r.instance),
             ("subject", r.subject),
             ("request_id", r.request_id),
+            ("trace_id", r.trace_id),
             ("error", r.error),
         ):
             if value is not None:
                 line += f" {name}={text(value)}"
         if r.shaped is not None:
-            line += f" shaped={_words(_cut(r.shaped, limit))}"
+            line += f" shaped={words(cut(r.shaped, limit))}"
         if r.rule is not None:
-            line += f" rule={_words(_cut(r.rule, limit))}"
+            line += f" rule={words(cut(r.rule, limit))}"
         if r.reason is not None:
-            line += f" reason={_words(_cut(r.reason, limit))}"
+            line += f" reason={words(cut(r.reason, limit))}"
         return (line + (" aborted\n" if r.aborted else "\n")).encode(
             self._encoding, "backslashreplace"
         )
@@ -189,33 +217,35 @@ class TextLines(_BoundedLines):
         return f"{self._time(now)} --- log records dropped: {count}\n".encode(self._encoding)
 
 
-def _cut(value: object, limit: int) -> str:
+def cut(value: object, limit: int) -> str:
+    """Return *value* as text of at most *limit* characters."""
     text = value if type(value) is str else str(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _json(value: object, limit: int) -> str:
+def json_text(value: object, limit: int) -> str:
+    """Return *value* as a JSON text in ASCII, cut to *limit* characters; ``null`` for ``None``."""
     if value is None:
         return "null"
-    return _quoted(value if type(value) is str and len(value) <= limit else _cut(value, limit))
+    return _quoted(value if type(value) is str and len(value) <= limit else cut(value, limit))
 
 
 _METHODS = {
     method: f'"{method}"' for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 }
 
-_known = lru_cache(maxsize=4096)(_json)
+_known = lru_cache(maxsize=4096)(json_text)
 """The same with a cache, for values that recur."""
 
 
 @lru_cache(maxsize=256)
-def _status(line: str) -> str:
+def status_of(line: str) -> str:
     """Return the code of a status line; empty without one."""
     code = line[:3]
     return code if len(code) == 3 and code.isascii() and code.isdigit() and code >= "100" else ""
 
 
-def _path(record: Record) -> str:
+def path_of(record: Record) -> str:
     """Return the path of the request, without query and fragment, which may contain tokens."""
     target = record.target
     if target and target[0] == "/" and "?" not in target and "#" not in target:
@@ -237,7 +267,8 @@ def _escaped(value: str) -> str:
     return "".join(map(_escape, value))
 
 
-def _words(value: str) -> str:
+def words(value: str) -> str:
+    """Return *value* in quotes: its spaces stay, other special characters are escaped."""
     return f'"{" ".join(map(_escaped, value.split(" ")))}"'
 
 
@@ -267,6 +298,22 @@ _ROUND = 1000  # lines taken at a time
 _BLOCK = 65536  # bytes written at a time to anything but a pipe
 
 
+class LogOutput(Protocol):
+    """Where lines go, besides a stream; used by one thread, which opens and closes it."""
+
+    most: int
+    """Bytes written at a time."""
+
+    def write(self, lines: Sequence[bytes]) -> int:
+        """Write *lines*; return how many of them were lost.
+
+        :raises OSError: They all were.
+        """
+
+    def close(self) -> None:
+        """Close what was opened. The next line opens it again."""
+
+
 class Sink:
     """A bounded queue of lines, and the thread that writes them to a stream.
 
@@ -278,20 +325,23 @@ class Sink:
 
     :param stream: The stream; ``None`` for the current ``sys.stdout``: test runners and
         ``redirect_stdout`` replace it, and close the replacement later.
-    :param lines: Returns the formatter of lines for a stream.
+    :param lines: Returns the formatter of lines for a stream; ``None`` for another output.
     :param queue_size: Maximum number of queued records.
     :param now: Returns the Unix time in seconds.
+    :param output: Returns the output to use instead of a stream, unopened.
     """
 
     def __init__(
         self,
         stream: TextIO | None,
-        lines: Callable[[TextIO], LineFormat],
+        lines: Callable[[TextIO | None], LineFormat],
         *,
         queue_size: int,
         now: Callable[[], float],
+        output: Callable[[], LogOutput] | None = None,
     ) -> None:
         self._stream = stream
+        self._output = output
         self._lines = lines
         self._queue_size = queue_size
         self._now = now
@@ -331,7 +381,9 @@ class Sink:
         with self._starting:
             if self._writer is not None:
                 return self._writer
-            writer = _Writer(self._stream, self._lines, self._now, self._queue_size // 2)
+            output = None if self._output is None else self._output()
+            many = self._queue_size // 2
+            writer = _Writer(self._stream, self._lines, self._now, many, output)
             try:
                 writer.start()
             except RuntimeError:  # no more threads, or the interpreter is shutting down
@@ -347,15 +399,17 @@ class _Writer:
     def __init__(
         self,
         stream: TextIO | None,
-        lines: Callable[[TextIO], LineFormat],
+        lines: Callable[[TextIO | None], LineFormat],
         now: Callable[[], float],
         many: int,
+        output: LogOutput | None,
     ) -> None:
         self.queue: deque[bytes | threading.Event | None] = deque()
         self.dropped = 0
         self.thread = threading.Thread(target=self._run, name="wsgigate-log", daemon=True)
         self._stream = stream
-        self._follows = stream is None
+        self._follows = stream is None and output is None
+        self._streams = output is None
         self._make_lines = lines
         self._now = now
         self._many = many
@@ -364,7 +418,7 @@ class _Writer:
         self._wake = threading.Event()
         self._hurry = threading.Event()
         self._reported = 0
-        self._output: _Output | None = None
+        self._output: LogOutput | None = output
         self._lines: LineFormat | None = None
 
     def start(self) -> None:
@@ -430,6 +484,8 @@ class _Writer:
             items = [queue.popleft() for _ in range(min(len(queue), _ROUND))]
             going_on = None not in items
             self._write(items)
+        if self._output is not None:
+            self._output.close()
         self._unregister()
 
     def _write(self, items: list[bytes | threading.Event | None]) -> None:
@@ -458,11 +514,12 @@ class _Writer:
             lines = self._opened()
             if self._output is None:
                 self._output = _Output(self._current())
-            if lost:
-                self._output.write(lines.dropped(self._now(), lost))
+            if lost and not self._output.write([lines.dropped(self._now(), lost)]):
                 self._reported += lost
             if batch:
-                self._output.write(b"".join(batch))
+                unwritten = self._output.write(batch)
+                if unwritten:
+                    self.lose(unwritten)
         except Exception:  # a full disk, a closed pipe or stream
             self.lose(len(batch))
 
@@ -471,7 +528,7 @@ class _Writer:
             if self._follows and sys.stdout is not self._stream:
                 self._stream, self._lines, self._output = sys.stdout, None, None
             if self._lines is None:
-                self._lines = self._make_lines(self._current())
+                self._lines = self._make_lines(self._current() if self._streams else None)
             return self._lines
 
     def _current(self) -> TextIO:
@@ -500,15 +557,21 @@ class _Output:
             if stat.S_ISREG(mode) or stat.S_ISCHR(mode):
                 self.most = _BLOCK
 
-    def write(self, data: bytes) -> None:
+    def close(self) -> None:
+        """Leave the stream open: it belongs to the application."""
+
+    def write(self, lines: Sequence[bytes]) -> int:
+        """Write *lines*; return 0, as none is lost without an exception."""
+        data = b"".join(lines)
         if self._raw is None:
             self._stream.write(data.decode(self._encoding))
             self._stream.flush()
-            return
+            return 0
         if self._torn:  # a full disk has cut a line: begin a new one
             self._write_raw(self._raw, b"\n")
             self._torn = False
         self._write_raw(self._raw, data)
+        return 0
 
     def _write_raw(self, raw: io.RawIOBase, data: bytes) -> None:
         rest = memoryview(data)
