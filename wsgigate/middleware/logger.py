@@ -74,7 +74,7 @@ _record = tuple.__new__
 
 _slow_log = logging.getLogger("wsgigate.slow")
 
-Format = Literal["auto", "json", "text", "otel", "ecs", "logfmt", "combined"]
+LogFormat = Literal["auto", "json", "text", "otel", "ecs", "logfmt", "combined"]
 
 _FORMATS = ("auto", "json", "text", "otel", "ecs", "logfmt", "combined")
 
@@ -133,7 +133,7 @@ class Logger:
         app: WSGIApplication,
         *,
         stream: TextIO | None = None,
-        format: Format = "auto",
+        format: LogFormat = "auto",
         queue_size: Count = 10_000,
         fields: Sequence[str] = (),
         sample: Fraction = 1.0,
