@@ -78,6 +78,13 @@ _NO_LIMIT = Unapplied(
 _OTHER = Unapplied("it has no effect; use wsgigate run, or the server's own setting")
 
 SERVER_KEYS: dict[str, dict[Starter, Unapplied]] = {
+    "drain_delay": {
+        "granian": Unapplied(
+            "it stops accepting at once; wait in the orchestrator before it is stopped, such as in "
+            "a preStop hook, or run under gunicorn"
+        ),
+        "other": _OTHER,
+    },
     "head_timeout": {"gthread": _NO_DEADLINE, "other": _OTHER},
     "http2": {
         # no release is known that frees them; 2.8.9 was tested

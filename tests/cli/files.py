@@ -23,6 +23,7 @@ prefix = "/_gateway"
 [[middleware]]
 use = "limiter"
 quota = "100 per 15 minutes"
+exempt = { paths = ["/_gateway/*"] }
 
 [services.users]
 instances = ["http://127.0.0.1:3001", "http://127.0.0.1:3002"]

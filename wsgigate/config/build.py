@@ -41,6 +41,7 @@ from wsgigate.admin.operations import (
     maintenance_group,
     notices_document,
 )
+from wsgigate.admin.probes import ReadinessFacts, livez, readyz
 from wsgigate.admin.reads import ReadFacts, read_group
 from wsgigate.admin.reload import CanReload, reload_group
 from wsgigate.auth.endpoints import RemoteEndpoints
@@ -83,7 +84,7 @@ from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.registry import Registry
 from wsgigate.rules.routing import Route
-from wsgigate.runtime import fork
+from wsgigate.runtime import drain, fork
 from wsgigate.server_check import changed_keys, first_request_check
 from wsgigate.store import NETWORKED, DamagedStore, MisconfiguredStore, Store, StoreError, usage
 from wsgigate.store.memory import MemoryStore
@@ -535,7 +536,7 @@ class _GatewayBuilder:
             own, registry=self._registry_routes(), identity=self._identity, refuse=self._refuse
         )
         made = Gateway(
-            self._with_reserved_paths(self._around(dispatcher)),
+            self._with_reserved_paths(self._around(dispatcher), switch),
             name=gateway.name,
             version=gateway.version,
             store=self._store,
@@ -806,12 +807,41 @@ class _GatewayBuilder:
         )
         return Guard(self._stack.around(app, entries, "middleware", "default", without=inside))
 
-    def _with_reserved_paths(self, app: WSGIApplication) -> WSGIApplication:
+    def _readiness(self, switch: MaintenanceSwitch) -> ReadinessFacts:
+        """Return what decides whether the gateway should get requests."""
+        services = self._config.services
+        statuses = {watch.service: watch.status() for watch in self._services.watches}
+        pools = self._services.pools
+        required = {
+            name: table.required_for_readiness
+            for name, table in services.items()
+            if table.required_for_readiness
+        }
+        return ReadinessFacts(
+            stopping=bool(drain.SERVER),
+            maintenance=self._config.maintenance is not None and GATEWAY in switch.known(),
+            available={name: len(pools[name].available()) for name in required if name in pools},
+            required=required,
+            unanswered=tuple(
+                name
+                for name, status in statuses.items()
+                if status["age"] is None and "error" not in status
+            ),
+        )
+
+    def _with_reserved_paths(
+        self, app: WSGIApplication, switch: MaintenanceSwitch
+    ) -> WSGIApplication:
         """Return *app*, measured, behind the paths that are answered before the middlewares."""
         config = self._config
         admin, bind, errors = config.admin, config.metrics_bind, self._errors
-        own: dict[str, WSGIApplication] = {}
+        own: dict[str, WSGIApplication] = {
+            "/livez": livez,
+            "/readyz": readyz(partial(self._readiness, switch)),
+        }
         paths: dict[str, WSGIApplication] = {}
+        if admin is not None and not errors.under("admin"):
+            paths |= {admin.prefix + path: each for path, each in own.items()}
         if config.records_metrics:
             app = self._measured(app)
             own["/metrics"] = metrics_page(lambda environ: None)

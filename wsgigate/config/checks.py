@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from wsgigate.config.errors import Errors, at, shown
 from wsgigate.config.middlewares import MIDDLEWARES, VERIFIERS, Middleware
@@ -43,6 +44,7 @@ def check_across(
     _check_client_certificates(config, errors, warnings)
     _check_registry(config, errors)
     _check_metrics(config, errors, warnings)
+    _warn_of_guarded_health(config, warnings)
     certificates = False
     for path, entries in config.middleware_lists():
         outside = () if path == "middleware" else config.middleware
@@ -220,6 +222,48 @@ def _check_metrics(config: Config, errors: Errors, warnings: Warnings) -> None:
                 "listen on an address of the monitoring network only",
             )
         )
+
+
+def _warn_of_guarded_health(config: Config, warnings: Warnings) -> None:
+    """Warn where a middleware of all requests may reject a balancer that probes /health."""
+    if config.admin is None:
+        return
+    prefix = config.admin.prefix
+    path = f"{prefix}/health"
+    for index, entry in enumerate(config.middleware):
+        options = entry.options or {}
+        if entry.use in _LIMITERS and not options.get("observe"):
+            answer = "429"
+        elif entry.requires_caller:
+            answer = "401"
+        else:
+            continue
+        exempt, only = options.get("exempt"), options.get("only")
+        if _may_select(exempt, path) or (only is not None and not _may_select(only, path)):
+            continue
+        warnings.append(
+            (
+                at("middleware", index),
+                f"may answer {answer} to a balancer that probes {path}; probe {prefix}/readyz, "
+                f'which passes no middleware, or add exempt = {{ paths = ["{path}"] }}',
+            )
+        )
+
+
+_LIMITERS = ("limiter", "concurrency-limiter")
+
+
+def _may_select(selection: Any, path: str) -> bool:
+    """Return whether a table of paths, methods and others, or a function, may select *path*."""
+    if not isinstance(selection, Mapping):
+        return selection is not None  # a function, whose choice is unknown
+    paths = selection.get("paths")
+    if not paths:
+        return True  # by other criteria
+    return any(
+        _begins(path, each.removesuffix("/*")) and (each.endswith("/*") or _begins(each, path))
+        for each in paths
+    )
 
 
 def _check_services(config: Config, errors: Errors, warnings: Warnings) -> None:

@@ -228,6 +228,13 @@ class GatewayTable:
         Duration(zero=True),
         default=75.0,
     )
+    drain_delay: float = setting(
+        "How long a server that is asked to stop goes on accepting requests while /readyz is 503, "
+        "so that balancers send it no more; a second signal ends it. Longer than a balancer needs "
+        "to notice: 15 s for probes every 5 s.",
+        Duration(zero=True),
+        default=0.0,
+    )
     self_check: Literal["refuse", "warn"] = setting(
         "What to do when the server or its settings make the gateway unsafe: refuse to serve, "
         "or log a warning.",
@@ -632,6 +639,12 @@ class ServiceTable:
         "services share the threads, and only a slow one is limited.",
         Integer(0),
         default=None,
+    )
+    required_for_readiness: int = setting(
+        "The number of available instances that the gateway needs for /readyz. Default: none, as "
+        "all gateways would leave rotation with one dead service.",
+        Integer(0),
+        default=0,
     )
     instance_max_in_flight: int | None = argument(Pool, "instance_limit", default=None)
     breaker: Arguments | None = setting(

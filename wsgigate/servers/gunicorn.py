@@ -23,9 +23,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import ssl
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,7 +44,7 @@ from wsgigate.config.masked import changed
 from wsgigate.config.model import Config
 from wsgigate.gateway import Gateway
 from wsgigate.http.fields import one_cookie_field
-from wsgigate.runtime import fork
+from wsgigate.runtime import drain, fork
 from wsgigate.runtime.logs import adopt
 from wsgigate.server_check import (
     ServerFacts,
@@ -160,6 +163,7 @@ def _settings(config: Config, path: str = "", *, log_keys: bool = False) -> dict
         "keepalive": math.ceil(gateway.keep_alive),
         "timeout": 60,
         "graceful_timeout": 30,
+        "when_ready": _drains(gateway.drain_delay),
         "max_requests": served,
         "max_requests_jitter": served // 10,
         "preload_app": False,
@@ -293,6 +297,36 @@ def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
 
 def _join_cookies(_worker: Any, request: Any) -> None:
     request.headers = one_cookie_field(request.headers)
+
+
+def _drains(delay: float) -> Callable[[Any], None]:
+    """Return the hook that lets the first SIGTERM of the master fail /readyz before it stops.
+
+    The master forks its workers after the hook. Meanwhile its loop goes on as ever, so a worker
+    that dies is replaced; the second SIGTERM, of the timer or of an operator, stops the server. So
+    do SIGINT and SIGQUIT at once.
+
+    :param delay: Seconds between the two.
+    """
+
+    def when_ready(server: Any) -> None:
+        drain.SERVER.prepare()
+        stop = server.handle_term
+
+        def handle_term() -> None:
+            first = not drain.SERVER
+            drain.SERVER.set()
+            if not first or not delay:
+                stop()
+                return
+            log.info("Not ready any more; stopping in %g s", delay)
+            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGTERM))
+            timer.daemon = True  # a second signal must not wait for it
+            timer.start()
+
+        server.handle_term = handle_term
+
+    return when_ready
 
 
 def _worker_started(worker: Any) -> None:
