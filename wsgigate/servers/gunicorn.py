@@ -55,7 +55,7 @@ from wsgigate.server_check import (
 )
 from wsgigate.servers.reloading import ServerReload, validate_file
 
-__all__ = ["application", "planned", "serve", "serve_config", "settings"]
+__all__ = ["application", "drains", "planned", "serve", "serve_config", "settings"]
 
 
 WAITING = 1000
@@ -163,7 +163,7 @@ def _settings(config: Config, path: str = "", *, log_keys: bool = False) -> dict
         "keepalive": math.ceil(gateway.keep_alive),
         "timeout": 60,
         "graceful_timeout": 30,
-        "when_ready": _drains(gateway.drain_delay),
+        "when_ready": drains(gateway.drain_delay),
         "max_requests": served,
         "max_requests_jitter": served // 10,
         "preload_app": False,
@@ -299,7 +299,15 @@ def _join_cookies(_worker: Any, request: Any) -> None:
     request.headers = one_cookie_field(request.headers)
 
 
-def _drains(delay: float) -> Callable[[Any], None]:
+def _stop_later(seconds: float) -> None:
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True  # a second signal must not wait for it
+    timer.start()
+
+
+def drains(
+    delay: float, *, stop_later: Callable[[float], object] = _stop_later
+) -> Callable[[Any], None]:
     """Return the hook that lets the first SIGTERM of the master fail /readyz before it stops.
 
     The master forks its workers after the hook. Meanwhile its loop goes on as ever, so a worker
@@ -307,6 +315,7 @@ def _drains(delay: float) -> Callable[[Any], None]:
     do SIGINT and SIGQUIT at once.
 
     :param delay: Seconds between the two.
+    :param stop_later: Sends SIGTERM to this process after so many seconds.
     """
 
     def when_ready(server: Any) -> None:
@@ -320,9 +329,7 @@ def _drains(delay: float) -> Callable[[Any], None]:
                 stop()
                 return
             log.info("Not ready any more; stopping in %g s", delay)
-            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGTERM))
-            timer.daemon = True  # a second signal must not wait for it
-            timer.start()
+            stop_later(delay)
 
         server.handle_term = handle_term
 
