@@ -279,6 +279,43 @@ examples:
   wsgigate maintenance gateway.toml off
 """
 
+DRAIN = """\
+Drain an instance: within a second no worker sends it new requests, except those of its sticky
+sessions. Requests in flight finish. The change survives restarts. The file must have an [admin]
+table."""
+
+DRAIN_EXAMPLES = """\
+examples:
+
+  wsgigate drain gateway.toml orders 10.0.0.4:8000
+  wsgigate drain gateway.toml orders 10.0.0.4:8000 --eject --for 10m
+"""
+
+UNDRAIN = """\
+Let a drained or ejected instance be active again, with its configured weight. That also ends its
+automatic ejections."""
+
+BREAKER = """\
+Force the circuit breaker of a service open or closed, let it decide by itself again, or reset it,
+in all workers. One that is forced closed passes all requests and counts their failures."""
+
+BREAKER_EXAMPLES = """\
+examples:
+
+  wsgigate breaker gateway.toml open orders --for 30m
+  wsgigate breaker gateway.toml auto orders
+"""
+
+LIMITS = """\
+Show what a caller has left under a limit, or give it the full quota again."""
+
+LIMITS_EXAMPLES = """\
+examples:
+
+  wsgigate limits gateway.toml show default 192.0.2.1
+  wsgigate limits gateway.toml clear default 192.0.2.1
+"""
+
 REGISTRY = """\
 Serve the service registry without a gateway, until a signal stops it: services register, send
 heartbeats and deregister; gateways and other clients look up instances. Registration requires the
@@ -427,12 +464,43 @@ def _parser() -> argparse.ArgumentParser:
         help="how long it lasts, such as 30m (default: until switched off)",
     )
     switch.add_argument("--message", metavar="TEXT", default="", help="a sentence for clients")
+    _changes(command)
     add_register_arguments(
         command("register", "register:register", REGISTER_ABOUT, REGISTER_EXAMPLES)
     )
     _registry(command("registry", "registry:registry", REGISTRY, REGISTRY_EXAMPLES))
     command("schema", "commands:schema", SCHEMA)
     return parser
+
+
+def _changes(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that change a running gateway."""
+
+    def ends(parser: argparse.ArgumentParser, about: str) -> None:
+        parser.add_argument("--for", dest="lasts", metavar="TIME", help=about)
+
+    drain = command("drain", "changes:drain", DRAIN, DRAIN_EXAMPLES)
+    undrain = command("undrain", "changes:undrain", UNDRAIN)
+    for each in (drain, undrain):
+        _file(each)
+        each.add_argument("service", metavar="SERVICE", help="the service")
+        each.add_argument(
+            "address", metavar="ADDRESS", help="HOST:PORT of the instance, or its URL"
+        )
+    drain.add_argument("--eject", action="store_true", help="without its sticky sessions, too")
+    ends(drain, "how long, such as 10m (default: until undrain)")
+    breaker = command("breaker", "changes:breaker", BREAKER, BREAKER_EXAMPLES)
+    _file(breaker)
+    breaker.add_argument(
+        "action", choices=("open", "close", "auto", "reset"), help="what to do with it"
+    )
+    breaker.add_argument("service", metavar="SERVICE", help="the service")
+    ends(breaker, "how long, such as 30m (default: until auto)")
+    limits = command("limits", "changes:limits", LIMITS, LIMITS_EXAMPLES)
+    _file(limits)
+    limits.add_argument("action", choices=("show", "clear"), help="what to do")
+    limits.add_argument("policy", metavar="POLICY", help="the name of the limit")
+    limits.add_argument("key", metavar="KEY", help="what it counts by, such as an address")
 
 
 def add_keys_arguments(parser: argparse.ArgumentParser, *, file: bool = True) -> None:

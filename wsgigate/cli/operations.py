@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from wsgigate.admin.operations import switch_audited
 from wsgigate.cli.main import failed
-from wsgigate.config.build import assemble
+from wsgigate.config.build import BuiltGateway, assemble
 from wsgigate.config.build_routes import maintenance_scopes, policy_name
 from wsgigate.config.errors import ConfigError, shown
 from wsgigate.config.load import load
@@ -22,12 +22,12 @@ from wsgigate.store import Store, StoreError
 from wsgigate.telemetry.audit import audited, command_line
 from wsgigate.units import iso_time, parse_duration
 
-__all__ = ["deny", "maintenance", "shared_store"]
+__all__ = ["deny", "maintenance", "shared_gateway", "shared_store"]
 
 
 @contextmanager
-def shared_store(config: Config, path: str) -> Iterator[Store]:
-    """Yield the store of the gateway that *config*, read from the file *path*, describes.
+def shared_gateway(config: Config, path: str) -> Iterator[BuiltGateway]:
+    """Yield the gateway that *config*, read from the file *path*, describes; it is not started.
 
     :raises ConfigError: The gateway cannot be built.
     :raises ValueError: The store is private to each worker.
@@ -36,11 +36,18 @@ def shared_store(config: Config, path: str) -> Iterator[Store]:
         raise ValueError(
             f"store.url of {path} is memory:, which is private to each worker; use lmdb: or redis:"
         )
-    gateway = assemble(config, path=path).gateway
+    built = assemble(config, path=path)
     try:
-        yield gateway.store
+        yield built
     finally:
-        gateway.close()
+        built.gateway.close()
+
+
+@contextmanager
+def shared_store(config: Config, path: str) -> Iterator[Store]:
+    """Yield the store of :func:`shared_gateway`."""
+    with shared_gateway(config, path) as built:
+        yield built.gateway.store
 
 
 def maintenance(arguments: argparse.Namespace) -> int:

@@ -65,12 +65,14 @@ from wsgigate.config.model import INTERNAL_TOKEN, Admin, Config, MetricsTable
 from wsgigate.config.registry import registry_of, registry_routes
 from wsgigate.config.types import import_app, is_loopback
 from wsgigate.coordination.api_keys import read_file as read_keys
+from wsgigate.coordination.circuit import Circuit
 from wsgigate.coordination.leader import LogLeader
 from wsgigate.coordination.maintenance import GATEWAY, MaintenanceSwitch
 from wsgigate.coordination.overrides import Overrides
 from wsgigate.coordination.worker_reports import StableTimes, WorkerReports
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.gateway import Gateway
+from wsgigate.http.limits import CallerLimit
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.http.reserved import ReservedPaths
 from wsgigate.http.wsgi import environ_key
@@ -232,6 +234,8 @@ class BuiltGateway(NamedTuple):
     :ivar key_paths: The key path of the middleware that needs an issuer's keys or an endpoint, by
         the name of these.
     :ivar endpoints: The endpoints that middlewares ask about requests.
+    :ivar circuits: The circuit breakers of services.
+    :ivar limits: A limiter of each name.
     """
 
     gateway: Gateway
@@ -240,6 +244,8 @@ class BuiltGateway(NamedTuple):
     entries: tuple[RouteEntry, ...]
     key_paths: Mapping[str, str] = MappingProxyType({})
     endpoints: RemoteEndpoints | None = None
+    circuits: tuple[Circuit, ...] = ()
+    limits: Mapping[str, CallerLimit] = MappingProxyType({})
 
 
 def build(config: Config, *, path: str = "", started: float | None = None) -> Gateway:
@@ -572,6 +578,8 @@ class _GatewayBuilder:
             tuple(routes.entries),
             self._stack.key_paths,
             self._stack.endpoints,
+            tuple(services.circuits),
+            self._stack.limits,
         )
 
     def _own_routes(
