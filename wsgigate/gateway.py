@@ -27,6 +27,7 @@ from wsgigate.registry import Registry
 from wsgigate.rules.routing import Route
 from wsgigate.runtime import fork, logs
 from wsgigate.store import Store
+from wsgigate.telemetry.history import History
 from wsgigate.telemetry.metrics import PROCESS
 
 __all__ = ["Gateway"]
@@ -50,6 +51,7 @@ class Gateway:
     :param watcher: The watcher of the services' sources, if there are any.
     :param key_sources: The keys of the issuers of tokens, if there are any.
     :param reports: The reports of the workers, if the gateway has endpoints that read them.
+    :param history: The samples of the last hour, if the gateway has endpoints that read them.
     :param routes: The routes, for listing.
     :param self_check: What to do under a server that makes the gateway unsafe.
     :param log_level: The log level, if neither the server nor the application sets one.
@@ -74,6 +76,7 @@ class Gateway:
         watcher: Watcher | None = None,
         key_sources: KeySources | None = None,
         reports: WorkerReports | None = None,
+        history: History | None = None,
         routes: Sequence[Route[WSGIApplication]] = (),
         self_check: Literal["refuse", "warn"] = "refuse",
         log_level: str | None = None,
@@ -91,6 +94,7 @@ class Gateway:
         self.watcher = watcher
         self.key_sources = key_sources
         self.reports = reports
+        self.history = history
         self.routes = tuple(routes)
         self.self_check = self_check
         self.log_level = log_level
@@ -134,6 +138,8 @@ class Gateway:
                     self.registry.start()
                 if self.reports is not None:
                     self.reports.start()
+                if self.history is not None:
+                    self.history.start()
             finally:
                 self._started = True  # last: a request during the start waits for the instances too
 
@@ -147,6 +153,8 @@ class Gateway:
         self.stopping()  # a task that waits for a change would be waited for
         with self._lock:
             running, self._started = self._started, False
+        if running and self.history is not None:
+            self.history.stop()
         if running and self.reports is not None:
             self.reports.stop()
         if self.key_sources is not None:  # a token may have started it without start()

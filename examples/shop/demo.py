@@ -17,13 +17,18 @@ from threading import Event
 
 import jwt
 from process import Failed, Process, say
+from visitors import Visitors
 
 SERVICES = {"user-service": "users", "product-service": "products", "order-service": "orders"}
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 
 HINTS = """
-The shop is open at {url}. Paste these into another terminal; Ctrl-C here stops everything.
+The shop is open at {url}. Its dashboard is in the browser at
+
+    {url}/    sign in with this token: {admin_token}
+
+Paste these into another terminal; Ctrl-C here stops everything.
 
 TOKEN={token}
 curl {url}/health
@@ -116,8 +121,11 @@ def wait_until_healthy(processes: list[Process], ports: dict[str, int], stop: Ev
             stop.wait(0.1)
 
 
-def run(ports: dict[str, int], stop: Event) -> None:
-    """Run the shop until *stop* is set or one of its processes dies."""
+def run(ports: dict[str, int], stop: Event, *, load: bool = True) -> None:
+    """Run the shop until *stop* is set or one of its processes dies.
+
+    :param load: Whether it has visitors.
+    """
     check_ports(ports)
     store = tempfile.mkdtemp(prefix="wsgigate-demo-")
     processes: list[Process] = []
@@ -128,7 +136,10 @@ def run(ports: dict[str, int], stop: Event) -> None:
         wait_until_healthy(processes, ports, stop)
         if not stop.is_set():
             url = f"http://127.0.0.1:{ports['gateway']}"
-            say(HINTS.format(url=url, token=demo_token(environ["JWT_SECRET"])))
+            token = demo_token(environ["JWT_SECRET"])
+            say(HINTS.format(url=url, token=token, admin_token=environ["ADMIN_TOKEN"]))
+            if load:
+                Visitors(ports["gateway"], stop)
         while not stop.wait(0.2):
             for process in processes:
                 process.check()
@@ -149,11 +160,16 @@ def main() -> int:
     parser.add_argument(
         "--port-base", type=int, default=3000, metavar="N", help="use the ports N to N+3"
     )
-    base = parser.parse_args().port_base
+    parser.add_argument(
+        "--no-load", action="store_true", help="send no requests of its own to the gateway"
+    )
+    given = parser.parse_args()
+    base = given.port_base
     if not 1 <= base <= 65532:
         parser.error(f"--port-base is 1 to 65532, not {base}")
     try:
-        run({name: base + place for place, name in enumerate(("gateway", *SERVICES))}, stop)
+        ports = {name: base + place for place, name in enumerate(("gateway", *SERVICES))}
+        run(ports, stop, load=not given.no_load)
     except Failed as error:
         say(f"demo: {error}", to=2)
         return 1

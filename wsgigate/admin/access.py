@@ -38,7 +38,7 @@ from wsgigate.http.wsgi import client_address, peer_trusted
 from wsgigate.rules.routing import Hosts
 from wsgigate.telemetry.audit import audit_denied
 
-__all__ = ["AdminAccess", "Role", "origin_of"]
+__all__ = ["AdminAccess", "Role", "origin_of", "role_of"]
 
 
 class Role(IntEnum):
@@ -47,6 +47,15 @@ class Role(IntEnum):
     PUBLIC = 0
     VIEWER = 1
     ADMIN = 2
+
+
+_ROLE = "wsgigate.admin_role"
+
+
+def role_of(environ: WSGIEnvironment) -> Role:
+    """Return the role of a request that was admitted."""
+    role: Role = environ.get(_ROLE, Role.PUBLIC)
+    return role
 
 
 _TOKEN = re.compile(r"[\x21-\x7e]{32,1024}")
@@ -123,10 +132,12 @@ class AdminAccess:
         if required is Role.PUBLIC:
             return Role.PUBLIC
         try:
-            return self._admitted(environ, required)
+            role = self._admitted(environ, required)
         except Refusal as refusal:
             audit_denied(environ, str(refusal))
             raise
+        environ[_ROLE] = role
+        return role
 
     def _admitted(self, environ: WSGIEnvironment, required: Role) -> Role:
         self._check_page(environ)

@@ -23,6 +23,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.admin.access import AdminAccess, Role
 from wsgigate.admin.api import AdminApi, Group
 from wsgigate.admin.api_keys import api_key_group
+from wsgigate.admin.dashboard import dashboard_group, history_group
 from wsgigate.admin.endpoints import (
     Facts,
     ServiceFacts,
@@ -62,7 +63,7 @@ from wsgigate.config.errors import ConfigError, Errors
 from wsgigate.config.load import ParsedFile, read_file
 from wsgigate.config.masked import config_hash, masked_of
 from wsgigate.config.model import INTERNAL_TOKEN, Admin, Config, MetricsTable
-from wsgigate.config.registry import registry_of, registry_routes
+from wsgigate.config.registry import registered_in, registry_of, registry_routes
 from wsgigate.config.types import import_app, is_loopback
 from wsgigate.coordination.api_keys import read_file as read_keys
 from wsgigate.coordination.circuit import Circuit
@@ -91,6 +92,8 @@ from wsgigate.server_check import changed_keys, first_request_check
 from wsgigate.store import NETWORKED, DamagedStore, MisconfiguredStore, Store, StoreError, usage
 from wsgigate.store.memory import MemoryStore
 from wsgigate.store.open import open_store
+from wsgigate.telemetry.history import History, ring_beside
+from wsgigate.telemetry.metrics import PROCESS
 from wsgigate.units import iso_time
 
 if TYPE_CHECKING:
@@ -535,8 +538,15 @@ class _GatewayBuilder:
             quiet=self._config.store.url.partition(":")[0]
             in NETWORKED,  # such a store logs its outages itself
         )
+        history = History(
+            lambda: ring_beside(PROCESS.storage),
+            PROCESS.totals,
+            states=lambda: {
+                each.name: each.status(fresh=True).state.value for each in services.circuits
+            },
+        )
         own = self._own_routes(
-            described, health, switch, workers, overrides, reloads=lambda: made.reloads
+            described, health, switch, workers, history, overrides, reloads=lambda: made.reloads
         )
         dispatcher = routes.dispatcher(
             own, registry=self._registry_routes(), identity=self._identity, refuse=self._refuse
@@ -552,6 +562,7 @@ class _GatewayBuilder:
             watcher=services.watcher(),
             key_sources=self._stack.key_sources,
             reports=workers if self._config.admin is not None or maintained else None,
+            history=history if self._config.admin is not None else None,
             routes=dispatcher.routes,
             self_check=gateway.self_check,
             log_level=gateway.log_level,
@@ -588,6 +599,7 @@ class _GatewayBuilder:
         health: HealthChecker,
         switch: MaintenanceSwitch,
         workers: WorkerReports,
+        history: History,
         overrides: Overrides | None,
         reloads: Callable[[], CanReload | None],
     ) -> list[Route[WSGIApplication]]:
@@ -659,6 +671,7 @@ class _GatewayBuilder:
         )
         groups = [
             read_group(reads, now=time.time),
+            history_group(history, None if registry is None else lambda: registered_in(registry)),
             status_group(
                 facts,
                 health=health,
@@ -705,7 +718,8 @@ class _GatewayBuilder:
         )
         if access is None:
             return []
-        groups.append(openapi_group(groups, admin.prefix))
+        groups.append(openapi_group([*groups], admin.prefix))
+        groups.append(dashboard_group(admin.prefix))  # a page for people, which is no API
         api = self._errors.catch(
             "admin.prefix", lambda: AdminApi(groups, access=access, prefix=admin.prefix)
         )

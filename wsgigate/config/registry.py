@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from wsgiref.types import WSGIApplication
 
+from wsgigate.admin.dashboard import RegisteredInstance, RegisteredList
 from wsgigate.auth.bearer import Access
 from wsgigate.client.destinations import PRIVATE, Destinations
 from wsgigate.config.errors import Errors
@@ -32,6 +34,7 @@ __all__ = [
     "COMPAT_APIS",
     "RegistryTable",
     "compat_routes",
+    "registered_in",
     "registry_of",
     "registry_routes",
 ]
@@ -203,3 +206,39 @@ def registry_routes(
         settings.doors, registry, access, places, query_tokens=settings.query_tokens
     )
     return [("registry.prefix", own), *(("registry.doors", door) for door in doors)]
+
+
+def registered_in(registry: Registry, now: Callable[[], float] = time.time) -> RegisteredList:
+    """Return the instances of *registry*, and how many of them renew.
+
+    :param now: Returns the Unix time.
+    :raises StoreError: The store failed, and this worker has read nothing before.
+    """
+    rules, unix = registry.rules, now()
+    found: list[RegisteredInstance] = []
+    renewing, preserving = 0, False
+    for service, listing in sorted(registry.listings().items()):
+        preserving = preserving or listing.preserving
+        for entry in listing.instances:
+            silence = max(0.0, listing.now - entry.silent_since)
+            renewing += silence <= entry.unhealthy_after(rules)
+            host = f"[{entry.host}]" if ":" in entry.host else entry.host
+            found.append(
+                {
+                    "service": service,
+                    "id": entry.instance_id,
+                    "url": f"{entry.scheme}://{host}:{entry.port}",
+                    "status": entry.status.value,
+                    "version": entry.version,
+                    "zone": entry.zone,
+                    # to the second: the difference of two clocks must not change the document
+                    "renewed": round(unix - max(0.0, listing.now - entry.last_heartbeat)),
+                }
+            )
+    return {
+        "instances": found,
+        "total": len(found),
+        "renewing": renewing,
+        "threshold": round(1 - rules.preserve, 4),
+        "preserving": preserving,
+    }

@@ -43,7 +43,8 @@ from typing import Any, NamedTuple, Protocol
 from wsgigate.runtime import fork
 from wsgigate.runtime.logs import RepeatLog
 from wsgigate.runtime.threads import SupervisedThread
-from wsgigate.telemetry.metrics import Totals
+from wsgigate.telemetry.metrics import Storage, Totals
+from wsgigate.telemetry.slots import SlotFile
 
 __all__ = [
     "GATEWAY",
@@ -58,6 +59,7 @@ __all__ = [
     "difference",
     "document",
     "quantile",
+    "ring_beside",
     "totals_of",
 ]
 
@@ -80,9 +82,6 @@ LATER = 0.5
 GATEWAY = "gateway"
 """The series of all requests; others are ``route:NAME``, ``service:NAME`` and
 ``instance:SERVICE ADDRESS``."""
-
-MOST_KEYS = 50
-"""Maximum number of series that one document has columns of."""
 
 PERCENTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
@@ -472,6 +471,13 @@ class FileRing:
             if not self._head(file)[1]:  # new, or of another release
                 return 0.0, b""
             return self._block(file, self._BASELINE, self._MOST) or (0.0, b"")
+
+
+def ring_beside(storage: Storage) -> Ring:
+    """Return the ring in the folder of *storage*; one in this process if the cells are in it."""
+    if isinstance(storage, SlotFile):
+        return FileRing(os.path.join(storage.folder, "history"))
+    return MemoryRing()
 
 
 class History:

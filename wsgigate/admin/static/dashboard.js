@@ -97,16 +97,17 @@ const tables = {
       { title: "Store failed/s", numeric: true, text: (row) => rate(row.failed), tone: (row) => (row.failed > 0 ? "bad" : "") },
     ],
   }),
-  keys: new Table(byId("keys"), {
-    caption: "Busiest callers",
-    key: (row) => `${row.policy}\n${row.key}`,
-    empty: "No caller has used a quota.",
+  standing: new Table(byId("standing"), {
+    caption: "What the caller has left",
+    key: (row) => `${row.policy}\n${row.key}\n${row.name}`,
+    empty: "Enter a policy and a caller to see what is left of the quotas, and to clear them.",
     columns: [
-      { title: "Caller", text: (row) => row.key },
+      { title: "Caller", text: (row) => row.caller },
       { title: "Policy", text: (row) => row.policy },
-      { title: "Used", numeric: true, text: (row) => count(row.used) },
-      { title: "Quota", text: (row) => row.quota },
-      { title: "Resets", text: (row) => (row.reset ? clock(row.reset) : "–") },
+      { title: "Quota", text: (row) => both(row.name, row.plan) },
+      { title: "Left", numeric: true, text: (row) => `${count(row.remaining)} of ${count(row.limit)}`,
+        tone: (row) => (row.remaining > 0 ? "" : "warn") },
+      { title: "Whole again in", text: (row) => age(row.resetAfter) },
       { title: "Actions", actions: (row) => limitActions(row) },
     ],
   }),
@@ -131,7 +132,7 @@ const tables = {
     columns: [
       { title: "Instance", text: (row) => row.id },
       { title: "Service", text: (row) => row.service },
-      { title: "Address", text: (row) => row.address },
+      { title: "Address", text: (row) => row.url },
       { title: "Status", text: (row) => row.status, tone: (row) => (row.status === "UP" ? "good" : "warn") },
       { title: "Version", text: (row) => row.version },
       { title: "Heartbeat", text: (row) => (row.heartbeat ? ago(row.heartbeat, model.now) : "–") },
@@ -145,8 +146,7 @@ const tables = {
       { title: "Worker", text: (row) => row.name },
       { title: "Process", numeric: true, text: (row) => row.pid },
       { title: "Age", text: (row) => (row.started ? age(model.now - row.started) : "–") },
-      { title: "Threads busy", numeric: true, text: (row) => row.busy },
-      { title: "Connections", numeric: true, text: (row) => count(row.connections) },
+      { title: "Version", text: (row) => row.version },
       { title: "Configuration", text: (row) => row.config },
     ],
   }),
@@ -253,26 +253,27 @@ function circuitActions(row) {
   if (row.forced) {
     return [force("Release", "auto", "It opens and closes by the results of requests again.")];
   }
-  const forces = model.forces
-    ? [
-        force("Hold open", "open", `Requests to ${row.name} are rejected with 503, or answered by its fallback, without being forwarded.`),
-        force("Hold closed", "closed", `Requests to ${row.name} are forwarded however many fail.`),
-      ]
-    : [];
-  return [reset, ...forces];
+  return [
+    reset,
+    force("Hold open", "open", `Requests to ${row.name} are rejected with 503, or answered by its fallback, without being forwarded.`),
+    force("Hold closed", "closed", `Requests to ${row.name} are forwarded however many fail.`),
+  ];
 }
 
 function limitActions(row) {
-  if (!model.writes || !model.clearsLimits) return [];
+  if (!model.writes) return [];
   return [{
     label: "Clear",
-    title: `Clear the use of ${row.key} by the policy ${row.policy}`,
+    title: `Clear the use of ${row.caller} by the policy ${row.policy}`,
     run: () => act({
-      title: `Clear the limit of ${row.key}?`,
+      title: `Clear the limit of ${row.caller}?`,
       text: `What this caller has used of the policy ${row.policy} is forgotten: it has its whole quota again.`,
       yes: "Clear",
-      run: () => model.clearLimit(row),
-      done: `${row.key} has its whole quota of ${row.policy} again.`,
+      run: async () => {
+        await model.clearLimit(row.policy, row.key);
+        await model.look(row.policy, row.caller);
+      },
+      done: `${row.caller} has its whole quota of ${row.policy} again.`,
     }),
   }];
 }
@@ -353,10 +354,10 @@ function show() {
   tables.instances.update(model.instances, shows("service", "address", "version", "state"));
   tables.circuits.update(model.circuits, shows("name"));
   tables.policies.update(model.policies);
-  tables.keys.update(model.keys);
+  tables.standing.update(model.standing);
   const id = byId("request-id").value.trim();
   tables.errors.update(model.errors, (row) => !id || String(row.requestId).includes(id) || String(row.traceId ?? "").includes(id));
-  tables.registry.update(model.registered, shows("service", "id", "address"));
+  tables.registry.update(model.registered, shows("service", "id", "url"));
   tables.workers.update(model.workers);
   tables.maintenance.update(model.maintenance);
   showFound(wanted);
@@ -585,6 +586,15 @@ byId("record-form").addEventListener("submit", async (event) => {
   show();
   if (found) showRecord(found);
   else showResult(`No record of a request with the id ${id}: it succeeded, or it is too old.`, "warn");
+});
+byId("caller-form").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  try {
+    await model.look(byId("policy").value.trim(), byId("caller").value.trim());
+    show();
+  } catch (error) {
+    showResult(error.message, "warn");
+  }
 });
 for (const field of ["search", "request-id"]) byId(field).addEventListener("input", show);
 byId("of").addEventListener("change", () => {

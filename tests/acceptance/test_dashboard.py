@@ -1,0 +1,287 @@
+"""The dashboard in a real browser, of a gateway with two workers and services that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import requests
+
+from tests.support.browser import Browser, Page
+from tests.support.ports import free_port
+from tests.support.servers import Served, Servers, home
+from tests.support.waiting import until
+from wsgigate.testing.backend import Backend, reply
+
+ADMIN = "the-admin-token-of-the-dashboards-tests"
+VIEWER = "the-viewer-token-of-the-dashboards-tests"
+HOSTILE = "<img src=x onerror=document.title='owned'>"
+
+FILE = """
+[gateway]
+name = "shop <b>bold</b>"
+threads = 4
+bind = "127.0.0.1:{port}"
+[store]
+url = "lmdb:{folder}/store"
+[admin]
+token = "{admin}"
+viewer_token = "{viewer}"
+[maintenance]
+[registry]
+token = "{admin}-of-services"
+[services.orders]
+instances = ["{one}", "{two}"]
+health = {{ path = "/health", interval = "0.3s", timeout = "2s", unhealthy_after = 1 }}
+[services.users]
+instances = ["{broken}"]
+breaker = {{ consecutive_failures = 2, failure_rate = 0, open_for = "1h", jitter = 0 }}
+[[routes]]
+path = "/orders"
+service = "orders"
+[[routes]]
+path = "/users"
+service = "users"
+[[routes]]
+path = "/hostile"
+service = "orders"
+name = "{hostile}"
+"""
+
+
+class Shop(NamedTuple):
+    """A gateway in front of services that the tests steer."""
+
+    url: str
+    start: Callable[[], Served]
+    one: Backend
+    two: Backend
+    broken: Backend
+
+    def ask(self, path: str, **fields: str) -> int:
+        """Send a request by a connection of its own; return the status."""
+        return requests.get(self.url + path, headers=fields, timeout=20).status_code
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    with Servers() as servers:
+        yield servers
+
+
+@pytest.fixture(scope="module")
+def running() -> list[Served]:
+    """Return the gateways that were started; the last one serves."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def shop(
+    tmp_path_factory: pytest.TempPathFactory, servers: Servers, running: list[Served]
+) -> Iterator[Shop]:
+    folder, port = tmp_path_factory.mktemp("shop"), free_port()
+    with Backend() as one, Backend() as two, Backend() as broken:
+        for each in (one, two):
+            each.answers = [reply(b"fine")]
+        broken.answers = [reply(b"broken", status="500 Broken")]
+        urls = {"one": one.url, "two": two.url, "broken": broken.url}
+        file = folder / "gateway.toml"
+        file.write_text(
+            FILE.format(
+                port=port, folder=folder, admin=ADMIN, viewer=VIEWER, hostile=HOSTILE, **urls
+            )
+        )
+
+        def start() -> Served:
+            command = [sys.executable, "-m", "wsgigate", "run", str(file), "--workers", "2"]
+            served = servers.start(
+                command, folder / f"log{servers.number}", home(folder), port=port
+            )
+            running.append(served)
+            return served
+
+        start()
+        yield Shop(f"http://127.0.0.1:{port}", start, one, two, broken)
+
+
+@pytest.fixture
+def page(browser: Browser, shop: Shop) -> Iterator[Page]:
+    with browser.page() as page:
+        page.open(f"{shop.url}/_gateway/")
+        yield page
+
+
+def sign_in(page: Page, token: str = ADMIN, *, keep: bool = False) -> None:
+    page.wait("!document.querySelector('#sign-in').hidden")
+    page.eval("document.querySelector('#token').focus()")
+    page.type(token)
+    if keep:
+        page.click("#keep")
+    page.click("#sign-in-form button")
+
+
+def signed_in(page: Page, token: str = ADMIN, *, keep: bool = False) -> Page:
+    sign_in(page, token, keep=keep)
+    page.wait_for_text("orders", "#services table")
+    return page
+
+
+def row(table: str, name: str) -> str:
+    """Return an expression for the row of *table* whose first cell has *name*."""
+    return (
+        f"[...document.querySelectorAll('#{table} tbody tr')]"
+        f".find(row => row.cells[0].innerText.includes({json.dumps(name)}))"
+    )
+
+
+def press_button(page: Page, table: str, name: str, label: str) -> None:
+    """Click a button in a row, and confirm."""
+    button = f"[...{row(table, name)}?.querySelectorAll('button') ?? []]"
+    page.wait(
+        f"(() => {{ const found = {button}.find(each => each.innerText === {json.dumps(label)});"
+        " if (!found) return false;"
+        " document.querySelectorAll('.wanted').forEach(each => each.classList.remove('wanted'));"
+        " found.classList.add('wanted'); return true; })()"
+    )
+    page.click(".wanted")
+    page.wait("document.querySelector('#confirm').open")
+    page.click("#confirm-yes")
+
+
+def test_the_page_loads_under_its_policy_without_an_error(page: Page, shop: Shop) -> None:
+    signed_in(page)
+    page.wait("document.querySelectorAll('.canvas[data-drawn]').length === 3")
+    answer = requests.get(f"{shop.url}/_gateway/", timeout=20)
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "Set-Cookie" not in answer.headers
+    assert page.errors == []
+    assert {each["url"].partition("/_gateway/")[0] for each in page.requests} == {shop.url}
+
+
+def test_an_instance_that_is_killed_is_shown_within_three_seconds(
+    page: Page, shop: Shop, tmp_path: Path
+) -> None:
+    signed_in(page)
+    address = shop.two.url.removeprefix("http://")
+    page.wait(f"{row('instances', address)}?.innerText.includes('healthy')")
+    shop.two.answers = [reply(b"gone", status="503 Gone")]
+    page.wait(f"{row('instances', address)}?.innerText.includes('failing')")
+    assert page.eval(f"{row('instances', address)}.innerText.includes('503')")
+    page.wait_for_text("orders", "#alerts")
+    shop.two.answers = [reply(b"fine")]
+    page.wait(f"{row('instances', address)}?.innerText.includes('healthy')")
+    page.wait("!document.querySelector('#alerts').innerText.includes(\"'orders'\")")
+
+
+def test_a_click_resets_a_breaker(page: Page, shop: Shop) -> None:
+    until(lambda: shop.ask("/users") == 503)
+    signed_in(page)
+    page.wait(f"{row('circuits', 'users')}?.cells[1].innerText === 'open'")
+    shop.broken.answers = [reply(b"fine")]
+    press_button(page, "circuits", "users", "Reset")
+    page.wait_for_text("The circuit breaker of users is closed.", "#result")
+    page.wait(f"{row('circuits', 'users')}?.cells[1].innerText === 'closed'")
+    assert shop.ask("/users") == 200
+    shop.broken.answers = [reply(b"broken", status="500 Broken")]
+
+
+def test_a_wrong_token_is_rejected_and_the_right_one_is_in_no_place_that_is_kept(
+    page: Page,
+) -> None:
+    sign_in(page, "not-the-token-but-long-enough-for-one")
+    page.wait_for_text("The token was rejected.", "#sign-in-error")
+    signed_in(page)
+    assert ADMIN not in page.eval("location.href")
+    assert page.eval("localStorage.length + sessionStorage.length") == 0
+    assert page.eval("document.cookie") == ""
+    assert page.eval("document.documentElement.outerHTML").count(ADMIN) == 0
+    assert page.eval("document.querySelector('#token').value") == ""
+    assert not [each for each in page.requests if ADMIN in each["url"]]
+
+
+def test_a_token_is_kept_until_the_tab_is_closed_if_the_user_asks_for_it(
+    page: Page, shop: Shop
+) -> None:
+    signed_in(page, keep=True)
+    page.open(f"{shop.url}/_gateway/?reload")
+    page.wait_for_text("orders", "#services table")
+    assert page.eval("localStorage.length") == 0
+    page.click("#sign-out")
+    page.wait("!document.querySelector('#sign-in').hidden")
+    assert page.eval("sessionStorage.length") == 0
+    assert "orders" not in page.text("main")
+
+
+def test_a_viewer_sees_all_and_has_no_buttons_that_change_anything(page: Page) -> None:
+    signed_in(page, VIEWER)
+    page.wait_for_text("signed in as viewer", "#facts")
+    assert page.eval("document.querySelectorAll('#circuits td button').length") == 0
+    assert page.eval("document.querySelectorAll('#instances td button').length") == 0
+    assert ADMIN not in page.eval("document.body.innerText")
+
+
+def test_hostile_names_stay_text(page: Page, shop: Shop) -> None:
+    signed_in(page)
+    page.wait_for_text(HOSTILE, "#routes table")
+    assert page.text("#name") == "shop <b>bold</b>"
+    assert page.eval("document.querySelectorAll('main img, #name b').length") == 0
+    assert "owned" not in page.eval("document.title")
+
+
+def test_it_says_that_the_gateway_is_away_and_recovers_after_its_restart(
+    page: Page, shop: Shop, running: list[Served]
+) -> None:
+    signed_in(page)
+    running[-1].stop()
+    page.wait_for_text("does not answer", "#connection")
+    shop.start()
+    page.wait_for_text("answers again", "#connection")
+    page.wait_for_text("orders", "#services table")
+    assert page.eval("document.querySelector('#sign-in').hidden")
+
+
+def test_the_search_narrows_routes_services_and_instances(page: Page) -> None:
+    signed_in(page)
+    page.click("#search")
+    page.type("users")
+    page.wait("document.querySelectorAll('#services tbody tr').length === 1")
+    page.wait("document.querySelectorAll('#routes tbody tr').length === 1")
+    page.wait_for_text("Found: 1 routes, 1 services, 1 instances.", "#found")
+
+
+def test_signals_do_not_stop_the_samples_of_the_history(
+    page: Page, shop: Shop, running: list[Served]
+) -> None:
+    signed_in(page)
+    for worker in running[-1].workers(2):
+        os.kill(worker, signal.SIGKILL)
+
+    def samples() -> int:
+        answer = requests.get(
+            f"{shop.url}/_gateway/history",
+            headers={"Authorization": f"Bearer {VIEWER}"},
+            timeout=20,
+        )
+        return len(answer.json()["times"])
+
+    before = until(samples)
+    threading.Thread(target=shop.ask, args=["/orders"]).start()
+    until(lambda: samples() > before)
+    page.wait_for_text("Requests", "#charts")
