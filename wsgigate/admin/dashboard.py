@@ -99,7 +99,7 @@ def _static(request: JsonRequest, name: str) -> object:
 def _moved(request: JsonRequest) -> object:
     """Return the redirect to the page, whose relative URLs need the slash at its end."""
     name = request.environ.get("PATH_INFO", "").rpartition("/")[2]
-    return JsonResponse(b"", 308, (("Location", f"./{quote(name)}/"),), cache="no-cache")
+    return JsonResponse(b"", 308, (("Location", f"{quote(name)}/"),), cache="no-cache")
 
 
 def dashboard_group(prefix: str = "") -> Group:

@@ -540,7 +540,8 @@ class _GatewayBuilder:
         )
         history = History(
             lambda: ring_beside(PROCESS.storage),
-            PROCESS.totals,
+            # without the collectors, which read the store for what a history does not keep
+            lambda: PROCESS.storage.totals(PROCESS.in_flight),
             states=lambda: {
                 each.name: each.status(fresh=True).state.value for each in services.circuits
             },
