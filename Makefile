@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 # setuptools warns of any editable installation.
 INSTALL := PYTHONWARNINGS='ignore:Editable installation' $(PIP) install --quiet --no-build-isolation --editable
 
-.PHONY: help demo test unit pythons test-latest update lint docs prose bench bench-registry drill clean
+.PHONY: help demo test unit pythons test-latest update lint docs prose bench bench-registry drill screenshots clean
 
 help:  ## List the commands
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile | expand -t 18
@@ -50,6 +50,9 @@ bench-registry: $(VENV)/.installed  ## Measure the registry
 	$(BIN)/python -m benchmarks.registry $(if $(LESSON),--lesson $(LESSON)) --json benchmarks/registry.json --text docs/registry-benchmark.txt
 
 # Takes a minute for each of wsgigate, Envoy and nginx that is installed.
+screenshots: $(VENV)/.installed  ## Take the pictures of the dashboard in docs/
+	SCREENSHOTS=$(CURDIR)/docs $(BIN)/python -m pytest -q tests/acceptance/test_dashboard.py -k screenshots
+
 drill: $(VENV)/.bench  ## Kill, hang and break instances under load
 	$(BIN)/python -m benchmarks.drill --json benchmarks/drill.json --text docs/drill.txt --svg docs/drill.svg
 
