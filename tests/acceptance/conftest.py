@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pytest
 import requests
 
 from tests.support.servers import Served, Servers, home
+from wsgigate.config.model import GatewayTable
+from wsgigate.runtime.folders import folder_name
 
 Serve = Callable[..., "Served"]
 
@@ -19,13 +24,28 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     """Return a starter of gateways: ``serve(toml, workers=2, env={...}, server="granian")``."""
     with Servers() as servers:
         yield _gateways(servers, tmp_path)
+    _remove_metrics(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def serve_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Return one whose gateways serve all the tests of a module."""
+    folder = tmp_path_factory.mktemp("gateways")
     with Servers() as servers:
-        yield _gateways(servers, tmp_path_factory.mktemp("gateways"))
+        yield _gateways(servers, folder)
+    _remove_metrics(folder)
+
+
+def _remove_metrics(folder: Path) -> None:
+    """Remove the metrics of the gateways of *folder*: memory that is kept for a day."""
+    for file in folder.glob("gateway*.toml"):
+        try:
+            name = tomllib.loads(file.read_text()).get("gateway", {}).get("name")
+        except ValueError:  # a test has broken the file
+            name = None
+        owner = f"{name or GatewayTable().name} {file}"
+        place = f"/dev/shm/wsgigate-{os.geteuid()}/{folder_name(owner)}.metrics"
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _gateways(servers: Servers, folder: Path) -> Serve:
