@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 from typing import Any
 from wsgiref.types import WSGIApplication
 from wsgiref.validate import validator
@@ -20,6 +19,7 @@ from wsgigate.admin.endpoints import (
     describe_routes,
     status_group,
 )
+from wsgigate.coordination.overrides import DRAINED, Override
 from wsgigate.discovery import Instance
 from wsgigate.discovery.health import HealthChecker
 from wsgigate.discovery.health_results import ThreadProber
@@ -37,7 +37,7 @@ TIME = "2025-01-01T00:00:12.345Z"
 
 
 def service(*urls: str, routes: tuple[str, ...] = ()) -> ServiceFacts:
-    return ServiceFacts(SimpleNamespace(instances=[Instance(url) for url in urls]), routes)
+    return ServiceFacts(Pool("service", [Instance(url) for url in urls]), routes)
 
 
 SHOP = Facts(
@@ -205,11 +205,11 @@ def test_discover_answers_an_unknown_service_with_404(name: str) -> None:
 
 
 def test_the_url_is_that_of_the_first_instance_and_null_without_one() -> None:
-    pool = SimpleNamespace(instances=[Instance("http://b:1"), Instance("http://a:1")])
+    pool = Pool("s", [Instance("http://b:1"), Instance("http://a:1")])
     facts = Facts("g", "1", services={"s": ServiceFacts(pool)})
     told = get(facts, "/discover/s")["service"]
     assert (told["url"], told["instances"]) == ("http://b:1", ["http://b:1", "http://a:1"])
-    pool.instances = []
+    pool.renew([])
     told = get(facts, "/discover/s")["service"]
     assert told["url"] is None
     assert "instances" not in told
@@ -379,6 +379,11 @@ def of(pool: Pool, **more: Any) -> Facts:
     return Facts("g", "1", services={"a": ServiceFacts(pool, **more), "b": service("http://b")})
 
 
+def _drained(pool: Pool) -> Pool:
+    pool.override({instance.url: Override(DRAINED) for instance in pool.instances})
+    return pool
+
+
 @pytest.mark.parametrize("health", [None, Known(a=WELL, b=WELL)], ids=["not checked", "checked"])
 @pytest.mark.parametrize(
     ("pool", "discovery", "error"),
@@ -391,6 +396,7 @@ def of(pool: Pool, **more: Any) -> Facts:
         ),
         (Pool("a", []), lambda: {"source": "dns:a:80"}, "No instances"),
         (Pool("a", [Instance("http://a:1", 0)]), None, "All instances are draining"),
+        (_drained(Pool("a", [Instance("http://a:1")])), None, "All instances are draining"),
     ],
 )
 def test_a_service_without_usable_instances_is_unhealthy_with_an_error(

@@ -105,11 +105,14 @@ def describe_features(
 
 
 class HasInstances(Protocol):
-    """The part of a pool that the endpoints use: its current instances."""
+    """The part of a pool that the endpoints use: its current instances, and their shares."""
 
     @property
     def instances(self) -> Iterable[Instance]:
         """The instances, in a stable order."""
+
+    def shares(self) -> Mapping[str, int]:
+        """Return the share of the requests of each instance; 0 if it gets no new ones."""
 
 
 class Statuses(Protocol):
@@ -302,7 +305,7 @@ class _Endpoints:
             found = service.discovery() if service.discovery else {}
             why = found.get("error")
             status = {"healthy": False, "error": f"No instances: {why}" if why else "No instances"}
-        elif not any(instance.weight for instance in instances):
+        elif not any(service.pool.shares().values()):
             status = {"healthy": False, "error": "All instances are draining"}
         else:
             status = self.checker.status(name) if self.checker else not_monitored()

@@ -212,9 +212,6 @@ class SupportDump(TypedDict):
 class SteeredPool(HasInstances, Protocol):
     """The part of a pool that the endpoints use."""
 
-    def shares(self) -> Mapping[str, int]:
-        """Return the weight of each instance at the moment, by URL."""
-
     def overrides(self) -> Mapping[str, Override]:
         """Return what operators have decided, by URL."""
 
