@@ -245,7 +245,7 @@ class ReadFacts:
     :param workers: Returns the report of each worker.
     :param preserving: Returns whether the registry preserves instances; None without a registry.
     :param recent: Returns the figures of the last minute, if they are recorded.
-    :param errors: Returns the recent errors, newest first.
+    :param errors: Returns the recent errors, newest first, if they are recorded.
     :param totals: Returns the metrics of all workers, by name.
     """
 
@@ -267,7 +267,7 @@ class ReadFacts:
     maintenance: Callable[[], Mapping[str, dict[str, Any]]] = dict
     preserving: Callable[[], bool] | None = None
     recent: Callable[[], dict[str, Any]] | None = None
-    errors: Callable[[], list[dict[str, Any]]] = list
+    errors: Callable[[], list[dict[str, Any]]] | None = None
     totals: Callable[[], Mapping[str, Totals]] = field(
         default=lambda: PROCESS.totals() if PROCESS.recording else {}
     )
@@ -303,7 +303,11 @@ def read_group(facts: ReadFacts, *, now: Callable[[], float]) -> Group:
             ),
             AdminEndpoint("GET /workers", reads.workers, "The worker processes", WorkerList),
             AdminEndpoint("GET /store", reads.store, "The store that workers share", StoreState),
-            AdminEndpoint("GET /errors", reads.errors, "Recent errors, newest first", ErrorList),
+            *(
+                []
+                if facts.errors is None
+                else [AdminEndpoint("GET /errors", reads.errors, "Recent errors", ErrorList)]
+            ),
             AdminEndpoint(
                 "GET /support-dump",
                 reads.support_dump,
@@ -440,7 +444,7 @@ class _Reads:
         return {"store": self._facts.store()}
 
     def errors(self, request: JsonRequest) -> ErrorList:
-        return {"errors": self._facts.errors()}
+        return {"errors": [] if self._facts.errors is None else self._facts.errors()}
 
     def support_dump(self, request: JsonRequest) -> SupportDump:
         facts, services = self._facts, self._services()
@@ -453,7 +457,7 @@ class _Reads:
             "configuration": self.config(request),
             "circuitBreakers": facts.circuits(),
             "maintenance": dict(facts.maintenance()),
-            "errors": facts.errors(),
+            "errors": [] if facts.errors is None else facts.errors(),
             "versions": {
                 "python": sys.version.split()[0],
                 "implementation": platform.python_implementation(),

@@ -334,6 +334,18 @@ examples:
 For all other settings use the [registry] table of a gateway's file, with "wsgigate run".
 """
 
+STATUS = """\
+Print the overview of a running gateway. It is JSON unless it is printed on a terminal. The exit
+code is 0 if all is well, 1 with a warning, and 2 if something fails or the gateway does not answer.
+
+With a FILE the gateway of this machine is asked, with the token of the file. With a URL the token
+is in the environment variable WSGIGATE_ADMIN_TOKEN."""
+
+STATUS_EXAMPLES = """\
+examples:
+  wsgigate status gateway.toml
+  WSGIGATE_ADMIN_TOKEN=... wsgigate status https://gate.example/_gateway | jq .problems"""
+
 SCHEMA = "Print the JSON Schema of the file, for completion and validation in editors."
 
 
@@ -451,6 +463,18 @@ def _parser() -> argparse.ArgumentParser:
     add_keys_arguments(command("keys", "api_keys:keys", KEYS, KEYS_EXAMPLES))
     password = command("password", "password:password", USER_LINE, USER_LINE_EXAMPLES)
     password.add_argument("user", metavar="USER", help="the name of the user")
+    status = command("status", "status:status", STATUS, STATUS_EXAMPLES)
+    status.add_argument(
+        "gateway", metavar="FILE|URL", help="the gateway's file, or its address and admin prefix"
+    )
+    status.add_argument("--json", action="store_true", help="print JSON on a terminal as well")
+    status.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        default=5.0,
+        help="the time to wait (default: 5)",
+    )
     switch = command("maintenance", "operations:maintenance", MAINTENANCE, MAINTENANCE_EXAMPLES)
     _file(switch)
     switch.add_argument("what", choices=("on", "off", "status"), help="what to do")
