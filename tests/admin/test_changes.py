@@ -224,6 +224,9 @@ def test_a_change_of_what_has_changed_since_is_rejected(
     assert operator("PUT", path, second, If_Match='"other"')[0] == 412
     now = operator.response("GET", path).headers["ETag"]
     assert now != tag
+    again = operator.response("PUT", path, first)
+    assert again.headers["ETag"] == operator.response("GET", path).headers["ETag"]
+    now = again.headers["ETag"]
     assert operator("PUT", path, second, If_Match=f'"other", {now}')[0] == 200
     assert operator("PUT", path, first, If_Match="*")[0] == 200
 
@@ -365,3 +368,16 @@ def test_each_change_is_in_the_audit_log_with_what_it_was_before(
     ]
     assert records[0]["from"] == {"state": "active", "weight": None, "until": None}
     assert records[0]["to"] == {"state": "drained", "weight": None, "until": None}
+
+
+def test_a_change_of_another_worker_is_known_when_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "gateway.toml").write_text(FILE.replace("memory:", "lmdb:data"))
+    workers = [wsgigate.load(str(tmp_path / "gateway.toml")) for _ in range(2)]
+    one, other = map(Operator, workers)
+    tag = one.response("PUT", INSTANCE, {"state": "drained"}).headers["ETag"]
+    assert other("GET", INSTANCE)[1]["state"] == "drained"
+    one("PUT", INSTANCE, {"state": "ejected"})
+    assert other("PUT", INSTANCE, {"state": "active"}, If_Match=tag)[0] == 412
+    assert other("PUT", INSTANCE, {"state": "active"})[1]["appliesTo"] == "all workers"
+    for worker in workers:
+        worker.close()

@@ -35,7 +35,7 @@ from wsgigate.http.json_app import (
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.rules.routing import Route
 
-__all__ = ["AdminApi", "AdminEndpoint", "Group", "match_of", "serves", "tag_of"]
+__all__ = ["AdminApi", "AdminEndpoint", "Group", "match_of", "serves", "tag_of", "with_tag"]
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,12 @@ def match_of(request: JsonRequest) -> Callable[[object], bool] | None:
         return None
     wanted = [each.strip() for each in given.split(",")]
     return lambda document: given.strip() == "*" or tag_of(document) in wanted
+
+
+def with_tag(document: object) -> JsonResponse:
+    """Return the response to a write with the new state of the resource, and its tag."""
+    body = _encoded(document)
+    return JsonResponse(body, headers=(("ETag", tag_of(body)),))
 
 
 class AdminApi:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, Protocol, TypedDict
 
-from wsgigate.admin.api import AdminEndpoint, Group, match_of
+from wsgigate.admin.api import AdminEndpoint, Group, match_of, with_tag
 from wsgigate.admin.operations import checked_members, duration_of, store_errors
 from wsgigate.coordination.overrides import (
     ACTIVE,
@@ -149,6 +149,7 @@ def instance_group(overrides: Overrides, pools: Mapping[str, HasPool]) -> Group:
         pool = pools.get(name)
         if pool is None:
             raise Refusal.of(404, "Service not found!")
+        overrides.look()  # another worker may have made the last change just now
         try:
             return url_of(address, pool.instances, overrides.of(name))
         except UnknownInstance as error:
@@ -186,7 +187,7 @@ def instance_group(overrides: Overrides, pools: Mapping[str, HasPool]) -> Group:
             return Problem(412, "The resource has changed since it was read.")
         except ValueError as error:
             raise wrong(f"{error}.", str(error).partition(":")[0]) from None
-        return _document(name, url, after, overrides.shared)
+        return with_tag(_document(name, url, after, overrides.shared))
 
     path = "/services/{name}/instances/{address}"
     return Group(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Protocol, TypedDict
 
 from wsgigate.admin.access import Role
-from wsgigate.admin.api import AdminEndpoint, Group, match_of
+from wsgigate.admin.api import AdminEndpoint, Group, match_of, with_tag
 from wsgigate.auth.jwt import MAX_LENGTH
 from wsgigate.coordination.circuit import CircuitStatus, Counts, Forced
 from wsgigate.coordination.denylist import DeniedEntry, DenyList
@@ -646,7 +646,7 @@ def circuit_group(
                 extensions={"error": "Store unavailable"},
                 headers=(("Retry-After", "5"),),
             )
-        return _last_change(name, circuit.status(), now)
+        return with_tag(_last_change(name, circuit.status(), now))
 
     def reset(request: JsonRequest, name: str) -> object:
         circuit = by_name.get(name)
