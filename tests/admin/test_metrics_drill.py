@@ -25,7 +25,7 @@ store.url = "memory:"
 prefix = "/_gateway"
 token = "{token}"
 
-[services.orders]
+[services.drilled]  # a name of its own: pools of other tests may live on in this process
 instances = {instances}
 balance = "round-robin"
 retry = {{ attempts = 4, backoff = 0, budget = 1.0, budget_floor = 100 }}
@@ -37,7 +37,7 @@ breaker = {{ consecutive_failures = 3, open_for = "10m" }}
 
 [[routes]]
 path = "/orders"
-service = "orders"
+service = "drilled"
 
 [[routes]]
 path = "/broken"
@@ -92,12 +92,14 @@ def test_a_stranger_reads_from_the_metrics_what_happened(tmp_path: Path) -> None
         "http_server_request_duration_seconds_count", "service", "http_response_status_code"
     )
     assert requests == {
-        **{("orders", str(status)): float(count) for status, count in seen.items()},
+        **{("drilled", str(status)): float(count) for status, count in seen.items()},
         **{("broken", str(status)): float(count) for status, count in broken.items()},
     }
     assert seen == {200: 40}
 
-    attempts = scrape.by("http_client_request_duration_seconds_count", "instance", service="orders")
+    attempts = scrape.by(
+        "http_client_request_duration_seconds_count", "instance", service="drilled"
+    )
     well_name, failing_name, dying_name = names
     assert attempts[(well_name,)] == received[well_name] == 40
     assert attempts[(dying_name,)] == received[dying_name]
@@ -106,12 +108,12 @@ def test_a_stranger_reads_from_the_metrics_what_happened(tmp_path: Path) -> None
         "http_client_request_duration_seconds_count", "error_type", instance=place
     ) == {("connection_refused",): attempts[(place,)]}
     assert sum(
-        scrape.by("wsgigate_upstream_retries_total", "reason", service="orders").values()
+        scrape.by("wsgigate_upstream_retries_total", "reason", service="drilled").values()
     ) == (sum(attempts.values()) - 40)
 
-    ejected = scrape.by("wsgigate_upstream_ejections_total", "instance", service="orders")
+    ejected = scrape.by("wsgigate_upstream_ejections_total", "instance", service="drilled")
     assert ejected == {(name,): 1.0 for name in (failing_name, dying_name, place)}
-    assert scrape.by("wsgigate_instances", "status", service="orders") == {
+    assert scrape.by("wsgigate_instances", "status", service="drilled") == {
         ("healthy",): 1.0,
         ("ejected",): 3.0,
     }
