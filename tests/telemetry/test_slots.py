@@ -11,10 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from werkzeug.test import Client
 
 from tests.support.interpreter import run_alone
+from tests.support.metrics import measuring
+from wsgigate.http.problem import Problem
+from wsgigate.middleware.metrics import Metrics
 from wsgigate.telemetry.metrics import (
     BUCKETS,
+    PROCESS,
     STARTS,
     WORKERS,
     Counter,
@@ -329,3 +334,16 @@ def test_other_buckets_get_what_they_are_sure_to_contain(
     wanted: tuple[float, ...], expected: list[float]
 ) -> None:
     assert rebucketed((0.1, 1.0), [6.0, 1.0, 2.0, 3.0], wanted) == expected
+
+
+def test_a_file_that_is_damaged_in_use_makes_a_scrape_fail_and_no_request(folder: str) -> None:
+    with measuring():
+        PROCESS.stop()
+        PROCESS.record(lambda: open_slots("", folder, 100))
+        client = Client(Metrics(Problem(404), path="/metrics", public=True))
+        assert client.get("/metrics").status_code == 200
+        with open(os.path.join(folder, "metrics"), "r+b") as file:
+            file.seek(64)
+            file.write(b"\xfe" * 24)
+        assert client.get("/").status_code == 404
+        assert client.get("/metrics").status_code == 503

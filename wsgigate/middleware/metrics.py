@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,7 @@ from wsgigate.http.wsgi import (
 )
 from wsgigate.rules.arguments import Pattern, Trait, checked
 from wsgigate.runtime import fork
+from wsgigate.runtime.logs import RepeatLog
 from wsgigate.telemetry.exposition import CONTENT_TYPES, exposition, preferred_format
 from wsgigate.telemetry.metrics import (
     MAX_SERIES,
@@ -301,7 +303,11 @@ def metrics_page(admit: Callable[[WSGIEnvironment], Problem | None]) -> WSGIAppl
             return answer_with(problem)(environ, start_response)
         PROCESS.start()
         form = preferred_format(environ.get("HTTP_ACCEPT", ""))
-        body = exposition(PROCESS.totals(exemplars=form == "openmetrics"), form)
+        try:
+            body = exposition(PROCESS.totals(exemplars=form == "openmetrics"), form)
+        except Exception as error:  # the file was damaged while it was in use
+            _failures.log("The metrics cannot be read: %s", error)
+            return answer_with(_UNREADABLE)(environ, start_response)
         headers = [
             ("Content-Type", CONTENT_TYPES[form]),
             ("Content-Length", str(len(body))),
@@ -314,6 +320,12 @@ def metrics_page(admit: Callable[[WSGIEnvironment], Problem | None]) -> WSGIAppl
 
     return page
 
+
+_log = logging.getLogger("wsgigate.metrics")
+
+_failures = RepeatLog(_log, logging.WARNING)
+
+_UNREADABLE = Problem(503, "The metrics cannot be read at the moment; the log says why.")
 
 _NOT_ALLOWED = answer_with(Problem(405, headers=(("Allow", "GET, HEAD"),)))
 

@@ -38,8 +38,8 @@ The file is sparse and has its final length from the start. What must hold:
    series of the same size after :data:`REUSE` seconds, when every worker has dropped it as well,
    and only when the records are used up.
 7. A file of another version, of another size or with nonsense in it is renamed, and a new one is
-   made. Workers that have the old one open notice within :data:`LOOK` seconds that another file, or
-   none, has its name, and bring what they have counted into the new one.
+   made. Workers that have the old one open notice within seconds (``Recorder.look``) that another
+   file, or none, has its name, and bring what they have counted into the new one.
 """
 
 from __future__ import annotations
@@ -109,9 +109,6 @@ PAGE = max(4096, mmap.ALLOCATIONGRANULARITY)
 
 REUSE = 3600.0
 """Seconds after which the cells of a dropped series may be given to another one."""
-
-LOOK = 10.0
-"""Seconds between two looks whether the file is still there."""
 
 AGE = 86400.0
 """Seconds without a use after which the folder of a gateway that is gone is removed."""
@@ -443,7 +440,8 @@ class SlotFile:
         newest = {family.name: family for family in families}
         for record in records:
             family, last = families[record.family], newest[families[record.family].name]
-            if record.dropped is not None or (family.kind, family.labels) != last[1:4:2]:
+            alike = (family.kind, family.labels) == (last.kind, last.labels)
+            if record.dropped is not None or not alike:
                 continue
             values = (
                 [current[record.start]]
@@ -533,7 +531,6 @@ class SlotStorage(SlotFile):
     def __init__(self, folder: str, max_series: int) -> None:
         self._max_series = max_series
         self._placed: dict[tuple[Family, tuple[str, ...]], int] = {}
-        self._changing = False
         try:
             own_folder(folder, private=True)
             for name in (_NAME, _LOCK):
@@ -641,7 +638,7 @@ class SlotStorage(SlotFile):
         counts[0] |= 1
         os.pwrite(self.descriptor, _change.pack(*counts), _CHANGE_AT)
         yield counts
-        counts[0] += 1
+        counts[0] = (counts[0] + 1) % 2**64
         os.pwrite(self.descriptor, _change.pack(*counts), _CHANGE_AT)
 
     def place(self, family: Family, labels: tuple[str, ...]) -> int | None:
@@ -656,7 +653,7 @@ class SlotStorage(SlotFile):
                 if start is None:
                     return None
                 self._allocate(start + family.size)
-        except (OSError, Unusable, _Unreadable) as error:
+        except (OSError, Unusable, _Unreadable, struct.error) as error:
             _log.warning("A series of %s is not counted: %s", family.name, error)
             return None
         self._placed[family, labels] = start
@@ -742,7 +739,7 @@ class SlotStorage(SlotFile):
                 if position is not None and self._records[position].dropped is None:
                     record = self._records[position]
                     self._write_record(position, record._replace(dropped=time.time()))
-        except (OSError, Unusable, _Unreadable) as error:
+        except (OSError, Unusable, _Unreadable, struct.error) as error:
             _log.warning("A series of %s is not dropped: %s", family.name, error)
 
     # What this process adds.
