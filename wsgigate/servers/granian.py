@@ -63,6 +63,7 @@ from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
 from wsgigate.config.masked import changed
 from wsgigate.config.model import Config
+from wsgigate.config.summary import start_line
 from wsgigate.gateway import Gateway
 from wsgigate.http.problem import Problem
 from wsgigate.http.wsgi import REASON, ExcInfo, Headers
@@ -412,7 +413,16 @@ def serve(
     _check_store(config, path)
     _self_check(config)
     loaded = partial(_load, path, bind, threads, log_level, config)
+    _log_start(config, path)
     _server(config, path, reload).serve(target_loader=loaded, wrap_loader=False)
+
+
+def _log_start(config: Config, path: str) -> None:
+    """Log the start once, in the main process."""
+    set_up(config.gateway.log_level)
+    workers = config.gateway.workers or fork.processors()
+    name = f"granian {metadata.version('granian')}"
+    log.info("%s", start_line(config, path, server=name, workers=workers))
 
 
 def _check_store(config: Config, path: str) -> None:
@@ -434,6 +444,7 @@ def serve_config(config: Config) -> None:
     """
     check(config)
     _self_check(config)
+    _log_start(config, "")
     _server(config, "", False).serve(target_loader=partial(_built, config), wrap_loader=False)
 
 

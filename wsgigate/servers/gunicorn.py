@@ -40,8 +40,9 @@ from gunicorn.config import Config as Settings
 from wsgigate.config.build import build, certificate_files, client_authorities
 from wsgigate.config.errors import ConfigError
 from wsgigate.config.load import load
-from wsgigate.config.masked import changed
+from wsgigate.config.masked import changed, config_hash
 from wsgigate.config.model import Config
+from wsgigate.config.summary import start_line
 from wsgigate.gateway import Gateway
 from wsgigate.http.fields import one_cookie_field
 from wsgigate.runtime import drain, fork
@@ -163,7 +164,7 @@ def _settings(config: Config, path: str = "", *, log_keys: bool = False) -> dict
         "keepalive": math.ceil(gateway.keep_alive),
         "timeout": 60,
         "graceful_timeout": 30,
-        "when_ready": drains(gateway.drain_delay),
+        "when_ready": _ready_hook(gateway.drain_delay),
         "max_requests": served,
         "max_requests_jitter": served // 10,
         "preload_app": False,
@@ -283,7 +284,9 @@ def _read(path: str, bind: str | None, threads: int | None = None) -> Config:
         failure, outage = str(error), ""
     if not failure:
         if last_valid is not None:
-            log.info("Configuration reloaded from %s", path)
+            before, after = config_hash(last_valid.config), config_hash(config)
+            changes = "unchanged" if before == after else f"{before} -> {after}"
+            log.info("Configuration reloaded from %s: hash %s", path, changes)
         last_valid = _Good(path, config)
         if outage:
             log.warning("%s", outage)
@@ -334,6 +337,25 @@ def drains(
         server.handle_term = handle_term
 
     return when_ready
+
+
+def _ready_hook(delay: float) -> Callable[[Any], None]:
+    """Return the hook that logs the start, once, in the master, and prepares :func:`drains`."""
+    prepare = drains(delay)
+
+    def when_ready(server: Any) -> None:
+        _log_start(server)
+        prepare(server)
+
+    return when_ready
+
+
+def _log_start(arbiter: Any) -> None:
+    if last_valid is not None:
+        name = f"gunicorn {gunicorn.__version__} ({arbiter.worker_class.__name__})"
+        workers = int(arbiter.cfg.workers)
+        path, config = last_valid
+        log.info("%s", start_line(config, path, server=name, workers=workers))
 
 
 def _worker_started(worker: Any) -> None:
