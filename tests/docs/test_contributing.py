@@ -79,7 +79,7 @@ def _python(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the package and its configuration with all examples carried out."""
     tree = tmp_path_factory.mktemp("tree")
-    unwanted = shutil.ignore_patterns("__pycache__")
+    unwanted = shutil.ignore_patterns("__pycache__", "_build")
     shutil.copytree(ROOT / "wsgigate", tree / "wsgigate", ignore=unwanted)
     shutil.copytree(ROOT / "docs", tree / "docs", ignore=unwanted)
     for name in ("setup.cfg", "pyproject.toml", "README.rst"):
