@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 
 from tests.support import threads
 from tests.support.metrics import Measured, measuring
+from wsgigate.auth.jwks import KeySources
+from wsgigate.discovery.watcher import Watcher
 from wsgigate.http import problem
 from wsgigate.runtime import fork
 from wsgigate.runtime.logs import EventLog
@@ -66,8 +68,14 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def state_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep stores without a URL in a folder of this run: those of the user outlive it."""
+    """Keep stores without a URL in a folder of this run: those of the user outlive it.
+
+    A gateway that starts waits two seconds for its sources and keys, which is not long enough for
+    their threads on a machine that is busy with other tests.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        for start in (Watcher.start, KeySources.start):
+            patch.setattr(start, "__defaults__", (30.0,))
         patch.setenv("XDG_RUNTIME_DIR", "")
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
