@@ -10,14 +10,30 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from random import randrange
 
 __all__ = ["free_port", "running", "started"]
 
 
 def free_port() -> int:
-    """Return a free port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
+    """Return a free port outside the range from which the system gives ports to clients.
+
+    The server that it is for listens later: until then any client, or another server that asks for
+    a free port, could get one of that range. No test gets it either: ``tests/support/ports.py``
+    reserves ports by the same names, which the system frees with the process.
+    """
+    while True:
+        port = randrange(15_000, 30_000)
+        name = socket.socket(socket.AF_UNIX)
+        try:
+            name.bind(f"\0wsgigate-tests-{port}")
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", port))
+        except OSError:
+            name.close()
+            continue
+        name.detach()  # it stays open for as long as the process lives
         return port
 
 
