@@ -193,6 +193,8 @@ def test_a_dead_upstream_is_logged_with_or_without_a_logger(
 
 class Trace:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    span_id = "00f067aa0ba902b7"
+    sampled = True
 
 
 def test_a_failure_of_each_service_is_logged(caplog: pytest.LogCaptureFixture) -> None:
