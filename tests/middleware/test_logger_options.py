@@ -53,7 +53,7 @@ def written(app: Any, environs: Iterable[dict[str, Any]] = ({},), **options: Any
     logger = Logger(app, stream=stream, **options)
     for environ in environs:
         Server().serve(logger, {**new_environ(), **environ})
-    assert logger.close()
+    assert logger.close(30)
     return stream.getvalue().splitlines()
 
 
@@ -195,7 +195,7 @@ def test_no_credential_is_ever_logged(format: str, secret: str, name: str) -> No
 def test_a_file_gets_the_lines(tmp_path: Path) -> None:
     logger = Logger(answering(), file=str(tmp_path / "access.log"))
     Server().serve(logger, new_environ())
-    assert logger.close()
+    assert logger.close(30)
     [line] = (tmp_path / "access.log").read_text().splitlines()
     assert json.loads(line)["status"] == 200
 
@@ -205,11 +205,11 @@ def test_an_output_that_fails_loses_records_and_counts_them(tmp_path: Path) -> N
     folder = tmp_path / "none"
     logger = Logger(answering(), file=str(folder / "access.log"))
     assert Server().serve(logger, new_environ()).status == "200 OK"
-    assert logger.flush()
+    assert logger.flush(30)
     assert logger.dropped == 1
     folder.mkdir()
     Server().serve(logger, new_environ())
-    assert logger.close()
+    assert logger.close(30)
     lines = [json.loads(line) for line in (folder / "access.log").read_text().splitlines()]
     assert [line.get("count") for line in lines] == [1, None]
 
@@ -218,7 +218,7 @@ def test_a_handler_gets_the_lines() -> None:
     stream = io.StringIO()
     logger = Logger(answering(), handler=logging.StreamHandler(stream), format="logfmt")
     Server().serve(logger, new_environ())
-    assert logger.close()
+    assert logger.close(30)
     assert " status=200 " in stream.getvalue()
 
 
@@ -270,6 +270,6 @@ def test_the_file_of_a_gateway_has_the_keys(tmp_path: Path) -> None:
     stack = gateway.app
     while not isinstance(stack, Logger):
         stack = stack.app  # type: ignore[attr-defined]
-    assert stack.close()
+    assert stack.close(30)
     [line] = (tmp_path / "access.log").read_text().splitlines()
     assert json.loads(line)["url.path"] == "/missing"
