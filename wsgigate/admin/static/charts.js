@@ -21,6 +21,7 @@ export class Chart {
     this.format = format;
     this.range = range;
     this.data = [[], ...lines.map(() => [])];
+    this.span = [Date.now() / 1000 - 60, Date.now() / 1000];
     this.canvas = el("div", { class: "canvas", "aria-hidden": "true" });
     this.summary = el("p", { class: "summary" });
     this.rows = el("tbody");
@@ -41,9 +42,13 @@ export class Chart {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#draw());
   }
 
-  /** Show *data*: the times in Unix seconds, then the values of each line; null where none is known. */
-  update(data) {
+  /**
+   * Show *data*: the times in Unix seconds, then the values of each line; null where none is known.
+   * The axis is from *from* to *to*.
+   */
+  update(data, from, to) {
     this.data = data;
+    this.span = [from, to];
     if (this.plot) this.plot.setData(data);
     else this.#draw();
     setText(this.summary, this.#inWords());
@@ -90,7 +95,7 @@ export class Chart {
         width,
         height: HEIGHT,
         cursor: { drag: { x: false, y: false } },
-        scales: { y: { range: this.range } },
+        scales: { x: { range: () => this.span }, y: { range: this.range } },
         axes: [
           { ...axis, values: (_, ticks) => ticks.map((tick) => clock(tick).slice(0, 5)) },
           { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => this.format(tick)) },

@@ -315,6 +315,7 @@ async function act({ title, text, yes, lasts = false, run, done }) {
       : `Not done: ${error.message}`, "bad");
     if (error instanceof Rejected && error.status === 401) rejectToken();
   }
+  model.expire();
   poll();
 }
 
@@ -425,9 +426,10 @@ function showChoices() {
 
 function showCharts() {
   showChoices();
-  const columns = model.columns(byId("of").value || "gateway", Number(byId("range").value));
+  const span = Number(byId("range").value);
+  const columns = model.columns(byId("of").value || "gateway", span);
   for (const [chart, names] of charts) {
-    chart.update([columns.times, ...names.map((name) => columns[name] ?? columns.times.map(() => null))]);
+    chart.update([columns.times, ...names.map((name) => columns[name] ?? columns.times.map(() => null))], model.now - span, model.now);
   }
 }
 

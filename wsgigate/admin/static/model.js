@@ -4,6 +4,7 @@ import { change, get, getIfThere, part } from "./api.js";
 import { ago, clock, count, moment, percent } from "./figures.js";
 
 const HOUR = 3600;
+const SELDOM = 10_000;
 const NO_HISTORY = { times: [], series: {}, circuits: {}, inFlight: [], interval: 5, recent: { series: {}, decisions: {} } };
 
 /** Show a member whatever its type is: an unexpected one is shown, and breaks nothing. */
@@ -20,6 +21,7 @@ export class Model {
   /** Forget everything, as after signing out. */
   clear() {
     this.role = "";
+    this.kept = new Map();
     this.now = Date.now() / 1000;
     this.gateway = {};
     this.total = { success: null };
@@ -57,8 +59,7 @@ export class Model {
    * @throws {Rejected|Away} As get().
    */
   async refresh(of) {
-    const session = await get("session");
-    this.role = session.role;
+    this.role = (await this.#seldom("session", get)).role;
     const [overview, instances, health, circuits, errors, workers, maintenance, routes, config, registered] =
       await Promise.all([
         get("overview"),
@@ -66,11 +67,11 @@ export class Model {
         get("health"),
         getIfThere("circuit-breakers"),
         getIfThere("errors"),
-        getIfThere("workers"),
-        getIfThere("maintenance"),
-        get("routes"),
-        getIfThere("config"),
-        getIfThere("registered"),
+        this.#seldom("workers"),
+        this.#seldom("maintenance"),
+        this.#seldom("routes", get),
+        this.#seldom("config"),
+        this.#seldom("registered"),
         this.#readHistory(of),
       ]);
     this.now = moment(health.gateway?.timestamp) ?? Date.now() / 1000;
@@ -124,6 +125,20 @@ export class Model {
     ];
     this.configText = config ? JSON.stringify(config.configuration, null, 2) : "";
     this.alerts = list(overview.problems).map((each) => [text(each), overview.state === "error" ? "bad" : "warn"]);
+  }
+
+  /** Read what changes seldom: again after ten seconds, and after each change. */
+  async #seldom(path, read = getIfThere) {
+    const kept = this.kept.get(path);
+    if (kept && Date.now() - kept.at < SELDOM) return kept.document;
+    const document = await read(path);
+    this.kept.set(path, { document, at: Date.now() });
+    return document;
+  }
+
+  /** Read everything again with the next refresh: something was changed. */
+  expire() {
+    this.kept.clear();
   }
 
   #serviceRow(name, status, recent) {
