@@ -426,4 +426,5 @@ def test_screenshots_for_the_documentation(browser: Browser, shop: Shop) -> None
                     for number in range(60):
                         shop.ask("/orders" if number % 30 else "/users")
                     seen.add(page.eval(times))
+                page.eval("document.querySelector('#name').textContent = 'shop'")
                 page.screenshot(Path(folder) / f"{name}.png", height=860)
