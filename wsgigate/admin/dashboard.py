@@ -177,8 +177,12 @@ def history_group(
     def session(request: JsonRequest) -> Session:
         return {"role": "admin" if role_of(request.environ) is Role.ADMIN else "viewer"}
 
-    def registry(request: JsonRequest) -> object:
-        return Problem(404, "This gateway has no registry.") if not registered else registered()
+    of_registry = []
+    if registered is not None:
+        answer, summary = registered, "Registered instances and renewals"
+        of_registry = [
+            AdminEndpoint("GET /registered", lambda _: answer(), summary, RegisteredList)
+        ]
 
     def show(request: JsonRequest) -> object:
         keys = request.query.get("of") or [GATEWAY]
@@ -197,9 +201,7 @@ def history_group(
         "history",
         [
             AdminEndpoint("GET /session", session, "What the token may do", Session),
-            AdminEndpoint(
-                "GET /registered", registry, "Registered instances and renewals", RegisteredList
-            ),
+            *of_registry,
             AdminEndpoint(
                 "GET /history",
                 show,

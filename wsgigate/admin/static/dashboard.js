@@ -456,7 +456,10 @@ function showFacts() {
   facts(byId("config-facts"), model.configFacts);
   byId("config").hidden = model.configText === "";
   setText(byId("config-text"), model.configText);
-  byId("registry").hidden = !model.hasRegistry;
+  for (const [name, there] of [["registry", model.hasRegistry], ["errors", model.hasErrors]]) {
+    byId(name).hidden = !there;
+    document.querySelector(`nav a[href="#${name}"]`).parentElement.hidden = !there;
+  }
 }
 
 function facts(place, pairs) {

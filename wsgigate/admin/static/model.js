@@ -39,6 +39,7 @@ export class Model {
     this.store = [];
     this.configFacts = [];
     this.configText = "";
+    this.hasErrors = false;
     this.hasRegistry = false;
     this.alerts = [];
     this.forgetHistory();
@@ -60,18 +61,22 @@ export class Model {
    */
   async refresh(of) {
     this.role = (await this.#seldom("session", get)).role;
+    // which endpoints there are depends on the configuration
+    const { paths } = await this.#seldom("openapi.json", get);
+    const there = (path, read = getIfThere) => (`/${path}` in paths ? read(path) : null);
+    const seldom = (path) => this.#seldom(path);
     const [overview, instances, health, circuits, errors, workers, maintenance, routes, config, registered] =
       await Promise.all([
         get("overview"),
         get("instances"),
         get("health"),
-        getIfThere("circuit-breakers"),
-        getIfThere("errors"),
-        this.#seldom("workers"),
-        this.#seldom("maintenance"),
+        there("circuit-breakers"),
+        there("errors"),
+        there("workers", seldom),
+        there("maintenance", seldom),
         this.#seldom("routes", get),
-        this.#seldom("config"),
-        this.#seldom("registered"),
+        there("config", seldom),
+        there("registered", seldom),
         this.#readHistory(of),
       ]);
     this.now = moment(health.gateway?.timestamp) ?? Date.now() / 1000;
@@ -100,6 +105,7 @@ export class Model {
       exempt: made.exempt ?? 0,
       failed: made.store_failed ?? 0,
     }));
+    this.hasErrors = errors !== null;
     this.errors = list(errors?.errors).map((each, number) => errorRow(each, number));
     this.registered = list(registered?.instances).map((each) => ({ ...each, heartbeat: each.renewed }));
     const leases = new Map(this.registered.map((each) => [`${each.service} ${each.url}`, each]));
