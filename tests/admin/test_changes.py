@@ -51,7 +51,9 @@ WRITES: list[tuple[str, str, dict[str, Any] | None]] = [
     ("PUT", INSTANCE, {"state": "drained"}),
     ("PUT", "/circuit-breakers/orders", {"state": "open"}),
     ("POST", "/circuit-breakers/orders/reset", None),
+    ("PUT", "/services/orders/instances?address=10.0.0.4:8000", {"state": "drained"}),
     ("DELETE", "/limits/orders/192.0.2.1", None),
+    ("DELETE", "/limits/orders?key=192.0.2.1", None),
     ("DELETE", DENIED, None),
     ("POST", "/tokens/deny", {"jti": "a", "until": UNTIL}),
     ("POST", "/reload", None),
@@ -273,6 +275,45 @@ def test_a_caller_gets_its_full_quota_again(gateway: Gateway, operator: Operator
     assert operator("GET", "/limits/at-once/127.0.0.1")[1]["quotas"] == [
         {"name": "at-once", "plan": None, "limit": 3, "remaining": 3, "resetAfter": 0.0}
     ]
+
+
+@pytest.mark.parametrize("key", ["2001%3Adb8%3A%3A%2F64", "2001:db8::/64", "=2001:db8::/64"])
+def test_a_key_with_a_slash_is_named_in_the_query(
+    gateway: Gateway, operator: Operator, key: str
+) -> None:
+    six = {"REMOTE_ADDR": "2001:db8::7"}
+    Client(gateway).get("/orders", environ_base=six).close()
+    path = f"/limits/orders?key={key}"
+    status, document = operator("GET", path)
+    assert (status, document["key"]) == (200, "=2001:db8::/64")
+    assert document["quotas"][0]["remaining"] == 9
+    assert operator("DELETE", path, If_Match='"other"')[0] == 412
+    status, document = operator("DELETE", path)
+    assert (status, document["quotas"][0]["remaining"]) == (200, 10)
+
+
+def test_an_instance_is_named_by_its_url_in_the_query(operator: Operator) -> None:
+    path = "/services/orders/instances?address=http://10.0.0.4:8000"
+    assert operator("PUT", path, {"state": "drained"})[0] == 200
+    assert operator("GET", path) == operator("GET", INSTANCE)
+    assert operator("GET", INSTANCE)[1]["state"] == "drained"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "message"),
+    [
+        ("/limits/orders", 400, "key: is required in the query."),
+        ("/limits/orders?key=a&key=b", 400, "key: at most one."),
+        ("/limits/orders?key=%ff", 400, "The query is malformed or too long."),
+        ("/services/orders/instances", 400, "address: is required in the query."),
+        ("/services/orders/instances?address=a&address=b", 400, "address: at most one."),
+    ],
+)
+def test_a_query_that_names_no_one_thing_is_rejected(
+    operator: Operator, path: str, status: int, message: str
+) -> None:
+    found = operator("GET", path)
+    assert (found[0], found[1]["message"]) == (status, message)
 
 
 # Tokens.

@@ -85,6 +85,9 @@ GROUP = Group(
     [
         AdminEndpoint("GET /trees/{name}", answer, "A tree", Leaf, query={"depth": "How deep."}),
         AdminEndpoint("PUT /trees/{name}", answer, "Plant a tree", Leaf, body=Leaf, status=201),
+        AdminEndpoint(
+            "DELETE /trees", answer, "Cut one", Leaf, query={"name": "Its."}, query_required=True
+        ),
         AdminEndpoint("GET /public", answer, "Anyone", Leaf, role=Role.PUBLIC),
     ],
 )
@@ -94,10 +97,13 @@ def test_an_endpoint_is_described() -> None:
     document = openapi_document([GROUP], "/_g")
     assert document["openapi"] == "3.1.0"
     assert document["servers"] == [{"url": "/_g"}]
-    assert [*document["paths"]] == ["/public", "/trees/{name}"]
+    assert [*document["paths"]] == ["/public", "/trees", "/trees/{name}"]
     read, write = (document["paths"]["/trees/{name}"][each] for each in ("get", "put"))
     assert [each["name"] for each in read["parameters"]] == ["name", "depth", "If-None-Match"]
     assert [each["name"] for each in write["parameters"]] == ["name", "If-Match"]
+    [depth] = [each for each in read["parameters"] if each["in"] == "query"]
+    [name] = [e for e in document["paths"]["/trees"]["delete"]["parameters"] if e["in"] == "query"]
+    assert (depth["required"], name["required"]) == (False, True)
     assert read["security"] == [{"viewer": []}, {"admin": []}]
     assert write["security"] == [{"admin": []}]
     assert document["paths"]["/public"]["get"]["security"] == []

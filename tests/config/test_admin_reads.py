@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from jsonschema import Draft202012Validator
@@ -106,9 +107,16 @@ def test_each_read_has_the_schema_that_is_described(client: Client) -> None:
     reads = [path for path, methods in document["paths"].items() if "get" in methods]
     assert {"/overview", "/routes", "/services/{name}", "/instances", "/config"} <= {*reads}
     for path in reads:
-        response = document["paths"][path]["get"]["responses"]["200"]
+        operation = document["paths"][path]["get"]
+        response = operation["responses"]["200"]
         schema = response["content"]["application/json"]["schema"]
-        found = get(client, path.format(**PARAMETERS))
+        required = {
+            each["name"]: PARAMETERS[each["name"]]
+            for each in operation["parameters"]
+            if each["in"] == "query" and each["required"]
+        }
+        query = f"?{urlencode(required)}" if required else ""
+        found = get(client, path.format(**PARAMETERS) + query)
         Draft202012Validator({**schema, "components": schemas}).validate(found)
 
 

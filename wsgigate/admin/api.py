@@ -24,6 +24,7 @@ from typing import Any
 from wsgiref.types import WSGIApplication
 
 from wsgigate.admin.access import AdminAccess, Role
+from wsgigate.http.bodies import wrong
 from wsgigate.http.json_app import (
     LARGEST,
     Endpoint,
@@ -35,7 +36,16 @@ from wsgigate.http.json_app import (
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
 from wsgigate.rules.routing import Route
 
-__all__ = ["AdminApi", "AdminEndpoint", "Group", "match_of", "serves", "tag_of", "with_tag"]
+__all__ = [
+    "AdminApi",
+    "AdminEndpoint",
+    "Group",
+    "match_of",
+    "named",
+    "serves",
+    "tag_of",
+    "with_tag",
+]
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class AdminEndpoint:
     :param body: The type of the request's body; None without one.
     :param body_optional: Whether the body may be omitted.
     :param query: The parameters of the query with their descriptions.
+    :param query_required: Whether each of these is required.
     :param status: The status of success.
     :param content_type: The media type of the document.
     :param current: Returns the resource that a write with ``If-Match`` changes, called as *answer*
@@ -70,6 +81,7 @@ class AdminEndpoint:
     body: Any = None
     body_optional: bool = False
     query: Mapping[str, str] = field(default_factory=dict)
+    query_required: bool = False
     status: int = 200
     content_type: str = "application/json"
     current: Callable[..., object] | None = None
@@ -108,6 +120,22 @@ class Group:
     endpoints: Sequence[AdminEndpoint]
     errors: ErrorResponses = field(default_factory=dict)
     largest: int = LARGEST
+
+
+def named(request: JsonRequest, name: str, given: str | None) -> str:
+    """Return what the path names, or without it the parameter *name* of the query.
+
+    A segment of a path cannot have a slash, not even an encoded one, so what may have one (an IPv6
+    network, a URL) is accepted in the query as well.
+
+    :param given: The parameter of the path; None if this path has none.
+    :raises Refusal: 400, if neither has it.
+    """
+    if given is not None:
+        return given
+    if name not in request.query:
+        raise wrong(f"{name}: is required in the query.", name)
+    return request.one(name)
 
 
 def tag_of(document: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NotRequired, Protocol, TypedDict
 
-from wsgigate.admin.api import AdminEndpoint, Group, match_of, with_tag
+from wsgigate.admin.api import AdminEndpoint, Group, match_of, named, with_tag
 from wsgigate.admin.operations import checked_members, duration_of, store_errors
 from wsgigate.coordination.overrides import (
     ACTIVE,
@@ -141,27 +141,31 @@ def _state(override: Override) -> dict[str, Any]:
 def instance_group(overrides: Overrides, pools: Mapping[str, HasPool]) -> Group:
     """Return the endpoints ``GET`` and ``PUT /services/{name}/instances/{address}``.
 
+    ``/services/{name}/instances?address=`` is the same: a URL, or the path of a socket, has
+    slashes.
+
     :param overrides: What operators have changed.
     :param pools: The instances of each service.
     """
 
-    def find(name: str, address: str) -> str:
+    def find(request: JsonRequest, name: str, given: str | None) -> str:
         pool = pools.get(name)
         if pool is None:
             raise Refusal.of(404, "Service not found!")
+        address = named(request, "address", given)
         overrides.look()  # another worker may have made the last change just now
         try:
             return url_of(address, pool.instances, overrides.of(name))
         except UnknownInstance as error:
             raise Refusal.of(404, f"{error}.") from None
 
-    def show(request: JsonRequest, name: str, address: str) -> object:
-        url = find(name, address)
+    def show(request: JsonRequest, name: str, address: str | None = None) -> object:
+        url = find(request, name, address)
         override = overrides.of(name).get(url, AUTOMATIC)
         return _document(name, url, override, overrides.shared)
 
-    def change(request: JsonRequest, name: str, address: str) -> object:
-        url = find(name, address)
+    def change(request: JsonRequest, name: str, address: str | None = None) -> object:
+        url = find(request, name, address)
         body = request.json()
         checked_members(body, ("state", "weight", "for"))
         state, weight = body.get("state", ACTIVE), body.get("weight")
@@ -189,15 +193,21 @@ def instance_group(overrides: Overrides, pools: Mapping[str, HasPool]) -> Group:
             raise wrong(f"{error}.", str(error).partition(":")[0]) from None
         return with_tag(_document(name, url, after, overrides.shared))
 
-    path = "/services/{name}/instances/{address}"
-    return Group(
-        "instances",
-        [
+    slash = "What has a slash, such as the URL of an instance, belongs in the query: ?address=URL."
+    in_query = {"address": "The address of the instance, or its URL."}
+    endpoints = []
+    for path, hint, query in (
+        ("/services/{name}/instances/{address}", f" {slash}", {}),
+        ("/services/{name}/instances", "", in_query),
+    ):
+        endpoints += [
             AdminEndpoint(
                 line=f"GET {path}",
                 answer=show,
                 summary="What an operator has changed about an instance",
-                description="The address is HOST:PORT, as in GET /services.",
+                description=f"The address is HOST:PORT, as in GET /services.{hint}",
+                query=query,
+                query_required=True,
                 response=InstanceOverride,
             ),
             AdminEndpoint(
@@ -205,13 +215,19 @@ def instance_group(overrides: Overrides, pools: Mapping[str, HasPool]) -> Group:
                 answer=change,
                 summary="Drain, eject or weigh an instance, or let it be active again",
                 description="Every worker applies it within a second, and it survives restarts. "
-                "active without a weight removes what was changed, and ends automatic ejections.",
+                "active without a weight removes what was changed, and ends automatic ejections."
+                f"{hint}",
+                query=query,
+                query_required=True,
                 body=InstanceChange,
                 response=InstanceOverride,
                 # compared in the store, so that of two writes at once one is rejected
                 current=show,
             ),
-        ],
+        ]
+    return Group(
+        "instances",
+        endpoints,
         errors=store_errors(
             "The change may or may not have taken effect: the store is unavailable.",
             "the overrides cannot be written",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Protocol, TypedDict
 
-from wsgigate.admin.api import AdminEndpoint, Group
+from wsgigate.admin.api import AdminEndpoint, Group, named
 from wsgigate.admin.operations import store_errors
 from wsgigate.http.json_app import JsonRequest
 from wsgigate.http.limits import LimitStanding
@@ -89,6 +89,8 @@ def clear_audited(policy: str, key: str, limit: CanReset, *, by: Actor) -> dict[
 def limit_group(limits: Mapping[str, CanReset]) -> Group:
     """Return the endpoints ``GET`` and ``DELETE /limits/{policy}/{key}``.
 
+    ``/limits/{policy}?key=`` is the same: the key of an IPv6 network has a slash.
+
     :param limits: The limits by the name of their policy.
     """
 
@@ -99,35 +101,51 @@ def limit_group(limits: Mapping[str, CanReset]) -> Group:
             raise Refusal.of(404, f"There is no such policy; the policies are: {listed}.")
         return limit
 
-    def show(request: JsonRequest, policy: str, key: str) -> object:
-        return _document(policy, plain_key(key), find(policy))
+    def show(request: JsonRequest, policy: str, key: str | None = None) -> object:
+        limit = find(policy)
+        return _document(policy, plain_key(named(request, "key", key)), limit)
 
-    def clear(request: JsonRequest, policy: str, key: str) -> object:
-        return clear_audited(policy, key, find(policy), by=requester(request.environ))
+    def clear(request: JsonRequest, policy: str, key: str | None = None) -> object:
+        limit = find(policy)
+        caller = named(request, "key", key)
+        return clear_audited(policy, caller, limit, by=requester(request.environ))
 
     about = (
         "The key is what the limit counts by, such as 192.0.2.1, or the form that the store has: "
         "= and the key, or # and the hash of a long one."
     )
-    return Group(
-        "limits",
-        [
+    slash = "A key with a slash, such as 2001:db8::/64, belongs in the query: ?key=2001:db8::/64."
+    key = {"key": "The key of the caller."}
+    endpoints = []
+    for path, hint, query in (
+        ("/limits/{policy}/{key}", slash, {}),
+        ("/limits/{policy}", "", key),
+    ):
+        described = f"{about} {hint}".rstrip()
+        endpoints += [
             AdminEndpoint(
-                line="GET /limits/{policy}/{key}",
+                line=f"GET {path}",
                 answer=show,
                 summary="What a caller has left under a limit",
-                description=about,
+                description=described,
+                query=query,
+                query_required=True,
                 response=CallerStanding,
             ),
             AdminEndpoint(
-                line="DELETE /limits/{policy}/{key}",
+                line=f"DELETE {path}",
                 answer=clear,
                 summary="Give a caller its full quota again",
-                description=f"{about} The slots of requests in flight come back with their next "
-                "renewal.",
+                description=f"{described} The slots of requests in flight come back with their "
+                "next renewal.",
+                query=query,
+                query_required=True,
                 response=CallerStanding,
             ),
-        ],
+        ]
+    return Group(
+        "limits",
+        endpoints,
         errors=store_errors(
             "The counts cannot be read or changed at the moment: the store is unavailable.",
             "the counts cannot be read or changed",

@@ -134,7 +134,13 @@ def _operation(endpoint: AdminEndpoint, tag: str, definitions: dict[str, JsonSch
         for name in _PARAMETER.findall(endpoint.path)
     ]
     parameters += [
-        {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
+        {
+            "name": name,
+            "in": "query",
+            "required": endpoint.query_required,
+            "description": text,
+            "schema": {"type": "string"},
+        }
         for name, text in endpoint.query.items()
     ]
     parameters.append(_IF_NONE_MATCH if endpoint.method == "GET" else _IF_MATCH)

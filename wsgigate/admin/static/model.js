@@ -232,7 +232,7 @@ export class Model {
   }
 
   setInstance(row, state, lasts) {
-    const path = `services/${part(row.service)}/instances/${part(row.address)}`;
+    const path = `services/${part(row.service)}/instances?address=${part(row.url)}`;
     return change("PUT", path, { state, ...(lasts ? { for: lasts } : {}) });
   }
 
@@ -241,12 +241,12 @@ export class Model {
   }
 
   clearLimit(policy, key) {
-    return change("DELETE", `limits/${part(policy)}/${part(key)}`);
+    return change("DELETE", `limits/${part(policy)}?key=${part(key)}`);
   }
 
   /** Read what a caller has left. */
   async look(policy, caller) {
-    const read = await get(`limits/${part(policy)}/${part(caller)}`);
+    const read = await get(`limits/${part(policy)}?key=${part(caller)}`);
     this.standing = list(read.quotas).map((each) => ({ ...each, policy, caller, key: text(read.key) || caller }));
   }
 }
