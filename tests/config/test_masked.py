@@ -100,6 +100,14 @@ def test_the_private_members_of_an_inline_key_are_masked() -> None:
     assert entry["key"] == {"kty": "OKP", "crv": "Ed25519", "x": "public", "d": "***", "k": "***"}
 
 
+def test_a_table_with_a_member_kty_shows_no_other_value() -> None:
+    nested = '{ kty = "oct", Authorization = "canary", x = "${A:-canary}", more = ["canary"] }'
+    text = f'[[middleware]]\nuse = "tests.config.files:custom"\nfields = {nested}'
+    [entry] = masked_of(parsed(text))["middleware"]
+    assert "canary" not in json.dumps(entry)
+    assert entry["fields"]["kty"] == "oct"
+
+
 def hidden(kind: Kind[Any], seen: set[int]) -> int:
     """Return the number of keys with hidden text below *kind*."""
     if id(kind) in seen:

@@ -7,7 +7,7 @@ looks like alone:
 - a value that refers to an environment variable keeps the reference, ``${NAME}``, so that no value
   of the environment is ever read here; its default is masked;
 - values of header fields are masked, as a service's credentials are often among them;
-- the userinfo of URLs, and the private members of inline keys (JWK), are masked;
+- the userinfo of URLs, and all but the public members of inline keys (JWK), are masked;
 - options of custom factories, whose kinds are unknown, are masked, except numbers and flags.
 """
 
@@ -40,8 +40,8 @@ _QUERY = re.compile(r"(://[^\s?#]*\?)[^\s#]+")
 _FIELDS = frozenset({"add", "fields", "headers", "set"})
 """Keys whose tables have the values of header fields."""
 
-_PRIVATE = frozenset({"d", "dp", "dq", "k", "oth", "p", "q", "qi"})
-"""The private members of a JWK (RFC 7518 section 6)."""
+_PUBLIC = frozenset({"alg", "crv", "e", "key_ops", "kid", "kty", "n", "use", "x", "y"})
+"""The members of a JWK without a secret (RFC 7517 section 4, RFC 7518 section 6)."""
 
 _SOURCE = "_masked_source"
 
@@ -135,11 +135,9 @@ def _masked(kind: Kind[Any] | None, value: Any, name: str) -> Any:
 def _masked_table(kind: Kind[Any] | None, value: dict[Any, Any], name: str) -> Any:
     if "kty" in value:
         return {
-            str(key): MASK
-            if key in _PRIVATE
+            str(key): each
+            if key in _PUBLIC and isinstance(each, str) and "${" not in each
             else _masked(None, each, str(key))
-            if not isinstance(each, str)
-            else each
             for key, each in value.items()
         }
     if isinstance(kind, HiddenText):
