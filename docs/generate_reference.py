@@ -52,6 +52,7 @@ HEADINGS = {
     "gateway": "``[gateway]``",
     "store": "``[store]``",
     "admin": "``[admin]``",
+    "logging": "``[logging]``",
     "metrics": "``[metrics]``",
     "maintenance": "``[maintenance]``",
     "registry": "``[registry]``",

@@ -55,6 +55,7 @@ class Gateway:
     :param routes: The routes, for listing.
     :param self_check: What to do under a server that makes the gateway unsafe.
     :param log_level: The log level, if neither the server nor the application sets one.
+    :param log_json: Whether the log is JSON, if neither of them sets a handler.
     :param first: Called with the first request of a process in which :meth:`start` was not called
         before; returns an app that replaces *app*, or None.
     :param stopping: Functions to call when the process begins to stop: each ends what would outlast
@@ -80,6 +81,7 @@ class Gateway:
         routes: Sequence[Route[WSGIApplication]] = (),
         self_check: Literal["refuse", "warn"] = "refuse",
         log_level: str | None = None,
+        log_json: bool = False,
         first: Callable[[WSGIEnvironment], WSGIApplication | None] | None = None,
         stopping: Iterable[Callable[[], object]] = (),
         closing: Iterable[Callable[[], object]] = (),
@@ -98,6 +100,7 @@ class Gateway:
         self.routes = tuple(routes)
         self.self_check = self_check
         self.log_level = log_level
+        self.log_json = log_json
         self.reloads: Any = None
         """What reloads its file, a ``ServerReload``; set by the server whose worker this is."""
         self._first = first
@@ -125,7 +128,7 @@ class Gateway:
             if self._started:
                 return
             try:
-                logs.set_up(self.log_level)
+                logs.set_up(self.log_level, as_json=self.log_json)
                 PROCESS.start()
                 if self.key_sources is not None:
                     self.key_sources.start()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
 
 import pytest
 
-from wsgigate.runtime.logs import adopt, set_up
+from wsgigate.runtime.logs import JsonFormatter, adopt, set_up
 
 CODE = """
 import logging, sys
@@ -62,3 +63,42 @@ def test_no_handler_is_added_where_the_application_has_one(
         assert own.level == logging.INFO
     finally:
         own.handlers, own.level, own.propagate = before
+
+
+def test_a_json_record_is_one_line_with_the_fields_of_the_record() -> None:
+    record = logging.LogRecord(
+        "wsgigate.x", logging.WARNING, "", 0, 'a "b"\n{"level":%s} \u2028\x7f\x85', ("c",), None
+    )
+    record.created = 1_700_000_000.25
+    record.wsgigate = {"request_id": "r1", "trace_id": None, "level": "forged", "other": object}
+    line = JsonFormatter().format(record)
+    assert line.isascii()
+    assert line.isprintable()
+    shown = json.loads(line)
+    assert shown.pop("pid") == record.process
+    assert shown == {
+        "time": "2023-11-14T22:13:20.250Z",
+        "level": "warning",
+        "logger": "wsgigate.x",
+        "message": 'a "b"\n{"level":c} \u2028\x7f\x85',
+        "request_id": "r1",
+        "trace_id": None,
+        "other": "<class 'object'>",
+    }
+
+
+def test_a_json_record_has_its_traceback_in_the_same_line() -> None:
+    try:
+        raise ValueError("a\nb")
+    except ValueError:
+        record = logging.LogRecord("wsgigate", 40, "", 0, "failed", (), sys.exc_info())
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["exception"].endswith("ValueError: a\nb")
+
+
+def test_set_up_writes_json_where_it_adds_the_handler() -> None:
+    code = CODE.format(before="", call="set_up('warning', as_json=True)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    shown = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [each["message"] for each in shown] == ["it is warning", "it is error"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import threading
@@ -16,6 +17,7 @@ from gunicorn.http.wsgi import create
 
 from tests.servers.gate import Log, Make, hello
 from tests.support.certificates import make_certificate
+from tests.support.interpreter import run_alone
 from wsgigate.http.wsgi import LEND_THREAD
 from wsgigate.servers.gunicorn_body import ClientStalled
 from wsgigate.servers.gunicorn_worker import GateWorker
@@ -118,3 +120,25 @@ def test_the_environ_is_that_of_gunicorns_own_worker(
     kept = [{key: environ[key] for key in environ.keys() - UNLIKE} for environ in (seen[0], theirs)]
     assert kept[0] == kept[1]
     assert theirs.keys() - seen[0].keys() <= UNLIKE
+
+
+def test_a_file_with_json_logs_has_gunicorn_write_json(tmp_path: Path) -> None:
+    log, file = tmp_path / "error.log", tmp_path / "gateway.toml"
+    file.write_text('[logging]\nformat = "json"\n')
+    run_alone(f"""
+import json, logging
+from gunicorn.config import Config
+from wsgigate.servers.gunicorn import settings
+
+cfg = Config()
+for name, value in settings({str(file)!r}).items():
+    cfg.set(name, value)
+cfg.set("errorlog", {str(log)!r})
+made = cfg.logger_class(cfg)
+made.info("started %s", "a\\nb")
+made.setup(cfg)  # a reload
+made.info("again")
+""")
+    shown = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [each["message"] for each in shown] == ["started a\nb", "again"]
+    assert {each["logger"] for each in shown} == {"gunicorn.error"}

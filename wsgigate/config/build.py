@@ -567,6 +567,7 @@ class _GatewayBuilder:
             routes=dispatcher.routes,
             self_check=gateway.self_check,
             log_level=gateway.log_level,
+            log_json=self._config.logs_json,
             first=first_request_check(
                 gateway.self_check,
                 keeps_slashes=any(route.encoded_slash == "keep" for route in dispatcher.routes),

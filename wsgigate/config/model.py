@@ -83,6 +83,7 @@ __all__ = [
     "Config",
     "FallbackTable",
     "GatewayTable",
+    "LoggingTable",
     "MaintenanceTable",
     "MetricsTable",
     "RegistryTable",
@@ -371,6 +372,18 @@ class Admin:
         default_factory=dict,
     )
     features: tuple[str, ...] = setting("The features that /info lists.", default=())
+
+
+@table
+class LoggingTable:
+    """The log of the gateway and its server; the access log is the logger middleware's."""
+
+    format: Literal["text", "json"] = setting(
+        "How records are written, also those of gunicorn: text, or one JSON object per line with "
+        "the fields of the record, such as request_id and trace_id. Handlers that the application "
+        "has set up keep their format. Takes effect when the server starts.",
+        default="text",
+    )
 
 
 @table
@@ -862,6 +875,9 @@ class Config:
         default_factory=StoreTable,
     )
     admin: Admin | None = setting("The gateway's own endpoints.", default=None)
+    logging: LoggingTable = setting(
+        "The log of the gateway and its server.", default_factory=LoggingTable
+    )
     metrics: MetricsTable | None = setting(
         "Metrics. Without this table they are recorded where there is an [admin] table.",
         default=None,
@@ -892,6 +908,11 @@ class Config:
         "The routes, in any order: the most specific match wins.",
         default=(),
     )
+
+    @property
+    def logs_json(self) -> bool:
+        """Whether the log of the gateway and its server is JSON."""
+        return self.logging.format == "json"
 
     @property
     def records_metrics(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from wsgigate.runtime import fork
@@ -19,6 +21,7 @@ __all__ = [
     "ChangeLog",
     "EventLog",
     "FailureLog",
+    "JsonFormatter",
     "RepeatLog",
     "ThrottledLog",
     "adopt",
@@ -37,7 +40,35 @@ _TIMES = "%Y-%m-%d %H:%M:%S %z"
 _logger = logging.getLogger("wsgigate")
 
 
-def set_up(level: str | None = None) -> None:
+class JsonFormatter(logging.Formatter):
+    """Formats each record as one JSON object in ASCII, which no value in it can tear.
+
+    A record's fields, such as ``request_id`` and ``trace_id``, are members of the object: those of
+    the mapping in its attribute ``wsgigate``.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, object] = {
+            "time": when.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "pid": record.process,
+            "message": record.getMessage(),
+        }
+        fields = getattr(record, "wsgigate", None)
+        if isinstance(fields, Mapping):
+            # no field replaces a member that every line has
+            line |= {str(name): each for name, each in fields.items() if name not in line}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
+        # DEL is the only control character that JSON does not require to be escaped.
+        return json.dumps(line, default=str).replace("\x7f", "\\u007f")
+
+
+def set_up(level: str | None = None, *, as_json: bool = False) -> None:
     """Set up logging for this process, unless the application has done so.
 
     A level that the package's logger already has (set by a server or in Python) stays. Where no
@@ -46,12 +77,13 @@ def set_up(level: str | None = None) -> None:
 
     :param level: One of :data:`LEVELS`. ``None``: ``info`` if this function adds the handler, else
         the application's own level.
+    :param as_json: Whether the handler that this function adds writes JSON.
     """
     if level is not None and _logger.level == logging.NOTSET:
         _logger.setLevel(level.upper())
     if not _logger.hasHandlers():
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter(FORMAT, _TIMES))
+        handler.setFormatter(JsonFormatter() if as_json else logging.Formatter(FORMAT, _TIMES))
         _logger.addHandler(handler)
         if _logger.level == logging.NOTSET:
             _logger.setLevel(logging.INFO)

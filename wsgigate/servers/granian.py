@@ -419,7 +419,7 @@ def serve(
 
 def _log_start(config: Config, path: str) -> None:
     """Log the start once, in the main process."""
-    set_up(config.gateway.log_level)
+    set_up(config.gateway.log_level, as_json=config.logs_json)
     workers = config.gateway.workers or fork.processors()
     name = f"granian {metadata.version('granian')}"
     log.info("%s", start_line(config, path, server=name, workers=workers))
@@ -496,17 +496,17 @@ def _load(
             config = overridden(load(path), bind, threads, None, log_level)
             check(config)
             if changed_keys(config.gateway) != changed_keys(before.gateway):
-                set_up(config.gateway.log_level)
+                set_up(config.gateway.log_level, as_json=config.logs_json)
                 _self_check(config)
             gateway = build(config, path=path)
         except (ConfigError, ValueError) as error:
-            set_up(before.gateway.log_level)
+            set_up(before.gateway.log_level, as_json=before.logs_json)
             log.error("Reload rejected; the previous configuration stays active:\n%s", error)
             gateway = build(before, path=path)
         else:
             same_workers = replace(config.gateway, workers=before.gateway.workers)
             if replace(config, gateway=same_workers) != before:
-                set_up(config.gateway.log_level)
+                set_up(config.gateway.log_level, as_json=config.logs_json)
                 log.info("This worker serves a newer configuration, reloaded from %s", path)
         return _started(gateway, path)
 

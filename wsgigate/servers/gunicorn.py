@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 import gunicorn
 from gunicorn.app.base import BaseApplication
 from gunicorn.config import Config as Settings
+from gunicorn.glogging import Logger as GunicornLogger
 
 from wsgigate.config.build import build, certificate_files, client_authorities
 from wsgigate.config.errors import ConfigError
@@ -46,7 +47,7 @@ from wsgigate.config.summary import start_line
 from wsgigate.gateway import Gateway
 from wsgigate.http.fields import one_cookie_field
 from wsgigate.runtime import drain, fork
-from wsgigate.runtime.logs import adopt
+from wsgigate.runtime.logs import JsonFormatter, adopt
 from wsgigate.server_check import (
     ServerFacts,
     changed_keys,
@@ -63,6 +64,16 @@ WAITING = 1000
 """Idle connections of a worker, besides those that its threads serve."""
 
 log = logging.getLogger("gunicorn.error")
+
+
+class JsonLog(GunicornLogger):  # type: ignore[misc]
+    """gunicorn's log with one JSON object per line; the workers' own records use its handlers."""
+
+    def setup(self, cfg: Any) -> None:
+        """Set up the handlers, at the start and at each reload."""
+        super().setup(cfg)
+        for handler in self.error_log.handlers:
+            handler.setFormatter(JsonFormatter())
 
 
 class _Good(NamedTuple):
@@ -93,6 +104,7 @@ def settings(
     - ``worker_connections`` grows with the threads: gunicorn's default of 1000 may be less than the
       number of threads.
     - ``loglevel`` is the file's ``gateway.log_level``; the gateway's loggers use the same level.
+    - ``logger_class`` writes JSON where the file has ``logging.format = "json"``.
     - ``pre_request`` joins several ``Cookie`` fields with a semicolon where gunicorn's own worker
       serves; it would join them with a comma, which can be part of a cookie's value.
 
@@ -171,6 +183,7 @@ def _settings(config: Config, path: str = "", *, log_keys: bool = False) -> dict
         "control_socket_disable": True,
         "accesslog": None,
         "loglevel": gateway.log_level or "info",
+        **({"logger_class": JsonLog} if config.logs_json else {}),
         **({"pre_request": _join_cookies} if worker == "gthread" else {}),
         "post_worker_init": _worker_started,
         "worker_exit": _worker_stopped,
