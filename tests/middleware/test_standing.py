@@ -105,6 +105,23 @@ def test_an_ipv6_caller_is_its_network() -> None:
     assert limiter.stored_key("2001:db8::1") == "=2001:db8::/64"
 
 
+@pytest.mark.parametrize("key", ["2001:db8::ffff", "2001:db8::/64"])
+def test_an_ipv6_caller_of_a_concurrency_limiter_is_its_network(key: str) -> None:
+    six = {"REMOTE_ADDR": "2001:db8::1"}
+    seen: list[list[int]] = []
+
+    def app(environ: Any, start_response: Any) -> Any:
+        seen.append(left(limiter, key))
+        limiter.reset(key)
+        seen.append(left(limiter, key))
+        return Response("ok")(environ, start_response)
+
+    limiter = ConcurrencyLimiter(app, 3, store=MemoryStore())
+    Client(limiter).get("/", environ_base=six).close()
+    limiter.close()
+    assert seen == [[2], [3]]
+
+
 def test_a_function_that_chooses_quotas_has_no_standing_and_can_be_reset() -> None:
     limiter = Limiter(Response("ok"), lambda _: "1/h", store=MemoryStore())
     client = Client(limiter)

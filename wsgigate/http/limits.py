@@ -27,11 +27,12 @@ from wsgigate.http.caller import (
     exempt_of,
     key_of,
     only_of,
+    store_key,
 )
 from wsgigate.http.fields import whole
 from wsgigate.http.peer_watch import PeerWatch
 from wsgigate.http.problem import Problem, Refuse, refused
-from wsgigate.http.wsgi import LIMITS, REASON, ExcInfo, Headers
+from wsgigate.http.wsgi import LIMITS, REASON, ExcInfo, Headers, address_key, client_address
 from wsgigate.rules.quota import tightest
 from wsgigate.runtime.logs import ThrottledLog
 
@@ -49,6 +50,9 @@ __all__ = [
     "rate_limit_policy",
 ]
 
+
+_HASHED = re.compile("#[0-9a-f]{64}")
+"""The key of a caller as the store has it, if it is long or not ASCII."""
 
 QUOTA_EXCEEDED = "https://iana.org/assignments/http-problem-types#quota-exceeded"
 
@@ -421,8 +425,14 @@ class CallerLimit:
         raise NotImplementedError
 
     def stored_key(self, key: str) -> str:
-        """Return the caller *key* in the form that the store has."""
-        raise NotImplementedError
+        """Return the caller *key* as in the store: ``=`` and the key, or ``#`` and its hash.
+
+        :param key: As the key function returns it; with the default one, also each address of an
+            IPv6 network. A hash of this form stays as it is: it is known from the store only.
+        """
+        if _HASHED.fullmatch(key):
+            return key
+        return store_key(address_key(key) if self.key is client_address else key)
 
     def reset(self, key: str | None = None) -> None:
         """Reset the counts of a caller, or of all."""

@@ -19,7 +19,6 @@ atomic update. These rules hold:
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import struct
 import threading
@@ -265,8 +264,6 @@ def _written(held: dict[bytes, float]) -> bytes | None:
     return b"".join([_LEASE.pack(*each) for each in held.items()]) or None
 
 
-_HASHED = re.compile("#[0-9a-f]{64}")
-
 _log = logging.getLogger("wsgigate.concurrency")
 
 
@@ -428,13 +425,6 @@ class ConcurrencyLimiter(CallerLimit):
         raw, now = self._opened.get(self._prefix + self.stored_key(key))
         left = max(0, self.limit - self._rule.held(raw, now))
         return [LimitStanding(self.name, "", self.limit, left, 0.0)]
-
-    def stored_key(self, key: str) -> str:
-        """Return the caller *key* as in the store: ``=`` and the key, or ``#`` and its hash.
-
-        :param key: As the key function returns it. A hash of this form stays as it is.
-        """
-        return key if _HASHED.fullmatch(key) else store_key(key)
 
     def reset(self, key: str | None = None) -> None:
         """Free the slots of a caller, or of all.

@@ -53,8 +53,6 @@ COMPILED = 1024
 REMEMBERED = 1024
 """For how many callers the store key of a quota is cached."""
 
-_HASHED = re.compile("#[0-9a-f]{64}")
-
 _log = logging.getLogger("wsgigate.limiter")
 
 
@@ -273,23 +271,12 @@ class Limiter(CallerLimit):
             ]
         return found
 
-    def stored_key(self, key: str) -> str:
-        """Return the caller *key* as in the store: ``=`` and the key, or ``#`` and its hash.
-
-        :param key: As the key function returns it. A hash of this form stays as it is: it is known
-            from the store only.
-        """
-        return key if _HASHED.fullmatch(key) else self._store_key(key)
-
     def close(self) -> None:
         """Close the store if the limiter has opened it."""
         self._opened.close()
 
     def _open(self) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
         return self._opened.updater(), getattr(self._opened.open(), "take", None)
-
-    def _store_key(self, key: str) -> str:
-        return store_key(address_key(key) if self.key is client_address else key)
 
     def _quotas_of(self, environ: WSGIEnvironment) -> _CompiledQuotas | None:
         if self._plan is not None:
