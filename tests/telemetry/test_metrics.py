@@ -72,6 +72,15 @@ def test_a_histogram_keeps_the_newest_exemplar_of_a_bucket(recorder: Recorder):
     assert totals.exemplars == {(): {1: Exemplar(0.5, 2.0, "ab" * 16)}}
 
 
+@pytest.mark.parametrize("value", [b"x", 1, None, ()])
+def test_a_label_value_of_another_type_becomes_text(recorder: Recorder, value: object):
+    counter = Counter("a_requests", "Requests.", ("path",), recorder=recorder)
+    series = counter.labels(value)  # type: ignore[arg-type]
+    series.add()
+    assert counter.labels(value) is series  # type: ignore[arg-type]
+    assert series_of(recorder, "a_requests") == {(str(value),): [1.0]}
+
+
 def test_more_label_values_than_the_bound_become_one_series(recorder: Recorder):
     counter = Counter("a_requests", "Requests.", ("path", "status"), recorder=recorder)
     for number in range(100):

@@ -853,7 +853,9 @@ def families(recorder: Recorder = PROCESS) -> Mapping[str, Family]:
     return dict(sorted({**found, **OBSERVABLE, **{each.name: each for each in derived}}.items()))
 
 
-def _cut(value: str) -> str:
+def _cut(value: object) -> str:
+    # a name that a caller has given as bytes must not make the file or a page of metrics fail
+    value = str(value)
     return value if len(value) <= LONGEST_VALUE else value[: LONGEST_VALUE - 1] + "…"
 
 
