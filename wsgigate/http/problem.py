@@ -35,7 +35,9 @@ __all__ = [
     "Refuse",
     "answer_with",
     "errors",
+    "event_fields",
     "failed",
+    "ids_text",
     "prefers_html",
     "refused",
     "status_line",
@@ -279,8 +281,8 @@ def refused(environ: WSGIEnvironment, by: str, reason: str) -> None:
     """
     environ[REASON], environ[REJECTED_BY] = reason, by
     if LOGGED not in environ:
-        text = f"{by} refused {_request(environ)}: {one_line(reason)}{_ids(environ)}"
-        errors.add("", _Incident(text, _fields("rejected", environ, by, reason)))
+        text = f"{by} refused {_request(environ)}: {one_line(reason)}{ids_text(environ)}"
+        errors.add("", _Incident(text, event_fields("rejected", environ, by, reason)))
 
 
 def failed(environ: WSGIEnvironment, by: str, status: int, reason: str) -> None:
@@ -293,8 +295,9 @@ def failed(environ: WSGIEnvironment, by: str, status: int, reason: str) -> None:
     environ[REASON] = reason
     service, instance = environ.get(SERVICE) or "", environ.get(INSTANCE) or ""
     at = f" (service {service}{f', instance {instance}' if instance else ''})" if service else ""
-    text = f"{by} answered {status} to {_request(environ)}{at}: {one_line(reason)}{_ids(environ)}"
-    fields = _fields("failed", environ, by, reason) | {
+    request, ids = _request(environ), ids_text(environ)
+    text = f"{by} answered {status} to {request}{at}: {one_line(reason)}{ids}"
+    fields = event_fields("failed", environ, by, reason) | {
         "status": status,
         "service": service or None,
         "instance": instance or None,
@@ -312,7 +315,8 @@ def _path(environ: WSGIEnvironment) -> str:
     return quote(path[:512], encoding="latin-1", errors="replace")[:512]
 
 
-def _ids(environ: WSGIEnvironment) -> str:
+def ids_text(environ: WSGIEnvironment) -> str:
+    """Return the request id and the trace id as the end of a line; empty without any."""
     found = [
         f"{name} {one_line(value)}"
         for name, value in (("request", environ.get(REQUEST_ID)), ("trace", _trace_id(environ)))
@@ -325,7 +329,8 @@ def _trace_id(environ: WSGIEnvironment) -> str | None:
     return getattr(environ.get(TRACE), "trace_id", None)
 
 
-def _fields(event: str, environ: WSGIEnvironment, by: str, reason: str) -> dict[str, Any]:
+def event_fields(event: str, environ: WSGIEnvironment, by: str, reason: str) -> dict[str, Any]:
+    """Return the fields of a line about a request, for the attribute ``wsgigate`` of a record."""
     return {
         "event": event,
         "by": by,

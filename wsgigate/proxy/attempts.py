@@ -290,6 +290,7 @@ class Attempts:
         self._timed = resilience.timed or pool.timed
         self._counts = pool.timed or pool.judges or resilience.circuit is not None
         self.meter = pool.meter
+        self._failures = pool.failures
 
     def run(
         self, environ: WSGIEnvironment, watch: ClientWatch, *, admitted: bool = False
@@ -335,6 +336,8 @@ class Attempts:
                     )
                 ended: int | str = response.status_code
                 if ended not in rules.statuses:
+                    if self._failures.failing:
+                        self._failures.answered(lease.instance.address)
                     return response, request, lease
             except Unanswered as unanswered:
                 error, ended = unanswered, error_type(unanswered)
@@ -365,6 +368,8 @@ class Attempts:
                     raise error from error.__cause__  # there is no other instance
                 raise
             self.meter.retried(ended)
+            why = f"status {ended}" if error is None else str(error)
+            self._failures.add(environ, failed[-1].instance.address, why)
             if type(body) is BytesIO:
                 body.seek(begins)
             elif body is not None:

@@ -18,6 +18,7 @@ from wsgigate.discovery import Instance
 from wsgigate.http.wsgi import Key
 from wsgigate.proxy.bulkhead import Slot
 from wsgigate.proxy.disconnect import ClientLeft
+from wsgigate.proxy.failed_attempts import FailedAttempts
 from wsgigate.proxy.meter import InstanceMeter, ServiceMeter
 from wsgigate.proxy.response import (
     UNSENDABLE,
@@ -288,6 +289,7 @@ class Pool:
             raise ValueError(f"slow_start must be 0 or more seconds, got {slow_start}")
         self.service = service
         self.meter = ServiceMeter(service)
+        self.failures = FailedAttempts(service)
         self.panic = panic
         self.zone = zone
         if instance_limit is not None and instance_limit < 1:
@@ -537,6 +539,7 @@ class Pool:
         address = member.instance.address
         if all(each.instance.address != address for each in self._members.values()):
             member.meter.remove()
+            self.failures.failing.discard(address)
 
     def _log_returned(self) -> None:
         """Log the ejections that are over; not with the lock held, as writing may block."""
