@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -104,3 +106,31 @@ def test_a_forked_child_begins_anew(told: Told) -> None:
     told.log.add("a", 1)
     told.log.after_fork()
     assert told.log.add("a", 2)
+
+
+def test_what_is_held_back_is_written_when_the_log_is_closed(told: Told) -> None:
+    for number in range(5):
+        told.log.add("a", number)
+    told.log.add("b", "once")
+    told.log.close()
+    told.log.close()
+    assert told.lines == [(0, 0), ("once", 0), (4, 3)]
+
+
+AT_THE_END = """
+from wsgigate.runtime.logs import EventLog
+
+def show(*what):
+    print(*what, flush=True)
+
+log = EventLog(show, show)
+for number in range(5):
+    log.add("a", number)
+"""
+
+
+def test_what_is_held_back_at_the_end_of_a_process_is_written() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout.splitlines(), done.stderr) == (["0 0", "4 3"], "")

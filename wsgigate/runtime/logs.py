@@ -383,7 +383,7 @@ class EventLog:
     once every *silence* seconds, with the number of those that were held back; when none has come
     for that long, *over* is called with the number in all. A kind that had one event only ends
     without a record. Kinds are remembered as long as they last, and at most *most* at a time:
-    further ones are one kind.
+    further ones are one kind. What is held back at the end of the process is written then.
 
     :param write: Called with an event and how many events of its kind were held back before it.
     :param over: Called with the last event of a kind that has ended, the number of its events and
@@ -419,6 +419,7 @@ class EventLog:
         self._lock = threading.Lock()
         self._kinds: dict[Hashable, _EventKind] = {}
         self._scheduled = False
+        self._forget_exit: Callable[[], object] | None = None
 
     def add(self, kind: Hashable, event: object) -> bool:
         """Count an event, and write it unless one of its kind was just written.
@@ -480,10 +481,21 @@ class EventLog:
                     state.held, state.written = 0, now
             if any(state.total > 1 for state in self._kinds.values()):
                 self._schedule()
+            elif self._forget_exit is not None:  # nothing is held back
+                self._forget_exit()
+                self._forget_exit = None
         for event, held in going:
             self._write(event, held)
         for event, total, lasted in ended:
             self._over(event, total, lasted)
+
+    def close(self) -> None:
+        """Write the last event of each kind that has held some back, and forget all kinds."""
+        with self._lock:
+            held = [state for state in self._kinds.values() if state.held]
+            self._kinds = {}
+        for state in held:
+            self._write(state.event, state.held - 1)
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -492,6 +504,8 @@ class EventLog:
                 self._later(self._silence, self.flush)
             elif not fork.tested():
                 TIMER.after(self._silence, self.flush)
+                if self._forget_exit is None:
+                    self._forget_exit = fork.at_exit(self.close)
 
 
 def one_line(text: object) -> str:
