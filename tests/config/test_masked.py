@@ -44,7 +44,7 @@ secret = "{CANARY}"
 [services.orders]
 instances = ["http://10.0.0.4:8000"]
 sticky = {{ secret = "{CANARY}" }}
-health = {{ path = "/h", fields = {{ Authorization = "Bearer {CANARY}" }} }}
+health = {{ path = "/h?key={CANARY}", fields = {{ Authorization = "Bearer {CANARY}" }} }}
 
 [[routes]]
 path = "/orders"
@@ -75,6 +75,7 @@ def test_no_secret_is_in_the_document() -> None:
     assert document["store"]["url"] == "redis://***@store.internal:6379/0?***"
     assert document["admin"]["token"] == "***"
     assert document["registry"]["tokens"] == {"orders": "***"}
+    assert document["services"]["orders"]["health"]["path"] == "/h?***"
     assert document["services"]["orders"]["health"]["fields"] == {"Authorization": "***"}
     assert document["routes"][0]["request_fields"]["set"] == {"X-Api-Key": "***"}
     assert document["services"]["orders"]["instances"] == ["http://10.0.0.4:8000"]

@@ -7,7 +7,8 @@ looks like alone:
 - a value that refers to an environment variable keeps the reference, ``${NAME}``, so that no value
   of the environment is ever read here; its default is masked;
 - values of header fields are masked, as a service's credentials are often among them;
-- the userinfo of URLs, and all but the public members of inline keys (JWK), are masked;
+- the userinfo and the query of URLs, the query of paths, and all but the public members of inline
+  keys (JWK), are masked;
 - options of custom factories, whose kinds are unknown, are masked, except numbers and flags.
 """
 
@@ -35,7 +36,8 @@ _REFERENCE = re.compile(r"\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-[^}]*)?\}")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s]*@")
 """A URL with userinfo; what precedes the last ``@`` of its authority is masked."""
 
-_QUERY = re.compile(r"(://[^\s?#]*\?)[^\s#]+")
+_QUERY = re.compile(r"((?:://|^/)[^\s?#]*\?)[^\s#]+")
+"""The query of a URL or of a path, such as that of a health check."""
 
 _FIELDS = frozenset({"add", "fields", "headers", "set"})
 """Keys whose tables have the values of header fields."""
