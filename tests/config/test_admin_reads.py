@@ -15,7 +15,7 @@ from werkzeug.test import Client
 import wsgigate
 from tests.support.admin import ADMIN, VIEWER, bearer
 from wsgigate.gateway import Gateway
-from wsgigate.testing.backend import Backend
+from wsgigate.testing.backend import Backend, reply
 
 FILE = f"""
 store.url = "memory:"
@@ -197,6 +197,26 @@ def test_a_worker_names_its_process_and_its_configuration(client: Client) -> Non
     [worker] = get(client, "/workers")["workers"]
     assert worker["config"] == get(client, "/config")["hash"]
     assert worker["worker"].endswith(f":{worker['pid']}")
+
+
+@pytest.mark.usefixtures("measured")
+def test_recent_errors_are_found_by_their_request_id(client: Client, backend: Backend) -> None:
+    backend.answers = [reply(b"", status="503 Service Unavailable")]
+    for path, number in (("/orders?secret=1", "r-1"), ("/old", "r-2"), ("/nowhere", "r-3")):
+        client.get(path, headers={"X-Request-ID": number}).close()
+    newest, oldest = get(client, "/errors")["errors"]
+    assert [newest["status"], oldest["status"]] == [503, 503]
+    assert newest["service"] == oldest["service"] == "orders"
+    assert newest["instance"] == backend.url.removeprefix("http://")
+    assert "secret" not in json.dumps(oldest)
+    number = newest["request_id"]
+    assert number != oldest["request_id"]
+    assert get(client, f"/errors?request_id={number}")["errors"] == [newest]
+    assert get(client, "/errors?request_id=unknown")["errors"] == []
+
+
+def test_recent_errors_require_a_token(client: Client) -> None:
+    assert client.get("/_gateway/errors").status_code == 401
 
 
 def test_no_read_has_a_secret(client: Client) -> None:

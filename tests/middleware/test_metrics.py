@@ -17,6 +17,8 @@ from wsgigate import Limiter, MemoryStore
 from wsgigate.http.wsgi import REJECTED_BY
 from wsgigate.middleware.metrics import DURATION, Metrics
 from wsgigate.telemetry.metrics import PROCESS
+from wsgigate.telemetry.recent_errors import recent_errors
+from wsgigate.testing.fakes import FakeClock
 
 REQUESTS = "http_server_request_duration_seconds"
 TOKEN = "a token of the tests, of 32 or more characters".replace(" ", "-")
@@ -240,3 +242,24 @@ def test_a_rejection_that_a_fallback_has_replaced_is_none(measured: Measured) ->
 
     Client(Metrics(replaced)).get("/")
     assert not measured.series("wsgigate_rejections")
+
+
+def test_failures_are_kept_and_rejections_at_most_once_a_second(
+    measured: Measured, clock: FakeClock
+) -> None:
+    def rejecting(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ["wsgigate.rejected_by"] = "Limiter"
+        start_response("429 Too Many Requests", [])
+        return []
+
+    limited, broken = Metrics(rejecting, clock=clock), Metrics(failing, clock=clock)
+    for _ in range(3):
+        call(limited)
+        call(broken, **{"wsgigate.request_id": "r-1"})
+    clock.advance(1.0)
+    call(limited)
+    found = [
+        (each["status"], each["reason"], each["error"]) for each in recent_errors(PROCESS.events)
+    ]
+    rejected, failed = (429, "Limiter", ""), (500, "", "RuntimeError")
+    assert sorted(found) == [rejected, rejected, failed, failed, failed]

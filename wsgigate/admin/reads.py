@@ -21,6 +21,7 @@ from wsgigate.coordination.worker_reports import Report
 from wsgigate.http.json_app import JsonRequest
 from wsgigate.http.problem import Problem
 from wsgigate.telemetry.metrics import PROCESS, Totals
+from wsgigate.telemetry.recent_errors import RecentError, matching_errors
 from wsgigate.units import iso_time
 
 __all__ = ["HealthStatuses", "ReadFacts", "RouteDocument", "SteeredPool", "read_group"]
@@ -188,7 +189,7 @@ class StoreState(TypedDict):
 class ErrorList(TypedDict):
     """Recent errors, newest first."""
 
-    errors: list[dict[str, Any]]
+    errors: list[RecentError]
 
 
 class SupportDump(TypedDict):
@@ -202,7 +203,7 @@ class SupportDump(TypedDict):
     configuration: EffectiveConfiguration
     circuitBreakers: dict[str, Any]
     maintenance: dict[str, Any]
-    errors: list[dict[str, Any]]
+    errors: list[RecentError]
     versions: dict[str, str]
 
 
@@ -267,7 +268,7 @@ class ReadFacts:
     maintenance: Callable[[], Mapping[str, dict[str, Any]]] = dict
     preserving: Callable[[], bool] | None = None
     recent: Callable[[], dict[str, Any]] | None = None
-    errors: Callable[[], list[dict[str, Any]]] | None = None
+    errors: Callable[[], list[RecentError]] | None = None
     totals: Callable[[], Mapping[str, Totals]] = field(
         default=lambda: PROCESS.totals() if PROCESS.recording else {}
     )
@@ -306,7 +307,17 @@ def read_group(facts: ReadFacts, *, now: Callable[[], float]) -> Group:
             *(
                 []
                 if facts.errors is None
-                else [AdminEndpoint("GET /errors", reads.errors, "Recent errors", ErrorList)]
+                else [
+                    AdminEndpoint(
+                        "GET /errors",
+                        reads.errors,
+                        "Recent errors of all workers, newest first",
+                        ErrorList,
+                        query={"request_id": "The request id of an error."},
+                        description="At most 100. All requests with a status of 500 or higher are "
+                        "kept, and of those that the gateway rejects one per second and worker.",
+                    )
+                ]
             ),
             AdminEndpoint(
                 "GET /support-dump",
@@ -444,7 +455,8 @@ class _Reads:
         return {"store": self._facts.store()}
 
     def errors(self, request: JsonRequest) -> ErrorList:
-        return {"errors": [] if self._facts.errors is None else self._facts.errors()}
+        found = [] if self._facts.errors is None else self._facts.errors()
+        return {"errors": matching_errors(found, request.one("request_id"))}
 
     def support_dump(self, request: JsonRequest) -> SupportDump:
         facts, services = self._facts, self._services()

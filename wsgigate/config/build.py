@@ -94,6 +94,7 @@ from wsgigate.store.memory import MemoryStore
 from wsgigate.store.open import open_store
 from wsgigate.telemetry.history import History, ring_beside
 from wsgigate.telemetry.metrics import PROCESS
+from wsgigate.telemetry.recent_errors import recent_errors
 from wsgigate.units import iso_time
 
 if TYPE_CHECKING:
@@ -670,6 +671,7 @@ class _GatewayBuilder:
                 {} if config.maintenance is None else notices_document(switch.known())
             ),
             preserving=None if registry is None else preserving,
+            errors=(lambda: recent_errors(PROCESS.events)) if config.records_metrics else None,
         )
         groups = [
             read_group(reads, now=time.time),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +15,14 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 from wsgigate.auth.bearer import bearer
 from wsgigate.http.problem import Problem, answer_with
 from wsgigate.http.wsgi import (
+    FAILURE,
+    INSTANCE,
+    REASON,
     REJECTED_BY,
+    REQUEST_ID,
     ROUTE,
     SERVICE,
+    TRACE,
     TUNNELLED,
     UPSTREAM_SECONDS,
     Observed,
@@ -38,6 +44,7 @@ from wsgigate.telemetry.metrics import (
     InFlight,
     Storage,
 )
+from wsgigate.telemetry.recent_errors import encoded_error
 
 __all__ = ["Metrics", "metrics_page", "record_in", "set_duration_buckets"]
 
@@ -104,6 +111,10 @@ _LOOK = 10.0
 """Seconds between two looks whether the file of the counts is still there."""
 
 _MOST_KNOWN = 4096
+
+_BETWEEN_REJECTIONS = 1.0
+"""Seconds between two records of rejections: a client that is limited thousands of times must not
+displace the records of the failures, of which there is room for few."""
 
 SHORTEST_TOKEN = 32
 
@@ -200,6 +211,7 @@ class Metrics:
         self._clock = clock
         self._known: dict[tuple[str, str, str, str], _RequestSeries] = {}
         self._look_at = 0.0
+        self._next_rejection = -math.inf
         if not PROCESS.recording:
             record_in(owner, folder=folder)
 
@@ -243,6 +255,11 @@ class Metrics:
         method = environ["REQUEST_METHOD"]
         if method not in _METHODS:
             method = "_OTHER"
+        if status >= "500":
+            _keep(environ, method, route, service, status, response.error)
+        elif rejected and status >= "400" and now >= self._next_rejection:
+            self._next_rejection = now + _BETWEEN_REJECTIONS
+            _keep(environ, method, route, service, status, response.error)
         key = (method, route, status, service)
         series = self._known.get(key) or self._made(key)
         if received:
@@ -263,6 +280,30 @@ class Metrics:
             RESPONSE_BYTES.labels(route, service),
         )
         return made
+
+
+def _keep(
+    environ: WSGIEnvironment,
+    method: str,
+    route: str,
+    service: str,
+    status: str,
+    error: BaseException | None,
+) -> None:
+    """Keep a record of a request that failed or was rejected."""
+    get = environ.get
+    reason = get(REASON) or get(FAILURE) or get(REJECTED_BY) or ""
+    texts = {
+        "request_id": str(get(REQUEST_ID) or ""),
+        "trace_id": str(getattr(get(TRACE), "trace_id", "")),
+        "method": method,
+        "route": route,
+        "service": service,
+        "instance": str(get(INSTANCE) or ""),
+        "reason": str(reason),
+        "error": "" if error is None else type(error).__name__,
+    }
+    PROCESS.put_event(encoded_error(int(status), texts), time.time())
 
 
 def _noting_rule(
