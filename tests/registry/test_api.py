@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.examples.lesson import TIME, difference
-from tests.registry.served import DEMO, Served
+from tests.registry.served import DEMO, TOKEN, Served
 from tests.support.objects import texts_kept
 from wsgigate.rules.registry import Status
 from wsgigate.testing import Script
@@ -361,3 +361,22 @@ def test_services_are_listed_with_their_version(served: Served) -> None:
     index = answer.headers["X-Registry-Index"]
     assert re.fullmatch(r"\d{13}", index)
     assert index == str(served.registry.version())
+
+
+def test_the_removal_of_an_instance_from_another_address_is_audited(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("own", "other"):
+        served.register(name)
+    for name, address in (("own", "10.0.0.1"), ("other", "10.0.0.9")):
+        done = served.client.delete(
+            f"/register/users/{name}",
+            headers={"Authorization": f"Bearer {TOKEN}"},
+            environ_overrides={"REMOTE_ADDR": address},
+        )
+        assert done.status_code == 200
+    (record,) = [each for each in caplog.records if each.name == "wsgigate.audit"]
+    assert record.getMessage() == (
+        "instance.remove of other of users by registry client from 10.0.0.9: done, from "
+        '{"host": "10.0.0.1", "port": 3001, "status": "UP"} to null'
+    )

@@ -369,7 +369,7 @@ class RegistryApi(RegistryApp):
 
     def _deregister(self, request: JsonRequest, service: str, instance: str) -> object:
         self._access.check_write(request.environ, service)
-        if not self._registry.deregister(service, instance):
+        if not self.remove(request.environ, service, instance):
             return _ABSENT
         return {"success": True, "message": "Service deregistered successfully!"}
 

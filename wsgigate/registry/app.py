@@ -10,10 +10,12 @@ from wsgigate.auth.bearer import Access
 from wsgigate.http.bodies import wrong
 from wsgigate.http.json_app import LARGEST, Endpoint, ErrorResponses, JsonApp
 from wsgigate.http.problem import Problem, Refusal, Refuse, answer_with
+from wsgigate.http.wsgi import peer
 from wsgigate.registry import Registry, RegistryFull
 from wsgigate.rules.registry import Invalid
 from wsgigate.runtime import fork
 from wsgigate.store import StoreError
+from wsgigate.telemetry.audit import audited, requester
 
 __all__ = ["RegistryApp", "WaitSlots"]
 
@@ -66,6 +68,13 @@ ERRORS: ErrorResponses = {Invalid: _invalid, RegistryFull: _full, StoreError: _u
 """The responses to the errors of a registry."""
 
 
+def _is_of(host: str, client: str) -> bool:
+    """Return whether an instance at *host* may be the *client*; a host name is not resolved."""
+    if host.lower() == "localhost":
+        return client in ("127.0.0.1", "::1", "unix")
+    return host.strip("[]").lower() == client.lower()
+
+
 class RegistryApp(JsonApp):
     """An HTTP API of a :class:`.Registry`; the endpoints that change something check the caller.
 
@@ -92,6 +101,26 @@ class RegistryApp(JsonApp):
         self._registry = registry
         self._access = access
         access.guard_by(registry.guard)
+
+    def remove(self, environ: WSGIEnvironment, service: str, instance_id: str) -> bool:
+        """Remove an instance for the client of a request; return whether it existed.
+
+        It is an administrative change, with a record in the audit log, unless the instance itself
+        may have sent the request: from its own address.
+
+        :raises StoreError: The store failed; the instance may be removed or not.
+        """
+        known = self._registry.discover(service).instances
+        entry = next((each for each in known if each.instance_id == instance_id), None)
+        if entry is None or _is_of(entry.host, peer(environ)):
+            return self._registry.deregister(service, instance_id)
+        by = requester(environ, "registry client")
+        with audited("instance.remove", f"{instance_id} of {service}", by=by) as change:
+            change.before = {"host": entry.host, "port": entry.port, "status": entry.status.value}
+            removed = self._registry.deregister(service, instance_id)
+            if not removed:
+                change.failed = "it was removed at the same time"
+        return removed
 
     def authorize(self, environ: WSGIEnvironment, *, reads: bool) -> WSGIEnvironment:
         if reads:

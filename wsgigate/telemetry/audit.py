@@ -13,7 +13,7 @@ the client address, or the user of the command line), what (an operation such as
 ``wsgigate`` has these as a mapping, for handlers that store them.
 
 A registration is no administrative change: services send them all the time, and the registry's own
-log has them. That an operator removes an instance by the registry's token is one.
+log has them. That an instance is removed at the registry from another address than its own is one.
 """
 
 from __future__ import annotations

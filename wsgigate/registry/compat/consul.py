@@ -477,7 +477,7 @@ class ConsulApi(CompatApp):
 
     def _deregister(self, request: JsonRequest, name: str) -> JsonResponse:
         for entry in self._writable(request, lambda entry: entry.instance_id == name):
-            self._registry.deregister(entry.service, entry.instance_id)
+            self.remove(request.environ, entry.service, entry.instance_id)
         return _DONE
 
     def _maintenance(self, request: JsonRequest, name: str) -> JsonResponse:

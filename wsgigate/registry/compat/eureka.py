@@ -213,7 +213,7 @@ class EurekaApi(CompatApp):
 
     def _cancel(self, request: JsonRequest, app: str, name: str) -> JsonResponse:
         entry = self._writable(request, app, name)
-        if not self._registry.deregister(entry.service, name):
+        if not self.remove(request.environ, entry.service, name):
             raise _unknown()
         return _DONE
 
