@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.interpreter import run_alone
 from tests.telemetry.test_access_log import PLAIN
 from wsgigate.telemetry.access_log import JsonLines
 from wsgigate.telemetry.log_outputs import (
@@ -286,3 +287,43 @@ def test_two_threads_of_two_loggers_may_rotate_one_file(tmp_path: Path) -> None:
         thread.join(60)
     lines = [line for each in tmp_path.iterdir() for line in each.read_text().splitlines()]
     assert len(set(lines)) == len(lines) == 200
+
+
+def test_a_line_that_a_full_disk_has_cut_is_continued_by_no_worker(tmp_path: Path) -> None:
+    run_alone(
+        """
+import resource, sys
+from wsgigate.telemetry.log_outputs import RotatingFile
+
+one, other = RotatingFile(sys.argv[1]), RotatingFile(sys.argv[1])
+one.write([b"a" * 79 + b"\\n"])
+most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))
+try:
+    one.write([b"b" * 79 + b"\\n"])
+except OSError:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    other.write([b"c" * 79 + b"\\n"])
+assert open(sys.argv[1]).read().split() == ["a" * 79, "c" * 79]
+""",
+        str(tmp_path / "access.log"),
+    )
+
+
+def test_a_file_that_cannot_be_rotated_loses_no_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, blocked = tmp_path / "access.log", tmp_path / "access.log.1" / "a"
+    blocked.mkdir(parents=True)
+    file = RotatingFile(str(path), max_size=10, backups=1)
+    for number in range(4):
+        file.write([b"line %d\n" % number])
+    assert path.read_text().splitlines() == [f"line {number}" for number in range(4)]
+    blocked.rmdir()
+    blocked.parent.rmdir()
+    file.write([b"line 4\n"])
+    file.close()
+    assert path.read_text() == "line 4\n"
+    begun, ended = caplog.messages
+    assert begun.startswith(f"{path} cannot be rotated, and goes on growing: ")
+    assert ended.startswith(f"{path} is rotated again, after ")

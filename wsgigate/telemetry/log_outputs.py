@@ -26,8 +26,10 @@ import stat
 import struct
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from urllib.parse import urlsplit
 
+from wsgigate.runtime.logs import FailureLog
 from wsgigate.telemetry.access_log import LineFormat, Record
 from wsgigate.telemetry.log_formats import level_of
 
@@ -41,6 +43,9 @@ __all__ = [
     "SyslogOutput",
     "syslog_address",
 ]
+
+
+_log = logging.getLogger("wsgigate")
 
 
 class RotatingFile:
@@ -71,7 +76,7 @@ class RotatingFile:
         self._backups = backups
         self._now = now
         self._file = -1
-        self._torn = False
+        self._trouble = FailureLog(_log, "%s is rotated again, after %.0f s", path)
 
     def write(self, lines: Sequence[bytes]) -> int:
         """Append *lines*; return 0.
@@ -110,7 +115,13 @@ class RotatingFile:
                 continue
             if not self._due(status, more):
                 return
-            self._rotate()
+            try:
+                self._rotate()
+            except OSError as error:  # lines matter more than the size of the file
+                why = "%s cannot be rotated, and goes on growing: %s"
+                self._trouble.failed(why, self._path, error)
+                return
+            self._trouble.ended()
         raise OSError(f"{self._path} is replaced all the time")
 
     def _current(self) -> os.stat_result | None:
@@ -144,16 +155,22 @@ class RotatingFile:
         self.close()
 
     def _append(self, data: bytes) -> None:
-        if self._torn:  # a full disk has cut a line: begin a new one
-            data = b"\n" + data
         rest = memoryview(data)
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
-            self._torn = False
         except OSError:
-            self._torn = self._torn or len(rest) < len(data)
+            if len(rest) < len(data):
+                self._cut_off(len(data) - len(rest))
             raise
+
+    def _cut_off(self, written: int) -> None:
+        """Remove the beginning of a line that a full disk has cut; the lock is still held.
+
+        Any worker may write the next line, which would continue that one.
+        """
+        with suppress(OSError):  # no regular file
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
 
 
 # syslog (RFC 5424), over a Unix socket, UDP (RFC 5426) or TCP (RFC 6587, octet counting)
