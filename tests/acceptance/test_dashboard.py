@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -149,14 +148,10 @@ def row(table: str, name: str) -> str:
 
 def press_button(page: Page, table: str, name: str, label: str) -> None:
     """Click a button in a row, and confirm."""
-    button = f"[...{row(table, name)}?.querySelectorAll('button') ?? []]"
-    page.wait(
-        f"(() => {{ const found = {button}.find(each => each.innerText === {json.dumps(label)});"
-        " if (!found) return false;"
-        " document.querySelectorAll('.wanted').forEach(each => each.classList.remove('wanted'));"
-        " found.classList.add('wanted'); return true; })()"
+    page.click_on(
+        f"[...({row(table, name)}?.querySelectorAll('button') ?? [])]"
+        f".find(each => each.innerText === {json.dumps(label)})"
     )
-    page.click(".wanted")
     page.wait("document.querySelector('#confirm').open")
     page.click("#confirm-yes")
 
@@ -175,15 +170,15 @@ def test_the_page_loads_under_its_policy_without_an_error(page: Page, shop: Shop
     assert {each["url"].partition("/_gateway/")[0] for each in page.requests} == {shop.url}
 
 
-def test_an_instance_that_is_killed_is_shown_within_three_seconds(
-    page: Page, shop: Shop, tmp_path: Path
+def test_an_instance_that_fails_is_shown_with_the_reason_and_once_it_has_recovered(
+    page: Page, shop: Shop
 ) -> None:
     signed_in(page)
     address = shop.two.url.removeprefix("http://")
     page.wait(f"{row('instances', address)}?.innerText.includes('healthy')")
     shop.two.answers = [reply(b"gone", status="503 Gone")]
-    page.wait(f"{row('instances', address)}?.innerText.includes('failing')")
-    assert page.eval(f"{row('instances', address)}.innerText.includes('503')")
+    # a check of a busy machine may fail for another reason before
+    page.wait(f"/failing[^]*503/.test({row('instances', address)}?.innerText)")
     page.wait_for_text("orders", "#alerts")
     shop.two.answers = [reply(b"fine")]
     page.wait(f"{row('instances', address)}?.innerText.includes('healthy')")
@@ -252,6 +247,7 @@ def test_it_says_that_the_gateway_is_away_and_recovers_after_its_restart(
     running[-1].stop()
     page.wait_for_text("does not answer", "#connection")
     shop.start()
+    # it asks at most every 30 s by then
     page.wait_for_text("answers again", "#connection")
     page.wait_for_text("orders", "#services table")
     assert page.eval("document.querySelector('#sign-in').hidden")
@@ -266,25 +262,26 @@ def test_the_search_narrows_routes_services_and_instances(page: Page) -> None:
     page.wait_for_text("Found: 1 routes, 1 services, 1 instances.", "#found")
 
 
-def test_signals_do_not_stop_the_samples_of_the_history(
+def test_the_samples_of_the_history_go_on_after_its_workers_were_killed(
     page: Page, shop: Shop, running: list[Served]
 ) -> None:
     signed_in(page)
-    for worker in running[-1].workers(2):
-        os.kill(worker, signal.SIGKILL)
 
-    def samples() -> int:
+    def newest() -> float:
         answer = requests.get(
             f"{shop.url}/_gateway/history",
             headers={"Authorization": f"Bearer {VIEWER}"},
             timeout=20,
         )
-        return len(answer.json()["times"])
+        return max(answer.json()["times"], default=0.0)
 
-    before = until(samples)
-    threading.Thread(target=shop.ask, args=["/orders"]).start()
-    until(lambda: samples() > before)
-    page.wait_for_text("Requests", "#charts")
+    before = until(newest)
+    killed = set(running[-1].workers(2))
+    for worker in killed:
+        os.kill(worker, signal.SIGKILL)
+    # one that is not dead yet may accept a connection, and reset it
+    until(lambda: not killed & set(running[-1].workers(2)))
+    until(lambda: newest() > before)
 
 
 # What a person with a keyboard, a screen reader, a phone or a dark room gets.
@@ -348,9 +345,8 @@ def test_everything_has_a_name_for_assistive_technology(page: Page) -> None:
     assert levels.count("H1") == 1
     assert page.eval("document.documentElement.lang") == "en"
     assert page.eval("document.querySelectorAll('figure details table').length") == 3
-    assert page.eval("document.querySelectorAll('th:not([scope])').length") == page.eval(
-        "document.querySelectorAll('.u-legend th').length"
-    )
+    unscoped = "[...document.querySelectorAll('th:not([scope])')]"
+    assert page.eval(f"{unscoped}.filter(each => !each.closest('.u-legend')).length") == 0
 
 
 def test_the_keyboard_reaches_everything_in_order(page: Page, shop: Shop) -> None:

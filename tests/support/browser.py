@@ -11,7 +11,7 @@ import base64
 import json
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -24,8 +24,8 @@ __all__ = ["Browser", "Page", "PageError"]
 
 COMMAND = "chromium-headless-shell"
 
-SECONDS = 30.0
-"""How long a command or a wait may take."""
+SECONDS = 90.0
+"""How long a command or a wait may take: several times what a busy machine needs."""
 
 OPTIONS = (
     "--no-sandbox",  # tests may run as root, and open no page but their own
@@ -205,23 +205,49 @@ class Page:
 
     def open(self, url: str) -> None:
         """Open *url* and wait until it and its scripts are loaded."""
+        # the document before is complete as well, and may be there still when this is answered
+        self.eval("void (window.left = true)")
         answer = self.command("Page.navigate", url=url)
         if "errorText" in answer:
             raise PageError(f"{url}: {answer['errorText']}")
-        self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.wait("!window.left && document.readyState === 'complete'")
 
     def click(self, selector: str) -> None:
         """Click the middle of the element with the mouse, once it is there and is not disabled."""
-        place = self.wait(
-            f"(() => {{ const found = document.querySelector({json.dumps(selector)});"
+        self.click_on(f"document.querySelector({json.dumps(selector)})")
+
+    def click_on(self, script: str) -> None:
+        """Click the element that an expression returns, as soon as it returns one.
+
+        A page that is updated may move the element before the mouse is there: a click on anything
+        else is not delivered, and another one follows.
+        """
+        aim = (
+            f"(() => {{ const found = {script};"
             " if (!found || found.disabled) return null;"
             " found.scrollIntoView({block: 'center', inline: 'center'});"
             " const box = found.getBoundingClientRect();"
-            " return box.width ? [box.x + box.width / 2, box.y + box.height / 2] : null; })()"
+            " if (!box.width) return null;"
+            " removeEventListener('click', window.guard, true);"
+            " window.clicked = false;"
+            " window.guard = (event) => { if (found.contains(event.target)) {"
+            "   window.clicked = true; removeEventListener('click', window.guard, true);"
+            " } else { event.stopImmediatePropagation(); event.preventDefault(); } };"
+            " addEventListener('click', window.guard, true);"
+            " return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
-        at = {"x": place[0], "y": place[1], "button": "left", "clickCount": 1}
-        for kind in ("mousePressed", "mouseReleased"):
-            self.command("Input.dispatchMouseEvent", type=kind, **at)
+
+        def clicked() -> bool:
+            place = self.eval(aim)
+            if place is None:
+                return False
+            at = {"x": place[0], "y": place[1], "button": "left", "clickCount": 1}
+            for kind in ("mousePressed", "mouseReleased"):
+                self.command("Input.dispatchMouseEvent", type=kind, **at)
+            hit: bool = self.eval("window.clicked")
+            return hit
+
+        self._until(clicked, f"a click on {script}", SECONDS)
 
     def type(self, text: str) -> None:
         """Enter *text* into the element that has the focus."""
@@ -257,12 +283,14 @@ class Page:
 
     def wait(self, script: str, *, seconds: float = SECONDS) -> Any:
         """Return the value of an expression as soon as that is true."""
+        return self._until(lambda: self.eval(script), script, seconds)
 
+    def _until(self, condition: Callable[[], Any], what: str, seconds: float) -> Any:
         def found() -> Any:
             try:
-                return self.eval(script)
+                return condition()
             except PageError as error:
-                if "context" in str(error):  # a navigation is under way
+                if "context" in str(error) or "navigated" in str(error):  # to another document
                     return None
                 raise
 
@@ -271,7 +299,7 @@ class Page:
         except AssertionError:
             seen = self.eval("document.body.innerText.slice(0, 4000)")
             raise AssertionError(
-                f"waited {seconds} s for {script}\nerrors: {self.errors}\nthe page shows:\n{seen}"
+                f"waited {seconds} s for {what}\nerrors: {self.errors}\nthe page shows:\n{seen}"
             ) from None
 
     def wait_for_text(self, text: str, selector: str = "body", *, seconds: float = SECONDS) -> None:
