@@ -42,6 +42,9 @@ health = {{ path = "/health", interval = "0.3s", timeout = "2s", unhealthy_after
 [services.users]
 instances = ["{broken}"]
 breaker = {{ consecutive_failures = 2, failure_rate = 0, open_for = "1h", jitter = 0 }}
+[services.constructor]
+instances = ["{broken}"]
+breaker = {{ consecutive_failures = 2 }}
 [[routes]]
 path = "/orders"
 service = "orders"
@@ -221,7 +224,7 @@ def test_a_token_is_kept_until_the_tab_is_closed_if_the_user_asks_for_it(
     page.click("#sign-out")
     page.wait("!document.querySelector('#sign-in').hidden")
     assert page.eval("sessionStorage.length") == 0
-    assert "orders" not in page.text("main")
+    assert "orders" not in page.eval("document.body.textContent")
 
 
 def test_a_viewer_sees_all_and_has_no_buttons_that_change_anything(page: Page) -> None:
@@ -238,6 +241,14 @@ def test_hostile_names_stay_text(page: Page, shop: Shop) -> None:
     assert page.text("#name") == "shop <b>bold</b>"
     assert page.eval("document.querySelectorAll('main img, #name b').length") == 0
     assert "owned" not in page.eval("document.title")
+
+
+def test_a_service_may_have_the_name_of_a_member_of_objects(page: Page) -> None:
+    signed_in(page)
+    page.wait_for_text("constructor", "#circuits table")
+    label = "Circuit breaker of constructor: closed"
+    page.wait(f"document.querySelector('#strips svg[aria-label^={json.dumps(label)}]') !== null")
+    assert page.errors == []
 
 
 def test_it_says_that_the_gateway_is_away_and_recovers_after_its_restart(

@@ -12,6 +12,7 @@ const LONGEST = 30_000;
 const model = new Model();
 let timer = null;
 let polling = false;
+let session = 0;
 let failures = 0;
 let awaySince = null;
 
@@ -491,12 +492,15 @@ async function poll() {
   polling = true;
   clearTimeout(timer);
   let pause = EVERY;
+  const mine = session;
   try {
     await model.refresh(byId("of").value || "gateway");
+    if (mine !== session) return;
     failures = 0;
     showConnected();
     show();
   } catch (error) {
+    if (mine !== session) return;
     if (error instanceof Rejected && error.status === 401) {
       rejectToken();
     } else if (error instanceof Rejected && error.status === 403) {
@@ -508,6 +512,11 @@ async function poll() {
     }
   } finally {
     polling = false;
+    if (mine !== session) {
+      // an answer to a token that was signed out meanwhile: nothing of it is shown or kept
+      model.clear();
+      pause = 0;
+    }
     if (signedIn()) timer = setTimeout(poll, pause);
   }
 }
@@ -540,6 +549,7 @@ function rejectToken() {
 }
 
 function endSession(message) {
+  session += 1;
   signOut();
   model.clear();
   clearTimeout(timer);
@@ -552,7 +562,9 @@ function endSession(message) {
   byId("alerts").dataset.texts = "";
   for (const dialog of [byId("confirm"), byId("record")]) if (dialog.open) dialog.close();
   setText(byId("facts"), "");
-  setText(byId("config-text"), "");
+  byId("record-facts").replaceChildren();
+  setText(byId("confirm-text"), "");
+  show(); // rows of the session before are removed, not hidden alone
   byId("sign-in").hidden = false;
   setText(byId("sign-in-error"), message);
   byId("token").focus();

@@ -46,7 +46,8 @@ export class Model {
   }
 
   forgetHistory() {
-    this.history = structuredClone(NO_HISTORY);
+    // a service may be named as a member of every object is, such as "constructor"
+    this.history = { ...structuredClone(NO_HISTORY), circuits: Object.create(null) };
     this.of = "";
   }
 
@@ -186,8 +187,9 @@ export class Model {
       return whole;
     };
     for (const [name, values] of pairs(read.series[of])) known.series[name] = extend(known.series[name], values);
-    for (const name of new Set([...Object.keys(known.circuits), ...Object.keys(read.circuits)])) {
-      known.circuits[name] = extend(known.circuits[name], read.circuits[name]?.map(circuitState));
+    const after = Object.assign(Object.create(null), read.circuits);
+    for (const name of new Set([...Object.keys(known.circuits), ...Object.keys(after)])) {
+      known.circuits[name] = extend(known.circuits[name], after[name]?.map(circuitState));
     }
     known.inFlight = extend(known.inFlight, read.inFlight);
     known.times = [...known.times, ...read.times.slice(fresh)];
