@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -75,6 +77,7 @@ class Browser:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
                 env={"HOME": str(folder), "PATH": "/usr/bin:/bin", "TZ": "UTC", "LANG": "C.UTF-8"},
             )
         self._number = 0
@@ -102,12 +105,12 @@ class Browser:
         self._stack.close()
 
     def _end(self) -> None:
-        self._process.terminate()
+        # the command may be a script, whose end alone would leave the browser running
         try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait(10)
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait(10)
 
     def command(self, method: str, session: str = "", **params: Any) -> dict[str, Any]:
         """Send a command and return its result; events that arrive meanwhile go to their pages.
