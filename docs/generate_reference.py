@@ -54,6 +54,7 @@ HEADINGS = {
     "admin": "``[admin]``",
     "logging": "``[logging]``",
     "metrics": "``[metrics]``",
+    "tracing": "``[tracing]``",
     "maintenance": "``[maintenance]``",
     "registry": "``[registry]``",
     "api_keys": "``[api_keys]``",

@@ -94,6 +94,11 @@ DRIVERS = {
     "httptools": {"client/response_reader.py"},
     "argon2": {"auth/passwords.py"},
     "http_message_signatures": {"auth/message_signature.py"},
+    "opentelemetry": {
+        "telemetry/span_export.py",
+        "telemetry/span_provider.py",
+        "telemetry/spans.py",
+    },
     "http_sf": {"auth/message_signature.py"},
     "jwt": {"auth/internal_token.py", "auth/jwk.py", "auth/jwt.py"},
     "cryptography": {

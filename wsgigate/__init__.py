@@ -64,6 +64,7 @@ if TYPE_CHECKING or _SOURCE is None:
     from wsgigate.middleware.shedder import SheddingRules as SheddingRules
     from wsgigate.middleware.splitter import Splitter as Splitter
     from wsgigate.middleware.stale import StaleAnswers as StaleAnswers
+    from wsgigate.middleware.tracing import Tracing as Tracing
     from wsgigate.middleware.webhooks import WebhookVerifier as WebhookVerifier
     from wsgigate.proxy.attempts import Resilience as Resilience
     from wsgigate.proxy.bulkhead import Bulkhead as Bulkhead

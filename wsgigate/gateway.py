@@ -58,6 +58,7 @@ class Gateway:
     :param log_json: Whether the log is JSON, if neither of them sets a handler.
     :param first: Called with the first request of a process in which :meth:`start` was not called
         before; returns an app that replaces *app*, or None.
+    :param starting: Functions to call when the tasks of a process start, after its fork.
     :param stopping: Functions to call when the process begins to stop: each ends what would outlast
         the requests in flight, such as WebSockets.
     :param closing: Functions to call when the gateway is closed: each releases what a middleware
@@ -83,6 +84,7 @@ class Gateway:
         log_level: str | None = None,
         log_json: bool = False,
         first: Callable[[WSGIEnvironment], WSGIApplication | None] | None = None,
+        starting: Iterable[Callable[[], object]] = (),
         stopping: Iterable[Callable[[], object]] = (),
         closing: Iterable[Callable[[], object]] = (),
     ) -> None:
@@ -104,6 +106,7 @@ class Gateway:
         self.reloads: Any = None
         """What reloads its file, a ``ServerReload``; set by the server whose worker this is."""
         self._first = first
+        self._starting = tuple(starting)
         self._stopping = tuple(stopping)
         self._closing = tuple(closing)
         self.after_fork()
@@ -143,6 +146,8 @@ class Gateway:
                     self.reports.start()
                 if self.history is not None:
                     self.history.start()
+                for start in self._starting:
+                    start()
             finally:
                 self._started = True  # last: a request during the start waits for the instances too
 

@@ -195,6 +195,7 @@ class Trace:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
     span_id = "00f067aa0ba902b7"
     sampled = True
+    span = None
 
 
 def test_a_failure_of_each_service_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager
 import pytest
 
 from wsgigate.discovery import Instance
-from wsgigate.http.wsgi import REASON, close_body
-from wsgigate.proxy.disconnect import ClientLeft, Disconnects
+from wsgigate.http.wsgi import REASON, ClientLeft, close_body
+from wsgigate.proxy.disconnect import Disconnects
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.testing.backend import Backend, Received, reply

@@ -17,9 +17,8 @@ from tests.proxy.clients import Departing, Reader, Watched, pool_of
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit, Permit
 from wsgigate.discovery import Instance
-from wsgigate.http.wsgi import INSTANCE, close_body
+from wsgigate.http.wsgi import INSTANCE, ClientLeft, close_body
 from wsgigate.proxy.attempts import Resilience
-from wsgigate.proxy.disconnect import ClientLeft
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.sticky import Stickiness

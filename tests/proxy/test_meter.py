@@ -17,10 +17,9 @@ from tests.support.waiting import until
 from wsgigate.client.adapter import Sessions
 from wsgigate.coordination.circuit import Circuit
 from wsgigate.discovery import Instance
-from wsgigate.http.wsgi import ATTEMPTS, UPSTREAM_SECONDS, close_body
+from wsgigate.http.wsgi import ATTEMPTS, UPSTREAM_SECONDS, ClientLeft, close_body
 from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.bulkhead import Bulkhead
-from wsgigate.proxy.disconnect import ClientLeft
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
 from wsgigate.proxy.response import UpstreamCut

@@ -10,8 +10,7 @@ import requests
 from wsgigate.client.http11 import FieldList
 from wsgigate.discovery import Instance
 from wsgigate.http.target import Target
-from wsgigate.http.wsgi import Headers
-from wsgigate.proxy.disconnect import ClientLeft
+from wsgigate.http.wsgi import ClientLeft, Headers
 from wsgigate.proxy.request import Outgoing, RequestMaker
 from wsgigate.proxy.response import BadResponse, Body, ResponseMaker, UpstreamCut, reason_of
 from wsgigate.testing.fakes import new_environ

@@ -64,6 +64,7 @@ from wsgigate.config.load import ParsedFile, read_file
 from wsgigate.config.masked import config_hash, masked_of
 from wsgigate.config.model import INTERNAL_TOKEN, Admin, Config, MetricsTable
 from wsgigate.config.registry import registered_in, registry_of, registry_routes
+from wsgigate.config.tables import arguments_for
 from wsgigate.config.types import import_app, is_loopback
 from wsgigate.coordination.api_keys import read_file as read_keys
 from wsgigate.coordination.circuit import Circuit
@@ -83,6 +84,7 @@ from wsgigate.middleware.metrics import Metrics, metrics_page, record_in, set_du
 from wsgigate.middleware.published_keys import PublishedKeys
 from wsgigate.middleware.request_id import RequestId
 from wsgigate.middleware.resource_metadata import ResourceMetadata
+from wsgigate.middleware.tracing import Tracing
 from wsgigate.proxy.dispatcher import Dispatcher
 from wsgigate.proxy.request import RequestMaker
 from wsgigate.registry import Registry
@@ -95,6 +97,8 @@ from wsgigate.store.open import open_store
 from wsgigate.telemetry.history import History, ring_beside
 from wsgigate.telemetry.metrics import PROCESS
 from wsgigate.telemetry.recent_errors import recent_errors
+from wsgigate.telemetry.span_export import SpanExport, environment_exports
+from wsgigate.telemetry.trace_context import sampler_ratio
 from wsgigate.units import iso_time
 
 if TYPE_CHECKING:
@@ -480,6 +484,8 @@ class _GatewayBuilder:
         self._errors = errors
         self._file = os.path.abspath(path) if path else ""
         self._folder = Path(self._file).parent if self._file else Path.cwd()
+        self._starting: list[Callable[[], object]] = []
+        self._closing: list[Callable[[], object]] = []
         self._store = self._open_store()
         self._log_leader = LogLeader(self._store, f"log/{policy_name(config.gateway.name)}/")
         self._stack = MiddlewareStack(
@@ -574,6 +580,7 @@ class _GatewayBuilder:
                 keeps_slashes=any(route.encoded_slash == "keep" for route in dispatcher.routes),
                 changed=changed_keys(gateway),
             ),
+            starting=self._starting,
             stopping=[
                 services.tunnels.stop,
                 *([] if self._registry is None else [self._registry.stopping]),
@@ -582,6 +589,7 @@ class _GatewayBuilder:
                 *self._stack.closing,
                 *route_apps.closing,
                 *(sessions.close for sessions in services.sessions.values()),
+                *self._closing,
                 self._log_leader.stop,
             ],
         )
@@ -825,6 +833,7 @@ class _GatewayBuilder:
             fields.append(self._internal_tokens.field)
         if fields:  # before any middleware that reads them
             app = _without_fields(app, fields)
+        app = self._traced(app)
         app = ClientAddress(
             app,
             trusted_proxies=gateway.trusted_proxies,
@@ -909,6 +918,48 @@ class _GatewayBuilder:
         """Return *paths* without those that are the path of a route: the file comes first."""
         routed = {path for route in self._config.routes for path in (route.path, *route.paths)}
         return {path: app for path, app in paths.items() if path not in routed}
+
+    def _traced(self, app: WSGIApplication) -> WSGIApplication:
+        """Return *app* in the traces of ``[tracing]``."""
+        table, errors = self._config.tracing, self._errors
+        if not table.enabled or errors.under("tracing"):
+            return app
+        arguments = arguments_for(Tracing, table)
+        if "sample" not in arguments:
+            get = os.environ.get
+            ratio = sampler_ratio(
+                get("OTEL_TRACES_SAMPLER", ""), get("OTEL_TRACES_SAMPLER_ARG", "")
+            )
+            arguments |= {} if ratio is None else {"sample": ratio}
+        export = self._span_export()
+        traced = errors.catch(
+            "tracing",
+            lambda: Tracing(app, tracer_provider=export, **arguments),
+            keys=["accept", "accept_sampled", "sample", "b3"],
+        )
+        return app if traced is None else traced
+
+    def _span_export(self) -> SpanExport | None:
+        """Return the export of spans, if the file or the environment names a collector."""
+        table = self._config.tracing
+        arguments = arguments_for(SpanExport, table)
+        required = table.endpoint is not None or bool(table.headers)
+        if not required and not (environment_exports(os.environ) and SpanExport.installed()):
+            return None
+        export = self._errors.catch(
+            "tracing",
+            lambda: SpanExport(
+                headers=table.headers,
+                resource=table.resource,
+                fallback_name=self._config.gateway.name,
+                **arguments,
+            ),
+            keys=["endpoint", "headers", "service_name", "resource"],
+        )
+        if export is not None:
+            self._starting.append(export.start)
+            self._closing.append(export.close)
+        return export
 
     def _with_metadata(self, app: WSGIApplication, outside: set[int]) -> WSGIApplication:
         """Return *app* in the middlewares, with what is public outside of those that authenticate.

@@ -52,6 +52,7 @@ from wsgigate.middleware.maintenance import Maintenance
 from wsgigate.middleware.mirror import Mirror
 from wsgigate.middleware.splitter import Splitter
 from wsgigate.middleware.stale import StaleAnswers
+from wsgigate.middleware.tracing import Tracing
 from wsgigate.proxy.attempts import Resilience
 from wsgigate.proxy.forwarder import Forwarder
 from wsgigate.proxy.pool import Pool
@@ -69,6 +70,7 @@ from wsgigate.rules.routing import Route, host_pattern
 from wsgigate.runtime.logs import LEVELS
 from wsgigate.server_check import MOST_THREADS, MOST_WORKERS
 from wsgigate.telemetry.metrics import MAX_SERIES
+from wsgigate.telemetry.span_export import SpanExport
 
 __all__ = [
     "BREAKER",
@@ -93,6 +95,7 @@ __all__ = [
     "ShareTable",
     "StoreTable",
     "Tls",
+    "TracingTable",
     "schema",
 ]
 
@@ -450,6 +453,48 @@ class MaintenanceTable:
     page: str | None = setting("A file to serve instead of a problem document.", default=None)
     content_type: str | None = setting(
         "The content type of the page. Default: derived from its file name.", default=None
+    )
+
+
+@table
+class TracingTable:
+    """The traces of requests: which are continued and sampled, and where spans are sent.
+
+    Without this table traces are continued and passed on; spans are sent if the environment names a
+    collector (OTEL_EXPORTER_OTLP_ENDPOINT) and the extra otel is installed.
+    """
+
+    enabled: bool = setting(
+        "Continue and start traces. When false, the fields of clients are forwarded as any other.",
+        default=True,
+    )
+    accept: str | None = argument(Tracing, default=None)
+    accept_sampled: str | None = argument(Tracing, default=None)
+    sample: float | None = argument(
+        Tracing,
+        default=None,
+        doc="Share of the traces that are sampled, 0 to 1, where no accepted caller has decided. "
+        "Default: that of OTEL_TRACES_SAMPLER, or else 1.0.",
+    )
+    b3: bool | None = argument(Tracing, default=None)
+    endpoint: str | None = argument(
+        SpanExport,
+        default=None,
+        doc="The URL of the collector (OTLP over HTTP), such as http://localhost:4318; without a "
+        "path /v1/traces is added. Requires the extra otel. Default: OTEL_EXPORTER_OTLP_ENDPOINT; "
+        "without one no spans are sent.",
+    )
+    headers: Mapping[str, str] = setting(
+        "Fields sent to the collector, such as its API key.",
+        MapOf(HiddenText(), key=FIELD_NAME, called="a field name"),
+        default_factory=dict,
+        repr=False,
+    )
+    service_name: str | None = argument(SpanExport, default=None)
+    resource: Mapping[str, str] = setting(
+        "Further attributes of the resource, such as deployment.environment.name.",
+        MapOf(Text("a text"), key=r"[A-Za-z][A-Za-z0-9._-]*", called="the name of an attribute"),
+        default_factory=dict,
     )
 
 
@@ -891,6 +936,10 @@ class Config:
         'The API keys that middlewares with use = "api-key" accept. Default: keys in the '
         "gateway's store.",
         default=None,
+    )
+    tracing: TracingTable = setting(
+        "The traces of requests.",
+        default_factory=TracingTable,
     )
     middleware: tuple[Middleware, ...] = setting(
         "The middlewares of all requests, outermost first.", ListOf(MiddlewareEntry()), default=()

@@ -21,6 +21,7 @@ from wsgigate.rules.arguments import checked
 __all__ = [
     "CONTROLS",
     "HOP_BY_HOP",
+    "KNOWN_METHODS",
     "FieldRules",
     "connection_tokens",
     "cookie_name",
@@ -103,6 +104,11 @@ HOP_BY_HOP = frozenset(
     }
 )
 """Fields of one connection (RFC 9110 section 7.6.1), in lower case."""
+
+KNOWN_METHODS = frozenset(
+    ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE")
+)
+"""Methods by their names in metrics and traces; any other counts as ``_OTHER`` there."""
 
 MAX_CONNECTION_TOKENS = 100
 

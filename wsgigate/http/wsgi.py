@@ -6,6 +6,7 @@ here, and each of them works if a key is missing.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -55,6 +56,7 @@ __all__ = [
     "VERIFYING",
     "BodyError",
     "BodyTooLarge",
+    "ClientLeft",
     "ExcInfo",
     "Headers",
     "Key",
@@ -222,6 +224,13 @@ class BodyError(Exception):
 
 class BodyTooLarge(BodyError):
     """The client's request body is longer than allowed; answered with 413."""
+
+
+class ClientLeft(ConnectionResetError):
+    """The client has disconnected, so its request was aborted."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECONNRESET, "the client has disconnected")
 
 
 def close_body(body: object) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from wsgigate.auth.bearer import bearer
+from wsgigate.http.fields import KNOWN_METHODS
 from wsgigate.http.problem import Problem, answer_with
 from wsgigate.http.wsgi import (
     FAILURE,
@@ -102,10 +103,6 @@ IN_FLIGHT = InFlight(
 )
 
 PROCESS.in_flight.append(IN_FLIGHT)
-
-_METHODS = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY")
-)
 
 _LOOK = 10.0
 """Seconds between two looks whether the file of the counts is still there."""
@@ -253,7 +250,7 @@ class Metrics:
         if rejected and status >= "400":  # else a fallback has responded in its place
             REJECTIONS.labels(status, rejected).add()
         method = environ["REQUEST_METHOD"]
-        if method not in _METHODS:
+        if method not in KNOWN_METHODS:
             method = "_OTHER"
         if status >= "500":
             _keep(environ, method, route, service, status, response.error)
@@ -324,7 +321,7 @@ def _noting_rule(
 
 
 def _exemplar(environ: WSGIEnvironment, seconds: float) -> Exemplar | None:
-    trace: Any = environ.get("wsgigate.trace")
+    trace: Any = environ.get(TRACE)
     if trace is None or not getattr(trace, "sampled", False):
         return None
     return Exemplar(seconds, time.time(), str(trace.trace_id))

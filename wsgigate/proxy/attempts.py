@@ -40,7 +40,7 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from io import BytesIO
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from wsgiref.types import WSGIEnvironment
 
 import requests
@@ -53,7 +53,7 @@ from wsgigate.http.bodies import BufferedBody, ClientBody, has_body
 from wsgigate.http.fields import read_retry_after, retry_after
 from wsgigate.http.problem import Problem, Refusal
 from wsgigate.http.target import kept_target_of
-from wsgigate.http.wsgi import ATTEMPTS, INSTANCE, UPSTREAM_SECONDS, BodyError, BodyTooLarge
+from wsgigate.http.wsgi import ATTEMPTS, INSTANCE, TRACE, UPSTREAM_SECONDS, BodyError, BodyTooLarge
 from wsgigate.proxy.bulkhead import FULL, Compartment
 from wsgigate.proxy.disconnect import CLIENT_LEFT, UNWATCHED, ClientWatch
 from wsgigate.proxy.hedging import AttemptResult, Hedge, HedgedAttempt, Race
@@ -78,6 +78,9 @@ from wsgigate.rules.retry import (
 )
 from wsgigate.runtime import fork
 from wsgigate.runtime.threads import TIMER, Timer
+
+if TYPE_CHECKING:
+    from wsgigate.telemetry.spans import AttemptSpan
 
 __all__ = ["TIMEOUT_KEY", "Attempts", "Resilience", "Sender"]
 
@@ -504,6 +507,11 @@ class Attempts:
             request = self._maker.make(environ, kept_target_of(environ), lease.instance)
             if pool.sticky is not None:
                 pool.sticky.mark(request, environ, lease.instance)
+            trace = environ.get(TRACE)
+            if trace is not None and trace.span is not None:
+                lease.span = trace.span.attempt(
+                    *(request.headers, request.method, request.origin, request.target, number)
+                )
             if self._websockets:
                 request.headers.update({"Connection": "Upgrade", "Upgrade": "websocket"})
                 request.upgrade = True
@@ -517,6 +525,8 @@ class Attempts:
                     # on a new connection, so that the client does not repeat it automatically
                     request.fresh = True
             response = self._send(environ, request, lease.member, watch, limits, began)
+            if lease.span is not None:
+                lease.span.responded(response.status_code)
             if self._counts:
                 took = resilience.clock() - began if self._timed else 0.0
                 outcome = outcome_of(response.status_code, resilience.failures)
@@ -529,11 +539,15 @@ class Attempts:
                 pool.answered(lease.member, resilience.clock() - began, True)
             cause = error.__cause__
             if not isinstance(cause, Exception) or self._too_short(cause, until, limits):
+                if lease.span is not None:
+                    lease.span.failed(cause or error, str(error))
                 lease.release()
             else:
                 lease.release(cause)
             raise
-        except BaseException:
+        except BaseException as error:
+            if lease.span is not None:
+                self._end_span(lease.span, error, watch)
             if pool.timed and type(watch) is HedgedAttempt and watch.aborted:
                 # the elapsed time is a lower bound of the response time
                 pool.answered(lease.member, resilience.clock() - began, False)
@@ -564,6 +578,15 @@ class Attempts:
             environ[UPSTREAM_SECONDS] = environ.get(UPSTREAM_SECONDS, 0.0) + seconds
             environ[ATTEMPTS] = environ.get(ATTEMPTS, 0) + 1
             member.meter.attempted(seconds, ended)
+
+    def _end_span(self, span: AttemptSpan, error: BaseException, watch: ClientWatch) -> None:
+        """Record why an attempt has ended for which the instance is not the cause."""
+        if type(watch) is HedgedAttempt and watch.aborted:
+            span.cancelled("another attempt has responded")
+        elif watch.gone:
+            span.cancelled("the client has disconnected")
+        else:
+            span.failed(error, str(error))
 
     def _limits(self, until: Deadline, connect_by: float, now: float) -> Timeout:
         """Return the timeouts of an attempt that begins *now*; reading the body is not limited."""

@@ -28,7 +28,6 @@ ahead, such as its next request, is not a disconnect; closing its sending side i
 
 from __future__ import annotations
 
-import errno
 import select
 import socket
 import sys
@@ -46,7 +45,6 @@ __all__ = [
     "CLIENT_LEFT",
     "TICK",
     "UNWATCHED",
-    "ClientLeft",
     "ClientWatch",
     "Disconnects",
     "client_socket",
@@ -64,13 +62,6 @@ _GONE = _HUNG_UP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 CLIENT_LEFT = Problem(499)
 """Not sent, only logged; nginx uses the same status."""
-
-
-class ClientLeft(ConnectionResetError):
-    """The client has disconnected, so its request was aborted."""
-
-    def __init__(self) -> None:
-        super().__init__(errno.ECONNRESET, "the client has disconnected")
 
 
 class ClientWatch:

@@ -9,15 +9,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from wsgigate.client.response_reader import PoolFull, SlowResponse
 from wsgigate.coordination.circuit import Permit
 from wsgigate.coordination.overrides import ACTIVE, AUTOMATIC, DRAINED, EJECTED, Override
 from wsgigate.discovery import Instance
-from wsgigate.http.wsgi import Key
+from wsgigate.http.wsgi import ClientLeft, Key
 from wsgigate.proxy.bulkhead import Slot
-from wsgigate.proxy.disconnect import ClientLeft
 from wsgigate.proxy.failed_attempts import FailedAttempts
 from wsgigate.proxy.meter import InstanceMeter, ServiceMeter
 from wsgigate.proxy.response import (
@@ -26,6 +25,7 @@ from wsgigate.proxy.response import (
     UpstreamCut,
     nothing_sent,
     problem_of,
+    reason_of,
 )
 from wsgigate.proxy.sticky import Stickiness
 from wsgigate.rules.arguments import Range, Seconds, checked
@@ -44,6 +44,9 @@ from wsgigate.rules.outlier import OutlierRules, Outliers
 from wsgigate.runtime import fork
 from wsgigate.runtime.logs import ChangeLog
 from wsgigate.telemetry.metrics import PROCESS, ObservableGauge, Reading
+
+if TYPE_CHECKING:
+    from wsgigate.telemetry.spans import AttemptSpan
 
 __all__ = ["ALL_DRAINED", "InstanceLease", "Member", "Pool"]
 
@@ -132,10 +135,12 @@ class InstanceLease:
     :ivar member: Its entry in the pool.
     :ivar permit: The circuit's permit of the request, reported together with the lease.
     :ivar slot: The request's slot in a bulkhead, released together with the lease.
+    :ivar span: The span of the attempt, which ends together with the lease.
     """
 
     permit: Permit | None = None
     slot: Slot | None = None
+    span: AttemptSpan | None = None
     _outcome = Outcome.IGNORED
     _status = 0
     _took = 0.0
@@ -182,6 +187,8 @@ class InstanceLease:
                 pool.meter.cut(reason)
         if self.slot is not None:
             self.slot.leave()
+        if self.span is not None:
+            self._end_span(self.span, error)
         permit = self.permit
         if permit is None and not pool.judges:
             return
@@ -191,6 +198,13 @@ class InstanceLease:
             pool.report(self.member, outcome, why)
         if permit is not None:
             permit.done(outcome, took=self._took, why=why)
+
+    def _end_span(self, span: AttemptSpan, error: Exception | None) -> None:
+        if isinstance(error, ClientLeft):
+            span.cancelled("the client has disconnected")
+        elif error is not None:
+            span.failed(error, reason_of(error))
+        span.end()
 
     def _why(self, error: Exception | None, outcome: Outcome) -> str:
         """Return the reason of a failure, without host names; empty for no failure."""

@@ -72,7 +72,7 @@ __all__ = [
 PROTECTED = frozenset(
     (
         *("authorization", "cdn-loop", "content-length", "content-type", "cookie", "host"),
-        "x-request-id",
+        *("baggage", "traceparent", "tracestate", "x-request-id"),
     )
 )
 """Fields that a client cannot remove by naming them in ``Connection``."""

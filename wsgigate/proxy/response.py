@@ -37,8 +37,8 @@ from wsgigate.http.problem import (
     refused,
     status_line,
 )
-from wsgigate.http.wsgi import FAILURE, REASON, UPSTREAM_SECONDS, ExcInfo, Headers
-from wsgigate.proxy.disconnect import CLIENT_LEFT, ClientLeft, ClientWatch
+from wsgigate.http.wsgi import FAILURE, REASON, UPSTREAM_SECONDS, ClientLeft, ExcInfo, Headers
+from wsgigate.proxy.disconnect import CLIENT_LEFT, ClientWatch
 from wsgigate.proxy.request import Outgoing
 from wsgigate.proxy.rewriting import ForwardedOrigin, cookie_path, location, refresh
 

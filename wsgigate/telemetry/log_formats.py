@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from wsgigate.http.fields import KNOWN_METHODS
 from wsgigate.http.wsgi import (
     ATTEMPTS,
     CLAIMS,
@@ -123,11 +124,6 @@ class _Field(NamedTuple):
     to_ecs: Callable[[Any], object] | None = None
 
 
-_METHODS = frozenset(
-    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "QUERY")
-)
-
-
 def _version(protocol: object) -> object:
     return protocol.removeprefix("HTTP/") if isinstance(protocol, str) else protocol
 
@@ -144,7 +140,7 @@ FIELDS: Mapping[str, _Field] = {
         lambda r: r.method,
         "http.request.method",
         "http.request.method",
-        lambda method: method if method in _METHODS else "_OTHER",
+        lambda method: method if method in KNOWN_METHODS else "_OTHER",
     ),
     "path": _Field(path_of, "url.path", "url.path"),
     "query": _Field(lambda r: None, "url.query", "url.query"),  # redacted by the Selection
