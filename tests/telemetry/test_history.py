@@ -319,3 +319,21 @@ def test_a_new_history_has_no_sample_and_the_first_one_has_no_past(
     assert made["circuits"] == {"svc": ["open"]}
     assert history.document(clock.now, [GATEWAY])["times"] == []
     assert history.document(clock.now, [])["recent"]["series"][GATEWAY]["rate"] == 0.2
+
+
+def test_the_last_minute_has_the_figures_of_all_requests(ring: Callable[[], Ring]) -> None:
+    traffic, clock = Traffic(), Clock()
+    history = History(ring, traffic.totals, clock=clock)
+    assert history.last_minute() is None
+    history.step()
+    for requests in (0, 10):
+        for _ in range(requests):
+            traffic.request()
+        clock.now += INTERVAL
+        history.step()
+        found = history.last_minute()
+        assert found is not None
+        assert found["rate"] == requests / (2 * INTERVAL)
+        assert found["success"] == (1.0 if requests else None)
+    clock.now += 61
+    assert history.last_minute() is None

@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Protocol, TypedDict
+from typing import Annotated, Any, Literal, Protocol, TypedDict, cast
 
 from wsgigate.admin.api import AdminEndpoint, Group
 from wsgigate.admin.endpoints import HasInstances, ServiceFacts, ejections_of
@@ -135,6 +135,17 @@ class ConfigState(TypedDict):
     mixed: Annotated[bool, "Whether workers serve different configurations, as during a reload."]
 
 
+class LastMinute(TypedDict):
+    """The requests of the last minute, of all workers."""
+
+    rate: Annotated[float, "Requests per second."]
+    errors: Annotated[float, "Responses with a status of 500 or higher, per second."]
+    success: Annotated[float | None, "The share of the others; None without requests."]
+    p50: Annotated[float | None, "Seconds that half of the requests took at most."]
+    p95: float | None
+    p99: float | None
+
+
 class Overview(TypedDict):
     """The gateway at a glance."""
 
@@ -151,7 +162,9 @@ class Overview(TypedDict):
     workers: int
     store: dict[str, Any]
     selfPreservation: Annotated[bool | None, "Whether the registry keeps silent instances."]
-    lastMinute: Annotated[dict[str, Any] | None, "Rates and percentiles; None without metrics."]
+    lastMinute: Annotated[
+        LastMinute | None, "The requests of the last minute; None without metrics or a sample."
+    ]
 
 
 class EffectiveConfiguration(TypedDict):
@@ -267,7 +280,7 @@ class ReadFacts:
     circuits: Callable[[], dict[str, dict[str, Any]]] = dict
     maintenance: Callable[[], Mapping[str, dict[str, Any]]] = dict
     preserving: Callable[[], bool] | None = None
-    recent: Callable[[], dict[str, Any]] | None = None
+    recent: Callable[[], dict[str, float | None] | None] | None = None
     errors: Callable[[], list[RecentError]] | None = None
     totals: Callable[[], Mapping[str, Totals]] = field(
         default=lambda: PROCESS.totals() if PROCESS.recording else {}
@@ -481,6 +494,13 @@ class _Reads:
 
     # Their parts.
 
+    def _last_minute(self) -> LastMinute | None:
+        try:
+            found = None if self._facts.recent is None else self._facts.recent()
+        except OSError:  # the rest of the overview does not depend on the file
+            return None
+        return None if found is None else cast(LastMinute, found)
+
     def _overview(self, services: Mapping[str, ServiceDetails]) -> Overview:
         facts = self._facts
         circuits, workers, store = facts.circuits(), facts.workers(), facts.store()
@@ -537,7 +557,7 @@ class _Reads:
             "workers": len(workers),
             "store": store,
             "selfPreservation": preserving,
-            "lastMinute": None if facts.recent is None else facts.recent(),
+            "lastMinute": self._last_minute(),
         }
 
     def _services(self, names: Iterable[str] | None = None) -> dict[str, ServiceDetails]:

@@ -679,6 +679,7 @@ class _GatewayBuilder:
                 {} if config.maintenance is None else notices_document(switch.known())
             ),
             preserving=None if registry is None else preserving,
+            recent=history.last_minute if config.records_metrics else None,
             errors=(lambda: recent_errors(PROCESS.events)) if config.records_metrics else None,
         )
         groups = [

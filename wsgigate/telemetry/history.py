@@ -595,6 +595,17 @@ class History:
         samples = self.since(min(since, newest - RECENT))
         return document(samples, since, keys)
 
+    def last_minute(self) -> dict[str, float | None] | None:
+        """Return the figures of all requests of the last minute; None without a sample of it.
+
+        They are ``rate`` and ``errors`` per second, ``success`` as a share, and percentiles.
+
+        :raises OSError: The file cannot be read.
+        """
+        samples = self.since(self._clock() - RECENT)
+        found: dict[str, float | None] = _recent(samples)["series"].get(GATEWAY)
+        return found or (_figures(None, 1.0, ()) if samples else None)
+
 
 def document(samples: Sequence[Sample], since: float, keys: Sequence[str]) -> dict[str, Any]:
     """Return *samples* as columns for charts, and the figures of the last minute of every series.
