@@ -22,6 +22,7 @@ from wsgigate.discovery.watcher import Watcher
 from wsgigate.http import problem
 from wsgigate.runtime import fork
 from wsgigate.runtime.logs import EventLog
+from wsgigate.telemetry.metrics import PROCESS
 from wsgigate.testing.backend import Backend
 from wsgigate.testing.fakes import FakeClock
 
@@ -95,6 +96,12 @@ def independent_of_earlier_tests() -> None:
 def served(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this process count as a server's, in which no test runs."""
     monkeypatch.setattr(fork, "tested", lambda: False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def metrics_of_this_file() -> None:
+    """Forget the instruments' series of earlier files: there are too many of them together."""
+    PROCESS.stop()
 
 
 @pytest.fixture
