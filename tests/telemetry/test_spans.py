@@ -222,27 +222,24 @@ def forwarded(
 def test_each_attempt_is_a_client_span_that_its_instance_gets_as_parent(
     recorded: Recorded, sessions: Sessions
 ) -> None:
-    with (
-        Backend(reply(b"busy", status="503 Service Unavailable")) as ill,
-        Backend(reply(b"well")) as well,
-    ):
+    with Backend(reply(b"busy", status="503 Service Unavailable"), reply(b"well")) as backend:
         rules = RetryRules(attempts=2, backoff=0.0)
-        server = forwarded(recorded, sessions, ill.url, well.url, rules=rules)
+        server = forwarded(recorded, sessions, backend.url, rules=rules)
         assert b"".join(server.chunks) == b"well"
-        sent = [each.requests[0].value("traceparent") for each in (ill, well)]
+        sent = [request.value("traceparent") for request in backend.requests]
     first, second = recorded.attempts
     assert sent == [
         f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-03"
         for span in (first, second)
         if span.context
     ]
-    for span, url in ((first, ill.url), (second, well.url)):
+    for span in (first, second):
         assert span.parent is not None
         assert recorded.server.context is not None
         assert span.parent.span_id == recorded.server.context.span_id
         assert span.name == "GET"
-        assert attributes(span)["url.full"] == f"{url}/"
-        assert attributes(span)["server.port"] == int(url.rpartition(":")[2])
+        assert attributes(span)["url.full"] == f"{backend.url}/"
+        assert attributes(span)["server.port"] == int(backend.url.rpartition(":")[2])
     assert attributes(first)["error.type"] == "503"
     assert first.status.status_code is StatusCode.ERROR
     assert "http.request.resend_count" not in attributes(first)
