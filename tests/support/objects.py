@@ -12,20 +12,23 @@ from contextlib import ExitStack, contextmanager
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import TypeVar
 
+from wsgigate.telemetry.metrics import Recorder
+
 __all__ = ["bytes_kept", "count_kept", "hold_locks", "kept", "part", "texts_kept"]
 
 T = TypeVar("T")
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
-_SHARED = (CodeType, FrameType, ModuleType, logging.Logger, threading.Thread, type)
+_SHARED = (CodeType, FrameType, ModuleType, Recorder, logging.Logger, threading.Thread, type)
 """What an object refers to and does not keep for itself."""
 
 
 def kept(*roots: object, but: Iterable[object] = ()) -> Iterator[object]:
     """Yield each object that can be reached from *roots*, the nearest first.
 
-    Modules, classes, globals of functions, loggers and threads are not followed.
+    Modules, classes, globals of functions, loggers, threads and the metrics of the process are not
+    followed.
 
     :param but: What else is not followed.
     """
