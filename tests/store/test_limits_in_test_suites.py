@@ -17,6 +17,7 @@ from werkzeug.test import Client
 
 from wsgigate import Breaker, CircuitRules, ConcurrencyLimiter, Limiter, Shedder
 from wsgigate.runtime import fork
+from wsgigate.store import MisconfiguredStore
 from wsgigate.store import open as opening
 from wsgigate.store.lmdb import LmdbStore
 from wsgigate.store.memory import MemoryStore
@@ -199,6 +200,19 @@ def test_reset_resets_all_counts_in_memory(tmp_path: Path) -> None:
     kept.reset()
     assert ask(kept) == 200
     kept.close()
+
+
+def test_a_store_that_fails_keeps_no_other_from_being_reset() -> None:
+    class Failing(MemoryStore):
+        def update(self, key: str, change: Any) -> Any:
+            raise MisconfiguredStore("wrong")
+
+    failing = [Limiter(hello, "1/h", store=Failing()) for _ in range(20)]
+    well = Limiter(hello, "1/h")
+    assert [ask(well), ask(well)] == [200, 429]
+    reset()
+    assert ask(well) == 200
+    assert len(failing) == 20  # alive so far
 
 
 def test_reset_of_one_caller_keeps_the_others() -> None:

@@ -341,7 +341,10 @@ def reset_all() -> None:
     """Reset every middleware that counts in memory, and the store shared by all apps."""
     for middleware in list(_all):
         if middleware.counts_in_memory():
-            middleware.reset()
+            try:
+                middleware.reset()
+            except StoreError:
+                pass  # a test has made a store that fails: the others are reset all the same
     for store in _process_wide:
         for key, value in list(store.items("")):
             store.swap(key, value, None, 0.0)
