@@ -204,7 +204,7 @@ def test_reset_resets_all_counts_in_memory(tmp_path: Path) -> None:
 
 def test_a_store_that_fails_keeps_no_other_from_being_reset() -> None:
     class Failing(MemoryStore):
-        def update(self, key: str, change: Any) -> Any:
+        def items(self, prefix: str) -> Any:
             raise MisconfiguredStore("wrong")
 
     failing = [Limiter(hello, "1/h", store=Failing()) for _ in range(20)]
